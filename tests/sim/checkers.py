@@ -1,0 +1,96 @@
+"""The guarantees as checks over everything that coordinator, peers and trainers do in a simulated run."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+
+from tests.sim.symbols import Contribution, SumOf, SymbolicTensors, Violation
+from wantrain.peers.messages import CommitRecord
+
+
+class Checkers:
+    """Agreement, all or nothing, surviving inputs; liveness is checked at the end of a run by the world."""
+
+    def __init__(self) -> None:
+        self.durable: dict[int, CommitRecord] = {}
+        """The commit log as it stands on the coordinator's disk, by number."""
+        self.chains: dict[bytes, CommitRecord] = {}
+        """Every line that was ever durable, by its link of the chain."""
+        self.syncs: dict[tuple[str, int], int] = {}
+        self.state_at: dict[bytes, tuple[str, object]] = {}
+        self.update_at: dict[bytes, tuple[str, tuple[SumOf, ...]]] = {}
+        self.taken: dict[tuple[str, int], int] = {}
+        """(stream, inner step) -> number of the commit that took it in."""
+        self.used: dict[tuple[str, tuple[bytes, str, int]], int] = {}
+        self.commits_of: dict[str, int] = defaultdict(int)
+        self.commits = 0
+        self.rewinds = 0
+
+    # ---- the coordinator's disk
+
+    def committed(self, record: CommitRecord) -> None:
+        """A line became durable. Guarantee 2: each sync commits once."""
+        if record.number in self.durable:
+            raise Violation(f"commit {record.number} was made twice")
+        if record.number != len(self.durable) + 1:
+            raise Violation(f"commit {record.number} follows {len(self.durable)}")
+        key = (record.sync.stream, record.sync.index)
+        if key in self.syncs:
+            raise Violation(f"sync {key} was committed as {self.syncs[key]} and as {record.number}")
+        self.syncs[key] = record.number
+        self.durable[record.number] = record
+        self.chains[record.chain] = record
+        self.commits += 1
+        for peer in record.contributors:
+            self.commits_of[peer] += 1
+
+    def rewound(self, after: int) -> None:
+        """Lines were given up because nobody held them any more."""
+        self.rewinds += 1
+        for number in [n for n in self.durable if n > after]:
+            record = self.durable.pop(number)
+            del self.syncs[record.sync.stream, record.sync.index]
+        self.taken = {step: number for step, number in self.taken.items() if number <= after}
+
+    # ---- peers
+
+    def applied(self, who: str, record: CommitRecord, payloads: Sequence[SumOf]) -> None:
+        """A peer applied an update. Guarantees 1 and 2."""
+        known = self.chains.get(record.chain)
+        if known is None:
+            raise Violation(f"{who} applied {record.sync} which was never committed")
+        if known != record:
+            raise Violation(f"{who} applied {record}, committed was {known}")
+        if not payloads:
+            return
+        first, update = self.update_at.setdefault(record.chain, (who, tuple(payloads)))
+        if update != tuple(payloads):
+            raise Violation(f"{who} and {first} applied different updates as {record.number}")
+        if first == who:
+            self._whole(record, update)
+
+    def _whole(self, record: CommitRecord, update: tuple[SumOf, ...]) -> None:
+        """All chunks hold the recorded contributors, each once, whole, in order; no inner step counts twice."""
+        inputs = update[0].inputs
+        for payload in update:
+            if payload.inputs != inputs:
+                raise Violation(f"update {record.number}: chunks differ in what is in them: {update}")
+        names = tuple(contribution.who.split("/")[0] for _, contribution in inputs)
+        if names != record.contributors or tuple(weight for weight, _ in inputs) != record.weights:
+            raise Violation(f"update {record.number} has {inputs}, recorded were {record.contributors}")
+        for _, contribution in inputs:
+            for step in contribution.steps:
+                taken = self.taken.setdefault((record.sync.stream, step), record.number)
+                if taken != record.number:
+                    raise Violation(f"step {step} of {contribution.who} is in commits {taken} and {record.number}")
+
+    def state(self, who: str, chain: bytes, tensors: SymbolicTensors) -> None:
+        """Guarantee 1: equal history means equal state, bit for bit."""
+        state = {name: tuple(phi) for name, phi in tensors.phi.items()}
+        first, known = self.state_at.setdefault(chain, (who, state))
+        if known != state:
+            raise Violation(f"{who} and {first} have the same history and different states")
+
+    def contributes(self, who: str, sync: tuple[bytes, str, int], contribution: Contribution) -> None:
+        """Guarantee 3: every attempt of a sync uses the same input."""
+        if self.used.setdefault((who, sync), contribution.ident) != contribution.ident:
+            raise Violation(f"{who} used different inputs for attempts of {sync[1]}#{sync[2]}")

@@ -1,0 +1,560 @@
+"""A whole run in one process on virtual time: coordinator, peers and trainers, with the real cores and the real shell.
+
+What is simulated is only what surrounds them: network, disks, processes that crash, and the trainers' arithmetic.
+"""
+
+import hashlib
+import random
+import re
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from tests.sim.checkers import Checkers
+from tests.sim.network import Network, Trace, Weather
+from tests.sim.symbols import Regions, SymbolicTensors, Weights
+from wantrain.optimizers.stream import Stream
+from wantrain.peers import coordinator as co
+from wantrain.peers.coordinator import Coordinator, History, RunFacts
+from wantrain.peers.effects import Apply, Effect
+from wantrain.peers.events import Event
+from wantrain.peers.messages import (
+    Attach,
+    Attached,
+    Contribute,
+    Detach,
+    GenesisWritten,
+    Granted,
+    Hello,
+    Manifest,
+    Record,
+    Refused,
+    TensorSpec,
+    Waiting,
+)
+from wantrain.peers.participant import COORDINATOR, Participant, PeerFacts
+from wantrain.peers.peer import Peer
+from wantrain.peers.timing import Policy
+from wantrain.peers.trainer import (
+    Adopt,
+    AfterStep,
+    BeforeStep,
+    Stage,
+    TrainerCore,
+    TrainerEffect,
+    Wait,
+    WaitedLongEnough,
+)
+from wantrain.transport.wire import PROTOCOL_VERSION
+
+RUN = b"sim-run!"
+TICK_S = 0.2
+MANIFEST: Manifest = (TensorSpec("weight", (4096, 2), "float32"), TensorSpec("bias", (100,), "float32"))
+"""Three chunks."""
+POLICY = Policy(
+    quorum=0.5,
+    grace_floor_s=0.5,
+    grace_ceiling_s=5.0,
+    deadline_floor_s=3.0,
+    deadline_ceiling_s=30.0,
+    heartbeat_s=0.5,
+    suspect_floor_s=2.0,
+    suspect_ceiling_s=5.0,
+)
+
+
+class Crash(Exception):
+    """The process is dead from here on."""
+
+
+@dataclass(slots=True)
+class Disk:
+    """What the coordinator has written."""
+
+    epoch: int = 0
+    view: int = 0
+    manifest: Manifest = ()
+    chain0: bytes = b""
+    records: list[Any] = field(default_factory=list)
+    full: bool = False
+
+
+class SimCoordinator:
+    """The coordinator's process."""
+
+    core_class = Coordinator
+
+    def __init__(self, world: "World") -> None:
+        self.world = world
+        self.disk = Disk()
+        self.core: Coordinator | None = None
+        self.life = 0
+        self.crash_after: int | None = None
+
+    def start(self) -> None:
+        """Start from what is on disk."""
+        disk = self.disk
+        disk.epoch += 1
+        self.life += 1
+        history = History(disk.epoch, disk.view, disk.manifest, disk.chain0, tuple(disk.records))
+        facts = RunFacts(RUN, "", b"spec", self.world.streams, "int8", "0", POLICY)
+        self.core = self.core_class(facts, history)
+        self.world.net.on(COORDINATOR, TICK_S, lambda life=self.life: self._tick(life))
+        for peer in self.world.peers.values():
+            peer.coordinator_link(up=True)
+
+    def die(self) -> None:
+        """Crash; what is on disk stays."""
+        self.core = None
+        self.life += 1
+        self.crash_after = None
+        for peer in self.world.peers.values():
+            peer.coordinator_link(up=False)
+
+    def receive(self, source: str, record: Record) -> None:
+        """A message has come."""
+        if self.core is not None:
+            self.handle(co.FromPeer(source, record, b"k" * 32))
+
+    def handle(self, event: co.CoordinatorEvent) -> None:
+        """Run the core and do its effects, in order; a crash can come before any of them."""
+        assert self.core is not None
+        events = deque([event])
+        try:
+            while events:
+                for effect in self.core.handle(events.popleft(), self.world.net.now):
+                    self._count_down()
+                    answer = self._perform(effect)
+                    if answer is not None:
+                        events.append(answer)
+        except Crash:
+            self.world.trace.add(self.world.net.now, COORDINATOR, "CRASH")
+            self.die()
+
+    def _count_down(self) -> None:
+        if self.crash_after is not None:
+            self.crash_after -= 1
+            if self.crash_after < 0:
+                raise Crash
+
+    def _perform(self, effect: co.CoordinatorEffect) -> co.CoordinatorEvent | None:
+        world, disk = self.world, self.disk
+        match effect:
+            case co.Send(to, record):
+                peer = world.peers.get(to)
+                if peer is not None and not isinstance(record, Waiting):
+                    world.trace.add(world.net.now, COORDINATOR, f"-> {to}: {short(record)}")
+                if peer is not None:
+                    world.net.carry(COORDINATOR, to, lambda: peer.receive(COORDINATOR, record, None))
+                return None
+            case co.Announce(event, details):
+                world.trace.add(world.net.now, COORDINATOR, f"{event} {details}")
+                return None
+        if disk.full:
+            return co.StoreFailed("disk full")
+        match effect:
+            case co.PersistGenesis(manifest, _, chain):
+                disk.manifest, disk.chain0 = manifest, chain
+            case co.PersistDropGenesis():
+                disk.manifest, disk.chain0 = (), b""
+            case co.PersistCommit(record):
+                disk.records.append(record)
+                world.checkers.committed(record)
+            case co.PersistRewind(after, _):
+                del disk.records[after:]
+                world.checkers.rewound(after)
+            case co.PersistView(number, _):
+                disk.view = number
+        return co.Stored()
+
+    def _tick(self, life: int) -> None:
+        if life == self.life and self.core is not None:
+            self.handle(co.Tick())
+            self.world.net.on(COORDINATOR, TICK_S, lambda: self._tick(life))
+
+
+def short(record: Record) -> str:
+    """A record in a few words."""
+    text = re.sub(r"b'[^']*'|b\"[^\"]*\"", lambda found: "#" + hashlib.md5(found[0].encode()).hexdigest()[:4], repr(record))
+    return text if len(text) < 240 else text[:240] + "…"
+
+
+class CheckedTensors(SymbolicTensors):
+    """Symbolic tensors that show the checkers what they use."""
+
+    def __init__(self, peer: "SimPeer", manifest: Manifest, streams: tuple[Stream, ...]) -> None:
+        super().__init__(f"{peer.name}/{peer.boot}", manifest, streams)
+        self._peer = peer
+
+    def use_stage(self, stream: str) -> None:
+        super().use_stage(stream)
+        core = self._peer.shell.core
+        history = (core.chain, stream, core.indices[stream] + 1)
+        self._peer.world.checkers.contributes(self.who, history, self._staged[stream])
+
+
+class CheckedPeer(Peer):
+    """The real shell; the checkers look at what it applied and at the state that came out."""
+
+    def _perform(self, effect: Effect, now: float) -> None:
+        super()._perform(effect, now)
+        if isinstance(effect, Apply):
+            around = self._around
+            assert isinstance(around, SimPeer)
+            around.world.checkers.applied(around.name, effect.record, effect.payloads)
+
+    def handle(self, event: Event, now: float) -> None:
+        super().handle(event, now)
+        around = self._around
+        assert isinstance(around, SimPeer)
+        if self.core.complete and around.tensors is not None:
+            around.world.checkers.state(around.name, self.core.chain, around.tensors)
+
+
+class SimPeer:
+    """A peer daemon's process, its machine's network, and the trainer beside it; the shell's `Surroundings`."""
+
+    core_class: type[Participant] = Participant
+    shell_class: type[Peer] = CheckedPeer
+
+    def __init__(self, world: "World", name: str) -> None:
+        self.world = world
+        self.name = name
+        self.boot = 0
+        self.shell: Peer = None  # type: ignore[assignment]
+        self.tensors: CheckedTensors | None = None
+        self.trainer: SimTrainer | None = None
+        self.alive = False
+        self.gone_for_good = False
+        self.crash_after: int | None = None
+        self.dialled: set[str] = set()
+        self.keep_updates = world.rng.choice([2, 4, 256])
+
+    # ---- life
+
+    def start(self) -> None:
+        """Start the daemon without any state, and its trainer."""
+        self.boot += 1
+        self.alive = True
+        self.dialled = set()
+        boot = f"{self.name}:{self.boot:03}".encode()[-8:].rjust(8, b"-")
+        hello = Hello(PROTOCOL_VERSION, "0", b"spec", self.name, boot, "host:1", ("fp32", "bf16", "int8"))
+        facts = PeerFacts(self.name, RUN, hello, self.world.streams, POLICY.heartbeat_s, 10**9, self.keep_updates)
+        self.tensors = None
+        self.shell = self.shell_class(self.core_class(facts), self)
+        self._tick(self.boot)
+        if self.world.coordinator.core is not None:
+            self.coordinator_link(up=True)
+        for other in self.world.peers.values():
+            if self.name in other.dialled and other.alive:
+                self.world.net.on(other.name, 0.05, lambda o=other, b=other.boot: o.link(b, self.name, up=True))
+        self.trainer = SimTrainer(self)
+        self.trainer.start()
+
+    def die(self, *, seen: bool) -> None:
+        """Crash, daemon and trainer; `seen`: the machine lives and closes the connections."""
+        if not self.alive:
+            return
+        self.world.trace.add(self.world.net.now, self.name, f"CRASH seen={seen}")
+        self.alive = False
+        self.crash_after = None
+        if self.trainer is not None:
+            self.trainer.die()
+        self.world.net.frozen.pop(self.name, None)
+        if seen:
+            for other in self.world.peers.values():
+                if self.name in other.dialled and other.alive:
+                    delay_s = self.world.rng.uniform(0.001, 0.1)
+                    self.world.net.on(other.name, delay_s, lambda o=other, b=other.boot: o.link(b, self.name, up=False))
+
+    def run(self, action: Callable[[], None]) -> None:
+        """Run something on this process; it may be its last."""
+        try:
+            action()
+        except Crash:
+            self.die(seen=self.world.rng.random() < 0.7)
+
+    def _tick(self, boot: int) -> None:
+        if not self.alive or boot != self.boot:
+            return
+        now = self.world.net.now
+
+        def tick() -> None:
+            self.shell.tick(now)
+            while self.shell.idle_work(now):
+                pass
+
+        self.run(tick)
+        self.world.net.on(self.name, TICK_S * self.world.rng.uniform(0.8, 1.2), lambda: self._tick(boot))
+
+    def coordinator_link(self, *, up: bool) -> None:
+        """The connection to the coordinator comes up or breaks, a little later."""
+        if self.alive:
+            delay_s = self.world.rng.uniform(0.01, 0.3)
+            self.world.net.on(self.name, delay_s, lambda b=self.boot: self.link(b, COORDINATOR, up=up))
+
+    def link(self, boot: int, peer: str, *, up: bool) -> None:
+        """A connection came up or broke."""
+        if self.alive and boot == self.boot:
+            self.run(lambda: self.shell.link_changed(peer, up, "" if up else "connection closed", self.world.net.now))
+
+    def receive(self, source: str, record: Record, payload: Any) -> None:
+        """A message has come."""
+        if self.alive:
+            self.run(lambda: self.shell.receive(source, record, payload, self.world.net.now))
+
+    # ---- Surroundings
+
+    def send(self, to: str, record: Record, payload: Any = None) -> bool:
+        world = self.world
+        if self.crash_after is not None:
+            self.crash_after -= 1
+            if self.crash_after < 0 and world.may_crash(self):
+                raise Crash
+        if world.rng.random() < world.refuse_send:
+            return False
+        if to == COORDINATOR:
+            world.net.carry(self.name, to, lambda: world.coordinator.receive(self.name, record))
+            return True
+        target = world.peers.get(to)
+        if target is None:
+            return False
+        world.net.carry(self.name, to, lambda: target.receive(self.name, record, payload))
+        return True
+
+    def dial(self, peer: str, address: str, curve_key: bytes) -> None:
+        self.dialled.add(peer)
+        if peer in self.world.peers and self.world.peers[peer].alive:
+            self.world.net.on(self.name, 0.05, lambda b=self.boot: self.link(b, peer, up=True))
+
+    def hang_up(self, peer: str) -> None:
+        self.dialled.discard(peer)
+
+    def open_model(self, manifest: Manifest) -> CheckedTensors:
+        self.tensors = CheckedTensors(self, manifest, self.world.streams)
+        return self.tensors
+
+    def open_segment(self, tensors: Any) -> str:
+        tensors.open_segment()
+        return "segment"
+
+    def tell_trainer(self, record: Record) -> None:
+        trainer = self.trainer
+        if trainer is not None:
+            self.world.net.on(self.name, 0.0005, lambda: trainer.receive(record))
+
+    def trainer_refused(self, refusal: Refused) -> None:
+        pass
+
+    def note(self, event: str, details: dict[str, Any]) -> None:
+        self.world.trace.add(self.world.net.now, self.name, f"{event} {details}")
+
+    def exit(self, code: int, reason: str, hint: str) -> None:
+        self.world.trace.add(self.world.net.now, self.name, f"exit {code}: {reason}")
+        self.world.exits.append((self.name, code, reason))
+        self.gone_for_good = True
+        self.alive = False
+        if self.trainer is not None:
+            self.trainer.die()
+
+
+class SimTrainer:
+    """A training process: the real schedule, symbolic weights."""
+
+    def __init__(self, peer: SimPeer) -> None:
+        self.peer = peer
+        self.world = peer.world
+        self.alive = False
+        self.restarts = 0
+        """How often it had to start over from phi: the run's history it had built on was lost."""
+        self.core = TrainerCore(self.world.streams)
+        self.theta: dict[str, Weights] = {}
+        self.made: set[int] = set()
+        self.boot = b""
+        self.regions: Regions | None = None
+        self.started = False
+        self.phase = "between"
+        """Where in the loop it is: between steps, before or after an inner step."""
+        self.poisoned = False
+        self.step_s = peer.world.rng.choice([0.05, 0.1, 0.1, 0.1, 0.3])
+        self.gradient: frozenset[int] = frozenset()
+        self._waits = 0
+        self._pending: set[str] = {s.name for s in self.world.streams if s.state == "param"}
+
+    def start(self) -> None:
+        """Start the process; it attaches after a while."""
+        self.alive = True
+        self.boot = self.world.rng.randbytes(8)
+        self.peer.run(lambda: self.peer.shell.trainer_starting(self.world.net.now))
+        self._later(self.world.rng.uniform(0.1, 2.0), lambda: self._tell(Attach(self.manifest, 1, self.boot)))
+
+    manifest = MANIFEST
+
+    def die(self) -> None:
+        """End the process."""
+        self.alive = False
+
+    def crash(self) -> None:
+        """The process ends and the daemon starts another one."""
+        if not self.alive or not self.peer.alive:
+            return
+        self.world.trace.add(self.world.net.now, self.peer.name, "trainer CRASH")
+        self.die()
+        peer = self.peer
+        peer.run(lambda: peer.shell.trainer_gone(self.world.net.now))
+        if peer.alive:
+            peer.trainer = SimTrainer(peer)
+            peer.trainer.start()
+
+    def leave(self) -> None:
+        """swarm.leave()."""
+        self._later(0.0, lambda: self._tell(Detach("done")))
+        self.started = False
+
+    def _later(self, delay_s: float, action: Callable[[], None]) -> None:
+        def run() -> None:
+            if self.alive and self.peer.alive and self.peer.trainer is self:
+                action()
+
+        self.world.net.on(self.peer.name, delay_s, run)
+
+    def _tell(self, record: Record) -> None:
+        self.peer.run(lambda: self.peer.shell.from_trainer(record, self.world.net.now))
+
+    def receive(self, record: Record) -> None:
+        """A message from the daemon."""
+        if not self.alive or self.peer.trainer is not self:
+            return
+        match record:
+            case Attached(genesis=genesis):
+                assert self.peer.tensors is not None
+                self.regions = self.peer.tensors.regions
+                if genesis:
+                    for name in self._pending:
+                        self.regions.out[name] = ("init", self.boot)
+                    self._later(0.001, lambda: self._tell(GenesisWritten()))
+            case Granted():
+                self._do(self.core.handle(record))
+                if record.kind == "start":
+                    self._pending.discard(record.stream)
+                    if not self._pending and not self.started:
+                        self.started = True
+                        self._next_step()
+                elif self.started:
+                    self._go_on()
+            case Refused():
+                self.crash()
+
+    def _next_step(self) -> None:
+        self.phase = "between"
+        self._later(self.step_s * self.world.rng.uniform(0.8, 1.3), self._step)
+
+    def _step(self) -> None:
+        if not self.started or self.world.trainers_stopped:
+            return
+        step = self.world.new_step()
+        self.made.add(step)
+        self.gradient = frozenset([step])
+        self.phase = "before"
+        self._do(self.core.handle(BeforeStep()))
+        self._go_on()
+
+    def _go_on(self) -> None:
+        """Go on with the loop, as far as nothing has to be waited for."""
+        if self.core.waiting:
+            self._waits += 1
+            if self.world.wait_ceiling_s is not None:
+                self._later(self.world.wait_ceiling_s, lambda n=self._waits: self._give_up(n))
+        elif self.phase == "before":
+            self.phase = "after"
+            if not self.world.gradients:
+                self.theta = {name: replace(t, steps=t.steps | self.gradient) for name, t in self.theta.items()}
+            self._do(self.core.handle(AfterStep()))
+            self._go_on()
+        elif self.phase == "after":
+            self._next_step()
+
+    def _give_up(self, waits: int) -> None:
+        if self.core.waiting and self._waits == waits:
+            self._do(self.core.handle(WaitedLongEnough()))
+            self._go_on()
+
+    def _do(self, effects: list[TrainerEffect]) -> None:
+        assert self.regions is not None or not effects
+        for effect in effects:
+            match effect:
+                case Stage(stream, serial):
+                    assert self.regions is not None
+                    state = next(s.state for s in self.world.streams if s.name == stream)
+                    if state == "grad":
+                        self.regions.out[stream] = self.gradient
+                    elif self.poisoned:
+                        self.regions.out[stream] = "nan"
+                    else:
+                        self.regions.out[stream] = self.theta[stream]
+                    self._later(0.0005, lambda s=stream, n=serial: self._tell(Contribute(s, n, self.core.step, 1)))
+                case Adopt(stream, kind, _):
+                    self._adopt(stream, kind)
+                case Wait():
+                    pass
+
+    def _adopt(self, stream: str, kind: str) -> None:
+        assert self.regions is not None
+        if kind == "grad":
+            return
+        given, out = self.regions.given[stream], self.regions.out.get(stream)
+        late = next(s.late for s in self.world.streams if s.name == stream)
+        theta = self.theta.get(stream)
+        if kind == "start" or theta is None:
+            self.restarts += theta is not None
+            self.theta[stream] = Weights(given, frozenset())
+            return
+        if theta.base != out.base:
+            raise AssertionError(f"{self.peer.name}: weights and reference have different bases")
+        dropped = theta.steps if kind == "move" and late == "adopt" else out.steps
+        self.theta[stream] = Weights(given, theta.steps - dropped)
+
+
+class World:
+    """Everything in one simulated run."""
+
+    coordinator_class = SimCoordinator
+    peer_class = SimPeer
+
+    def __init__(self, rng: random.Random, streams: tuple[Stream, ...], weather: Weather) -> None:
+        self.rng = rng
+        self.streams = streams
+        self.gradients = any(stream.state == "grad" for stream in streams)
+        self.net = Network(rng, weather)
+        self.trace = Trace()
+        self.checkers = Checkers()
+        self.peers: dict[str, SimPeer] = {}
+        self.refuse_send = 0.0
+        self.wait_ceiling_s: float | None = None
+        self.trainers_stopped = False
+        self.exits: list[tuple[str, int, str]] = []
+        self._steps = 0
+        self.coordinator = self.coordinator_class(self)
+        self.coordinator.start()
+
+    def new_step(self) -> int:
+        """A number for an inner step that nobody else has."""
+        self._steps += 1
+        return self._steps
+
+    def join(self, name: str) -> SimPeer:
+        """A new machine takes part."""
+        peer = self.peers[name] = self.peer_class(self, name)
+        peer.start()
+        return peer
+
+    def holders(self) -> list[SimPeer]:
+        """Live peers that hold the newest committed state."""
+        head = len(self.coordinator.disk.records)
+        return [p for p in self.peers.values() if p.alive and p.shell.core.complete and p.shell.core.applied >= head]
+
+    def may_crash(self, peer: SimPeer) -> bool:
+        """Whether somebody else holds the run's state (losing it with its last holder is no bug)."""
+        others = [p for p in self.holders() if p is not peer]
+        return bool(others) or not self.coordinator.disk.chain0

@@ -1,0 +1,1 @@
+"""The command line: click commands, nothing else; nothing imports this package."""

@@ -1,0 +1,52 @@
+"""`wantrain init`: a new run's run.toml and run.key."""
+
+import json
+from pathlib import Path
+
+import click
+
+from wantrain.cli.options import json_option, run_file_argument
+
+
+@click.command("init")
+@run_file_argument
+@click.option("--name", help="Name of the run, for people.  [default: the file's name]")
+@click.option("--method", default="diloco", show_default=True, help="How peers train together: diloco, local-sgd, ddp.")
+@click.option("--codec", default="int8", show_default=True, help="Values on the wire: fp32, bf16, int8.")
+@click.option("--advertise", default="", metavar="HOST:PORT", help="Address that invites name.")
+@click.option("--port", default=7700, show_default=True, type=click.IntRange(0, 65535), help="Port to listen on.")
+@click.option("--force", is_flag=True, help="Replace a run.toml and its keys; peers of the old run are refused then.")
+@json_option
+def command(
+    run_file: Path,
+    name: str | None,
+    method: str,
+    codec: str,
+    advertise: str,
+    port: int,
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Make a new run: RUN.TOML to edit, and the owner's secrets beside it.
+
+    \b
+    Example:
+      wantrain init run.toml --name english --advertise train.example.org:7700
+    """
+    from wantrain.config import key_path
+    from wantrain.new_run import create_run
+
+    spec = create_run(
+        run_file,
+        name=name,
+        method=method,
+        codec=codec,
+        bind=f"0.0.0.0:{port}",
+        advertise=advertise,
+        force=force,
+    )
+    if as_json:
+        click.echo(json.dumps({"run": spec.about.id, "file": str(run_file), "key": str(key_path(run_file))}))
+        return
+    click.echo(f"wrote {run_file} (every option with its default) and {key_path(run_file)} (secret: keep it)")
+    click.echo(f"next: wantrain coordinator {run_file}")

@@ -1,0 +1,44 @@
+"""`wantrain invite`: one more invite to a run."""
+
+import json
+import time
+from pathlib import Path
+
+import click
+
+from wantrain.cli.options import Duration, json_option, run_file_argument
+
+
+@click.command("invite")
+@run_file_argument
+@click.option("--uses", default=1, show_default=True, type=click.IntRange(1, 4096), help="Peers that may use it.")
+@click.option("--expires", default="24h", show_default=True, type=Duration(), help="How long it is valid.")
+@click.option("--address", metavar="HOST:PORT", help="Address of the coordinator.  [default: as in RUN.TOML]")
+@json_option
+def command(run_file: Path, uses: int, expires: float, address: str | None, as_json: bool) -> None:
+    """Print a new invite to the run. The coordinator may be running or not.
+
+    \b
+    Example:
+      wantrain invite run.toml --uses 4 --expires 7d
+    """
+    from wantrain.addresses import advertised_address, split_address
+    from wantrain.config import RunSpec, key_path, store_path
+    from wantrain.errors import ConfigError
+    from wantrain.peers.store import InviteRow, Store
+    from wantrain.transport.auth import Invite, RunKeys
+
+    spec = RunSpec.load(run_file)
+    keys = RunKeys.load(key_path(run_file))
+    if keys.owner_public != spec.owner:
+        raise ConfigError(
+            f"{key_path(run_file)} is not the key of the owner that {run_file} names",
+            hint="bring back the run.key that `wantrain init` wrote with this run.toml",
+        )
+    where = advertised_address(spec.coordinator.bind, address or spec.coordinator.advertise)
+    expires_unix = int(time.time() + expires)
+    invite = Invite.issue(keys, spec.run, *split_address(where), expires_unix, uses)
+    with Store(store_path(run_file)) as store:
+        store.put_invite(InviteRow(invite.ident, invite.curve_key_pair()[0], expires_unix, uses))
+    result = {"invite": str(invite), "address": where, "uses": uses, "expires_unix": expires_unix}
+    click.echo(json.dumps(result) if as_json else str(invite))

@@ -1,0 +1,73 @@
+"""The group `wantrain`: finds the commands, and turns every error into words, the next step and an exit code."""
+
+import json
+from importlib import import_module, metadata
+from typing import Any, NoReturn
+
+import click
+
+from wantrain.cli.options import JSON
+from wantrain.cli.terminal import printable
+from wantrain.errors import WantrainError
+
+COMMANDS = ("init", "coordinator", "invite", "peer", "status", "demo")
+"""One module of this package each, imported when asked for. They import torch and sockets only when they run."""
+
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, as shells have it."""
+
+
+class Commands(click.Group):
+    """Loads a command's module when it is used; reports errors of all of them."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        if name not in COMMANDS:
+            return None
+        command: click.Command = import_module(f"wantrain.cli.{name}").command
+        return command
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except WantrainError as error:
+            _report(ctx, error)
+        except KeyboardInterrupt:
+            ctx.exit(INTERRUPTED)
+
+
+def _report(ctx: click.Context, error: WantrainError) -> NoReturn:
+    if ctx.meta.get(JSON):
+        click.echo(json.dumps({"error": error.message, "hint": error.hint, "code": error.exit_code}))
+    else:
+        click.echo(f"error: {printable(error.message)}", err=True)
+        if error.hint:
+            click.echo(f"next: {printable(error.hint)}", err=True)
+    ctx.exit(error.exit_code)
+
+
+def _version(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    if value and not ctx.resilient_parsing:
+        try:
+            click.echo(f"wantrain {metadata.version('wantrain')}")
+        except metadata.PackageNotFoundError:
+            raise click.ClickException("this is a bare checkout without a version; install it first") from None
+        ctx.exit()
+
+
+@click.command(cls=Commands)
+@click.option(
+    "--version", is_flag=True, is_eager=True, expose_value=False, callback=_version, help="Print the version."
+)
+def main() -> None:
+    """Train one model from many places over ordinary internet links.
+
+    \b
+    One machine starts a run:        wantrain init run.toml
+                                     wantrain coordinator run.toml
+    Every machine takes part:        wantrain peer 'INVITE' -- python train.py
+    Anybody with run.toml looks on:  wantrain status run.toml
+    All of it on this machine:       wantrain demo
+    """

@@ -1,0 +1,52 @@
+"""Options that several commands share: --json, durations, the run file and the events file."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import click
+
+from wantrain.errors import ConfigError
+
+JSON = "wantrain.json"
+"""Key in the click context's shared `meta`: whether the command was asked for JSON."""
+
+LONGEST_S = 10 * 365 * 86400.0
+"""Ten years: a longer duration is a mistake in the unit."""
+
+_UNITS_S = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+
+
+class Duration(click.ParamType):  # type: ignore[type-arg]  # generic only in newer versions of click
+    """Seconds, written as "90s", "15m", "24h" or "7d"."""
+
+    name = "duration"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        if isinstance(value, float):
+            return value
+        found = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)([smhd])", str(value))
+        seconds = float(found[1]) * _UNITS_S[found[2]] if found else 0.0
+        if not 0 < seconds <= LONGEST_S:
+            where = f"{param.opts[0]} is " if param else ""
+            raise ConfigError(
+                f"{where}{value!r}, allowed is a duration above 0 and of at most 3650d",
+                hint='write a number and a unit: "90s", "15m", "24h" or "7d"',
+            )
+        return seconds
+
+
+def _remember(ctx: click.Context, param: click.Parameter, value: bool) -> bool:
+    ctx.meta[JSON] = value
+    return value
+
+
+json_option = click.option(
+    "--json", "as_json", is_flag=True, is_eager=True, callback=_remember, help="Print JSON instead of text, errors too."
+)
+run_file_argument = click.argument(
+    "run_file", metavar="RUN.TOML", type=click.Path(path_type=Path, dir_okay=False), default="run.toml"
+)
+events_option = click.option(
+    "--events", type=click.Path(path_type=Path, dir_okay=False), help="Append every event to this file, as JSON lines."
+)

@@ -1,0 +1,248 @@
+"""What a demo run amounts to: figures, verdicts, text and picture, computed from what was recorded. Starts nothing."""
+
+import json
+import statistics
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+Json = dict[str, Any]
+
+STALL_S = 60.0
+"""A demo run without a commit for this long has failed."""
+
+
+@dataclass
+class Recording:
+    """Everything a demo run left behind; times are seconds since its start."""
+
+    settings: Json
+    """peers, rounds, every, batch, context, method, codec, seed, and killed / newcomer: a peer's name or None."""
+    samples: list[Json] = field(default_factory=list)
+    """One per change of a peer's stats: time_s, peer (name) and the stats."""
+    events: list[Json] = field(default_factory=list)
+    """Lines of all event files, in order of time, with time_s and from (a process's name)."""
+    status: Json = field(default_factory=dict)
+    """The last status document."""
+    _latest: dict[str, Json] = field(default_factory=dict, repr=False)
+    states: dict[str, dict[str, dict[int, str]]] = field(default_factory=lambda: {"chain": {}, "state": {}})
+    """Digests seen, by kind, peer's name and log number."""
+    losses: Json = field(default_factory=dict)
+    """From the comparison: parameters, start, swarm, alone (nats per byte), steps."""
+    failure: str = ""
+    """Why the run did not finish; "" if it did."""
+
+    def sample(self, time_s: float, status: Json) -> None:
+        """Take in one status document."""
+        self.status = status
+        for peer in status.get("peers", []):
+            name = peer["name"]
+            for kind, number, digest in (
+                ("chain", peer.get("log_number", -1), peer.get("chain")),
+                ("state", peer.get("state_number", -1), peer.get("state_digest")),
+            ):
+                if digest and number >= 0:
+                    self.states[kind].setdefault(name, {})[number] = digest
+            entry = {"peer": name, **peer.get("stats", {})}
+            last = next((old for old in reversed(self.samples) if old["peer"] == name), {})
+            if entry.items() - {"tokens_per_s": 0}.items() and entry != {
+                k: v for k, v in last.items() if k != "time_s"
+            }:
+                self.samples.append({"time_s": round(time_s, 3), **entry})
+
+    def live(self) -> list[str]:
+        """Names of the peers that were not killed."""
+        killed = self.settings.get("killed")
+        return [peer["name"] for peer in self.status.get("peers", []) if peer["name"] != killed]
+
+    def of(self, name: str, event: str) -> list[Json]:
+        """The events of one kind from one process."""
+        return [line for line in self.events if line.get("from") == name and line.get("event") == event]
+
+
+def ddp_bytes(tokens: float, tokens_per_step: int, peers: int, parameters: int) -> float:
+    """Bytes that a peer sends for `tokens` of its own under synchronous data parallel training.
+
+    A ring all-reduce of fp32 gradients in every step sends 2·(M-1)/M·4·N bytes per peer, for M peers and N parameters.
+    """
+    return tokens / tokens_per_step * 2 * (peers - 1) / peers * 4 * parameters
+
+
+def pauses(recording: Recording) -> Iterator[tuple[str, int, float]]:
+    """(peer, round, seconds) for each time a trainer waited for a sync of the parameters."""
+    for line in recording.events:
+        if line.get("event") == "granted" and line.get("stream") == "param" and line.get("kind") != "start":
+            yield line["from"], int(line["index"]), float(line.get("pause_s", 0.0))
+
+
+def churn(recording: Recording) -> list[Json]:
+    """The kill and the join: when, and what each cost the trainers that were there before.
+
+    `longest_pause_s` is the longest wait of an incumbent in the rounds of the event; `usual_pause_s` is the median wait
+    in all other rounds; `cost_s` is the difference, at least 0.
+    """
+    killed, newcomer = recording.settings.get("killed"), recording.settings.get("newcomer")
+    waits = [(index, seconds) for name, index, seconds in pauses(recording) if name not in (killed, newcomer)]
+    found: list[Json] = []
+    for line in recording.events:
+        if line.get("from") != "demo" or line.get("event") not in ("killed", "joins"):
+            continue
+        entry = {"event": line["event"], "peer": line["peer"], "time_s": line["time_s"], "round": line["round"]}
+        rounds = {line["round"]}
+        if line["event"] == "joins":
+            entry |= _arrival(recording, line["peer"])
+            if entry["first_round"] is not None:
+                rounds = set(range(line["round"], entry["first_round"] + 1))
+        within = [seconds for index, seconds in waits if index in rounds]
+        others = [seconds for index, seconds in waits if index not in rounds]
+        if within and others:
+            usual = statistics.median(others)
+            entry |= {"longest_pause_s": max(within), "usual_pause_s": usual, "cost_s": max(0.0, max(within) - usual)}
+        found.append(entry)
+    return found
+
+
+def _arrival(recording: Recording, name: str) -> Json:
+    """When a newcomer held the run's state and when it first contributed, in commits."""
+    ready = next((int(line["number"]) for line in recording.of(name, "current") if "number" in line), None)
+    ids = {name} | {peer["peer"] for peer in recording.status.get("peers", []) if peer["name"] == name}
+    commits = [line for line in recording.events if line.get("event") == "commit" and "contributors" in line]
+    commits += recording.status.get("commits", [])
+    first = min(
+        (line for line in commits if ids & set(line["contributors"])), key=lambda line: line["number"], default={}
+    )
+    waited = first["number"] - ready if first and ready is not None else None
+    return {"ready_at": ready, "first_round": first.get("index"), "rounds_to_contribute": waited}
+
+
+def parity(recording: Recording) -> tuple[bool, str]:
+    """Whether all live peers hold the same log and the same model, and the sentence that says so."""
+    live = recording.live()
+    facts = []
+    for kind, what in (("chain", "log"), ("state", "model")):
+        seen = recording.states[kind]
+        for number in sorted({number for digests in seen.values() for number in digests}):
+            digests = {name: found[number] for name, found in seen.items() if number in found}
+            if len(set(digests.values())) > 1:
+                listed = ", ".join(f"{name} {digest[:12]}" for name, digest in digests.items())
+                return False, f"the peers' {what} digests differ at commit {number}: {listed}"
+        common = set.intersection(*(set(seen.get(name, {})) for name in live)) if live else set()
+        if not common:
+            return False, f"no commit at which every live peer reported its {what} digest"
+        last = max(common)
+        if kind == "chain" and last < recording.status.get("log", {}).get("head", 0):
+            return False, f"not all live peers reached the last commit: the last common one is {last}"
+        facts.append(f"{what} digest {seen[live[0]][last][:12]} at commit {last}")
+    return True, f"equal on {len(live)} live peers: {', '.join(facts)}"
+
+
+def summarise(recording: Recording) -> Json:
+    """The whole result as one JSON document; `problems` lists why the demo failed, empty if it passed."""
+    settings, losses = recording.settings, recording.losses
+    equal, sentence = parity(recording)
+    problems = [recording.failure] if recording.failure else []
+    if not equal:
+        problems.append(sentence)
+    if not recording.failure:
+        problems += loss_problems(losses)
+    happened = churn(recording)
+    if not recording.failure:
+        problems += [
+            f"{entry['peer']} joined and never contributed"
+            for entry in happened
+            if entry["event"] == "joins" and entry["rounds_to_contribute"] is None
+        ]
+    per_step = settings["batch"] * settings["context"]
+    last = {entry["peer"]: entry for entry in recording.samples}
+    traffic = {}
+    for name, stats in last.items():
+        tokens, sent = stats.get("tokens", 0), stats.get("bytes_sent", 0)
+        would = ddp_bytes(tokens, per_step, settings["peers"], losses.get("parameters", 0))
+        traffic[name] = {
+            "tokens": tokens,
+            "bytes_sent": sent,
+            "ddp_bytes": round(would),
+            "times_less": round(would / sent, 1) if sent else None,
+        }
+    return {
+        "ok": not problems,
+        "problems": problems,
+        "settings": settings,
+        "seconds": max((line["time_s"] for line in recording.events), default=0.0),
+        "commits": recording.status.get("log", {}).get("head", 0),
+        "losses": losses,
+        "traffic": traffic,
+        "churn": happened,
+        "parity": {"equal": equal, "text": sentence},
+    }
+
+
+def loss_problems(losses: Mapping[str, Any]) -> list[str]:
+    """What is wrong with the held-out losses, as sentences."""
+    if not {"start", "swarm", "alone"} <= set(losses):
+        return ["the final evaluation is missing"]
+    start, swarm, alone = losses["start"], losses["swarm"], losses["alone"]
+    found = []
+    if not swarm < start:
+        found.append(f"the held-out loss did not improve: {start:.3f} at the start, {swarm:.3f} at the end")
+    if not swarm < alone:
+        found.append(f"training together was no better than alone: {swarm:.3f} against {alone:.3f} nats per byte")
+    return found
+
+
+def text(summary: Json) -> str:
+    """The summary for people."""
+    settings, losses = summary["settings"], summary["losses"]
+    lines = []
+    if "swarm" in losses:
+        lines += [
+            "Held-out loss (nats per byte, same held-out files for all)",
+            f"  at the start      {losses['start']:.3f}",
+            f"  together          {losses['swarm']:.3f}   {settings['peers']} peers, {settings['rounds']} rounds"
+            f" of {settings['every']} steps",
+            f"  one peer alone    {losses['alone']:.3f}   same {losses['steps']} steps, same initial weights and data",
+        ]
+    if losses.get("parameters"):
+        lines += [
+            f"Bytes sent per peer ({settings['codec']}), against synchronous data parallel for the same tokens",
+            "  (fp32 ring all-reduce each step: 2(M-1)/M * 4N bytes,"
+            f" M={settings['peers']}, N={losses['parameters']:,})",
+        ]
+        lines += [
+            f"  {name:<12} {_megabytes(row['bytes_sent'])} instead of {_megabytes(row['ddp_bytes'])}"
+            + (f"   {row['times_less']:.0f} times less" if row["times_less"] else "")
+            for name, row in summary["traffic"].items()
+        ]
+    if summary["churn"]:
+        lines.append("Churn")
+        lines += [f"  {line}" for entry in summary["churn"] for line in _churn_lines(entry)]
+    lines.append(f"Parity: {summary['parity']['text']}")
+    lines += [f"FAILED: {problem}" for problem in summary["problems"]] or ["Passed."]
+    return "\n".join(lines)
+
+
+def _churn_lines(entry: Json) -> Iterator[str]:
+    what = "killed in the middle of the sync of" if entry["event"] == "killed" else "joins after"
+    yield f"{entry['time_s']:.0f} s: {entry['peer']} {what} round {entry['round']}"
+    if "cost_s" in entry:
+        yield (
+            f"  cost the others {entry['cost_s']:.1f} s: longest wait {entry['longest_pause_s']:.1f} s,"
+            f" usually {entry['usual_pause_s']:.1f} s"
+        )
+    if entry["event"] == "joins":
+        waited = entry["rounds_to_contribute"]
+        yield "  has not contributed" if waited is None else f"  contributed {waited} round(s) after it held the state"
+
+
+def _megabytes(size_bytes: float) -> str:
+    return f"{size_bytes / 1e6:9,.1f} MB"
+
+
+def write(recording: Recording, folder: Path) -> Json:
+    """Write events.jsonl, samples.jsonl and summary.json; the summary."""
+    summary = summarise(recording)
+    for name, lines in (("events.jsonl", recording.events), ("samples.jsonl", recording.samples)):
+        (folder / name).write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    return summary

@@ -1,0 +1,43 @@
+"""DiLoCo: long inner runs, one averaged outer gradient each, outer SGD with momentum (arXiv 2311.08105)."""
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from wantrain.optimizers.options import Range
+from wantrain.optimizers.stream import Stream
+
+
+@dataclass(frozen=True, slots=True)
+class DilocoOptions:
+    """Options of `diloco`. The paper's: every 500, outer_lr 0.7, momentum 0.9, Nesterov; inner optimizer AdamW."""
+
+    every: Annotated[int, Range(1, 10**9)] = 100
+    """H: inner steps between two syncs; 30 to 100 for small runs."""
+    outer_lr: Annotated[float, Range(0, 1000, open_low=True)] = 0.7
+    """Learning rate of the outer SGD."""
+    momentum: Annotated[float, Range(0, 1, open_high=True)] = 0.9
+    """mu of the outer SGD; the steady gain is outer_lr / (1 - momentum)."""
+    nesterov: bool = True
+    """Nesterov momentum; false for heavy ball."""
+    late: Literal["rebase", "adopt"] = "rebase"
+    """A peer that missed a sync takes over the others' movement and keeps its own progress, or drops it."""
+    weight: Literal["equal", "tokens"] = "equal"
+    """What a contribution counts: as much as any other, or by the tokens it was trained on."""
+
+
+def diloco(options: DilocoOptions, codec: str) -> tuple[Stream, ...]:
+    """One stream: delta_i = phi - theta_i every H steps; phi <- OuterSGD(phi, mean of delta_i); theta_i <- phi.
+
+    Algorithm 1 of the paper, lines 10 to 14.
+    """
+    return (
+        Stream(
+            name="param",
+            every=options.every,
+            merge="nesterov" if options.nesterov else "heavy-ball",
+            merge_options=(("lr", options.outer_lr), ("momentum", options.momentum)),
+            codec=codec,
+            late=options.late,
+            weight=options.weight,
+        ),
+    )

@@ -1,0 +1,52 @@
+"""Merge rules: how the averaged difference of a sync becomes the next outer value; the table of them.
+
+Every peer runs the same rule on the same bits, so a rule is single IEEE operations in fp32, each rounded once and in a
+fixed order, element by element: any sub-range of the tensors gives the bits that the whole would give.
+"""
+
+from collections.abc import Mapping
+from typing import Protocol
+
+from torch import Tensor
+
+from wantrain.errors import ConfigError
+from wantrain.optimizers.heavy_ball import HeavyBall
+from wantrain.optimizers.mean import Mean
+from wantrain.optimizers.nesterov import Nesterov
+
+
+class Merge(Protocol):
+    """One outer rule; without state of its own."""
+
+    name: str
+    slots: tuple[str, ...]
+    """Outer state besides phi: one fp32 tensor each, shaped like phi, zeros at the start of a run."""
+    options: Mapping[str, float]
+    """All options of the rule with their defaults."""
+
+    def apply(
+        self, phi: Tensor, delta: Tensor, state: tuple[Tensor, ...], options: Mapping[str, float], scratch: Tensor
+    ) -> None:
+        """Update phi and state in place.
+
+        Args:
+            phi: fp32[n], last committed value.
+            delta: fp32[n], averaged difference phi - theta (descent sign); its content is lost.
+            state: fp32[n] for each slot, in order.
+            options: a value for each of the rule's options.
+            scratch: fp32[n] of any content; its content is lost.
+        """
+
+
+MERGES: dict[str, Merge] = {rule.name: rule for rule in (Mean(), Nesterov(), HeavyBall())}
+
+
+def merge(name: str) -> Merge:
+    """The merge rule of that name.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if name not in MERGES:
+        raise ConfigError(f"unknown merge rule {name!r}", hint=f"choose one of {', '.join(MERGES)}")
+    return MERGES[name]

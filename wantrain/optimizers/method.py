@@ -1,0 +1,45 @@
+"""Methods: named sets of streams; the table of them, and how a run spec's method becomes its streams."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from wantrain.errors import ConfigError
+from wantrain.optimizers.ddp import DdpOptions, ddp
+from wantrain.optimizers.diloco import DilocoOptions, diloco
+from wantrain.optimizers.local_sgd import LocalSgdOptions, local_sgd
+from wantrain.optimizers.options import nearest, read_options
+from wantrain.optimizers.stream import Stream
+
+Options = TypeVar("Options")
+
+
+@dataclass(frozen=True, slots=True)
+class Method(Generic[Options]):
+    """One row of the table."""
+
+    options: type[Options]
+    """Frozen dataclass of the method's options, with defaults."""
+    streams: Callable[[Options, str], tuple[Stream, ...]]
+    """From the options and a codec name to the streams."""
+
+    def build(self, name: str, values: Mapping[str, object], codec: str) -> tuple[Stream, ...]:
+        return self.streams(read_options(self.options, name, values), codec)
+
+
+METHODS: dict[str, Method[Any]] = {
+    "ddp": Method(DdpOptions, ddp),
+    "local-sgd": Method(LocalSgdOptions, local_sgd),
+    "diloco": Method(DilocoOptions, diloco),
+}
+
+
+def build(name: str, options: Mapping[str, object], codec: str) -> tuple[Stream, ...]:
+    """The streams of the method `name`, with `options` over its defaults and all state in `codec`.
+
+    Raises:
+        ConfigError: unknown method or option, or a value of the wrong type or out of range.
+    """
+    if name not in METHODS:
+        raise ConfigError(f"unknown method {name!r}", hint=nearest(name, METHODS))
+    return METHODS[name].build(name, options, codec)

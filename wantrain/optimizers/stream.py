@@ -1,0 +1,38 @@
+"""A stream: a fragment of the model plus the rule by which it is exchanged. Data only; methods build lists of these."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """One row of a method (see the table of streams in docs/architecture.md).
+
+    Steps are a trainer's own inner steps, counted from 1. A stream is due after step t when t >= 1 and
+    (t - offset) mod every = 0.
+    """
+
+    name: str
+    state: str = "param"
+    """`param` (exchanged as the difference to the last committed value) or `grad` (as it is, before the inner step)."""
+    fragment: str = "all"
+    """Which tensors: `all`."""
+    every: int = 100
+    """H: inner steps between two syncs of this stream."""
+    offset: int = 0
+    """o: shift of the contribute step within the period."""
+    delay: int = 0
+    """tau: inner steps between contribute and adopt that the trainer goes on training."""
+    merge: str = "mean"
+    """Outer rule by name; see `wantrain.optimizers.merge.MERGES`."""
+    merge_options: tuple[tuple[str, float], ...] = ()
+    """Options of the rule as (name, value), sorted, so that a stream can be hashed and compared."""
+    topology: str = "direct"
+    codec: str = "int8"
+    late: str = "rebase"
+    """A peer that missed a sync: `rebase` (take the others' movement, keep own unsent progress), `adopt` (drop it)."""
+    weight: str = "equal"
+    """What a contribution counts: `equal` or `tokens` (since its last contribution)."""
+
+    def due(self, step: int) -> bool:
+        """Whether the stream contributes after the trainer's own inner step `step` (>= 1)."""
+        return step >= 1 and (step - self.offset) % self.every == 0

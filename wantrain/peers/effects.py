@@ -1,0 +1,147 @@
+"""What a participant wants done; its shell `peer.py` does it, in order."""
+
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+from wantrain.peers.messages import Attached, CommitRecord, Manifest, Record, Result, SyncId, UpdateChunk
+from wantrain.transport.direct import Payload
+
+
+@dataclass(frozen=True, slots=True)
+class Tell:
+    """Send a small record to the coordinator or a peer; it may get lost."""
+
+    to: str
+    record: Record
+
+
+@dataclass(frozen=True, slots=True)
+class SendContribution:
+    """Encode a chunk of the staged contribution (the same bytes each time) and send it as a Part."""
+
+    to: str
+    sync: SyncId
+    chunk: int
+
+
+@dataclass(frozen=True, slots=True)
+class SendPayload:
+    """Send encoded bytes as they are."""
+
+    to: str
+    record: Result | UpdateChunk
+    payload: Payload
+
+
+@dataclass(frozen=True, slots=True)
+class SendState:
+    """Send a chunk of the state as it is when it is sent, with the log number it then has."""
+
+    to: str
+    chunk: int
+
+
+@dataclass(frozen=True, slots=True)
+class StoreState:
+    """Put a fetched chunk into the state."""
+
+    chunk: int
+    payload: Payload
+
+
+@dataclass(frozen=True, slots=True)
+class ReduceChunk:
+    """Weighted mean of decoded payloads in this order (None: the staged contribution), encoded; come back with Reduced."""
+
+    sync: SyncId
+    chunk: int
+    inputs: tuple[tuple[float, Payload | None], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Apply:
+    """Run the outer update on the state, without the chunks in `skip`, and append it to the update log."""
+
+    record: CommitRecord
+    payloads: tuple[Payload, ...]
+    skip: frozenset[int]
+
+
+@dataclass(frozen=True, slots=True)
+class OpenModel:
+    """Make room for the state of a model."""
+
+    manifest: Manifest
+
+
+@dataclass(frozen=True, slots=True)
+class UseStage:
+    """What the trainer staged last for this stream is the contribution from now on, until the next UseStage."""
+
+    stream: str
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """Fill the stream's regions for the trainer and tell it; fields as in the message Granted."""
+
+    stream: str
+    kind: str
+    serial: int
+    index: int
+    global_step: int
+
+
+@dataclass(frozen=True, slots=True)
+class TellTrainer:
+    """Answer the trainer's Attach; the shell fills in segment and streams."""
+
+    record: Attached
+
+
+@dataclass(frozen=True, slots=True)
+class RefuseTrainer:
+    """Turn the trainer away: it cannot take part as it is."""
+
+    code: str
+    reason: str
+    hint: str
+
+
+@dataclass(frozen=True, slots=True)
+class Dial:
+    """Connect to a peer; an empty address means that it dials us."""
+
+    peer: str
+    address: str
+    curve_key: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class HangUp:
+    """Drop the connection to a peer that left the roster."""
+
+    peer: str
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """Something for the peer's event log."""
+
+    event: str
+    details: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Exit:
+    """End the peer process, after what was sent has left."""
+
+    code: int
+    reason: str
+    hint: str
+
+
+Effect: TypeAlias = (
+    Tell | SendContribution | SendPayload | SendState | StoreState | ReduceChunk | Apply | OpenModel | UseStage | Grant
+    | TellTrainer | RefuseTrainer | Dial | HangUp | Note | Exit
+)  # fmt: skip

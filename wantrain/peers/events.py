@@ -1,0 +1,124 @@
+"""What can happen to a peer: messages, what its trainer does, what its shell has finished, and time."""
+
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+from wantrain.peers.messages import Manifest, Record, SyncId
+from wantrain.transport.direct import Payload
+
+
+@dataclass(frozen=True, slots=True)
+class FromPeer:
+    """A message from the coordinator ("coordinator") or another peer.
+
+    Tensor bytes come as an opaque payload that the shell has checked against codec and size, with their digest.
+    """
+
+    source: str
+    record: Record
+    payload: Payload = None
+    digest: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class CoordinatorLink:
+    """The connection to the coordinator came up or broke."""
+
+    up: bool
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class PeerLink:
+    """The connection dialled to a peer came up or broke."""
+
+    peer: str
+    up: bool
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class TrainerStarting:
+    """The training process was started and has not attached yet."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrainerAttached:
+    """A trainer presented its model; `boot` is random per trainer process."""
+
+    boot: bytes
+    manifest: Manifest
+
+
+@dataclass(frozen=True, slots=True)
+class GenesisReady:
+    """The trainer's initial weights are the state at hand now; digest of that state."""
+
+    state_digest: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Staged:
+    """The trainer's contribution to a stream lies ready: the difference to what it last took over, or its gradient.
+
+    `norm` is its L2 norm; `finite` is False if NaN or Inf is in it. `serial` is the trainer's own count.
+    """
+
+    boot: bytes
+    stream: str
+    serial: int
+    step: int
+    weight: float
+    norm: float
+    finite: bool
+
+
+@dataclass(frozen=True, slots=True)
+class TrainerGone:
+    """The trainer's process ended; `finished` if it took its leave first."""
+
+    finished: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """The trainer's pace: seconds until it is expected to contribute again (-1 unknown), and numbers for status."""
+
+    eta_s: float
+    stats: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Reduced:
+    """A ReduceChunk is done."""
+
+    sync: SyncId
+    chunk: int
+    payload: Payload
+    digest: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class StateDigested:
+    """The digest of the state at log number `number` was computed."""
+
+    number: int
+    digest: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class LeaveRequested:
+    """The user or the trainer wants this peer to leave gracefully."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """Time has passed."""
+
+
+Event: TypeAlias = (
+    FromPeer | CoordinatorLink | PeerLink | TrainerStarting | TrainerAttached | GenesisReady | Staged | TrainerGone
+    | Progress | Reduced | StateDigested | LeaveRequested | Tick
+)  # fmt: skip

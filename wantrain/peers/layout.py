@@ -1,0 +1,53 @@
+"""What of a model a stream covers, counted in elements and chunks; equal on every peer because only the manifest decides."""
+
+import math
+from collections.abc import Sequence
+
+from wantrain.errors import ConfigError
+from wantrain.optimizers.stream import Stream
+from wantrain.peers.messages import TensorSpec
+from wantrain.transport.partition import chunk_bounds
+
+
+def tensor_elements(tensor: TensorSpec) -> int:
+    """Number of values in a tensor."""
+    return math.prod(tensor.shape)
+
+
+def stream_tensors(stream: Stream, manifest: Sequence[TensorSpec]) -> tuple[TensorSpec, ...]:
+    """The tensors of a stream's fragment, in manifest order.
+
+    Raises:
+        ConfigError: the fragment is not known.
+    """
+    if stream.fragment != "all":
+        raise ConfigError(f"stream {stream.name}: unknown fragment {stream.fragment!r}", hint="use fragment 'all'")
+    return tuple(manifest)
+
+
+def stream_elements(stream: Stream, manifest: Sequence[TensorSpec]) -> int:
+    """Length of a stream's vector in elements."""
+    return sum(map(tensor_elements, stream_tensors(stream, manifest)))
+
+
+def stream_chunks(stream: Stream, manifest: Sequence[TensorSpec]) -> int:
+    """Chunks of a stream's vector."""
+    return len(chunk_bounds(stream_elements(stream, manifest)))
+
+
+def manifest_difference(run: Sequence[TensorSpec], mine: Sequence[TensorSpec], limit: int = 8) -> list[str]:
+    """In words, how a model differs from the run's: names, shapes, dtypes, order; at most `limit` lines and a count."""
+    ours = {tensor.name: tensor for tensor in mine}
+    theirs = {tensor.name: tensor for tensor in run}
+    lines = [f"missing here: {t.name} {list(t.shape)} {t.dtype}" for t in run if t.name not in ours]
+    lines += [f"not in the run: {t.name} {list(t.shape)} {t.dtype}" for t in mine if t.name not in theirs]
+    for tensor in run:
+        other = ours.get(tensor.name)
+        if other is not None and other != tensor:
+            lines.append(
+                f"{tensor.name}: the run has {list(tensor.shape)} {tensor.dtype}, "
+                f"this model {list(other.shape)} {other.dtype}"
+            )
+    if not lines and tuple(run) != tuple(mine):
+        lines.append("the same tensors in another order")
+    return lines[:limit] + ([f"and {len(lines) - limit} more"] if len(lines) > limit else [])

@@ -1,0 +1,223 @@
+"""Who is alive and who is in the view: pure core over hellos, reports, hints of others and the passing of time."""
+
+from dataclasses import dataclass, field
+
+from wantrain.peers.messages import Hello, Member, Report
+from wantrain.peers.timing import Duration, Policy
+
+HINTED_HEARTBEATS = 2.5
+"""Heartbeats that a peer may miss once another peer has seen its connection break."""
+
+
+# ---- events
+
+
+@dataclass(frozen=True, slots=True)
+class Greeted:
+    """A peer with an admitted key said Hello."""
+
+    peer: str
+    hello: Hello
+    curve_key: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """A peer reported. `current`: what it holds is the head of the run's log."""
+
+    peer: str
+    report: Report
+    current: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Left:
+    """A peer said goodbye."""
+
+    peer: str
+
+
+@dataclass(frozen=True, slots=True)
+class Outdated:
+    """A peer's state was found not to be the run's; it has to fetch it anew."""
+
+    peer: str
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """Time has passed."""
+
+
+MembershipEvent = Greeted | Heard | Left | Outdated | Tick
+
+
+# ---- effects
+
+
+@dataclass(frozen=True, slots=True)
+class Joined:
+    """A peer is there (again) and catches up."""
+
+    peer: str
+
+
+@dataclass(frozen=True, slots=True)
+class Gone:
+    """A peer is out of the view."""
+
+    peer: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class ViewChanged:
+    """The view has a new number."""
+
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class IdentityInUse:
+    """A second process uses the identity of a live peer; it must be refused."""
+
+    peer: str
+
+
+MembershipEffect = Joined | Gone | ViewChanged | IdentityInUse
+
+
+@dataclass(slots=True)
+class PeerState:
+    """What is known of one peer; `state` is joining, member, lost or left."""
+
+    hello: Hello
+    curve_key: bytes
+    state: str
+    seen_at: float
+    report: Report | None = None
+    arrivals: Duration = field(default_factory=Duration)
+    hinted_at: float | None = None
+    gone_reason: str = ""
+
+    @property
+    def alive(self) -> bool:
+        return self.state in ("joining", "member")
+
+
+class Membership:
+    """The live peers and the numbered view. The order of the view is the order of becoming a member."""
+
+    def __init__(self, policy: Policy, view: int) -> None:
+        self.view = view
+        self.peers: dict[str, PeerState] = {}
+        self._order: list[str] = []
+        self._policy = policy
+
+    def handle(self, event: MembershipEvent, now: float) -> list[MembershipEffect]:
+        """React to an event at time `now` in seconds."""
+        match event:
+            case Greeted():
+                return self._greeted(event, now)
+            case Heard():
+                return self._heard(event, now)
+            case Left(peer):
+                return self._remove(peer, "left", "left")
+            case Outdated(peer):
+                return self._demote(peer)
+            case Tick():
+                return self._tick(now)
+
+    @property
+    def members(self) -> tuple[str, ...]:
+        """The view: peers that hold the run's state, in order."""
+        return tuple(self._order)
+
+    def roster(self) -> tuple[Member, ...]:
+        """The view in order, then the joining."""
+        joining = [peer for peer, known in self.peers.items() if known.state == "joining"]
+        return tuple(self._member(peer) for peer in (*self._order, *joining))
+
+    def silence_s(self, peer: str) -> float:
+        """Seconds of silence after which the peer counts as lost, from its own inter-arrival times."""
+        policy = self._policy
+        return self.peers[peer].arrivals.usual_s(policy.suspect_floor_s, policy.suspect_ceiling_s, times=3.0)
+
+    def _member(self, peer: str) -> Member:
+        known = self.peers[peer]
+        return Member(peer, known.hello.name, known.hello.address, known.curve_key, known.state == "member")
+
+    def _greeted(self, event: Greeted, now: float) -> list[MembershipEffect]:
+        known = self.peers.get(event.peer)
+        if known is not None and known.alive:
+            if known.hello.boot == event.hello.boot:
+                changed = known.hello != event.hello
+                known.hello = event.hello
+                return self._changed() if changed else []
+            if now - known.seen_at < 2 * self._policy.heartbeat_s and known.hinted_at is None:
+                return [IdentityInUse(event.peer)]
+        effects: list[MembershipEffect] = []
+        if known is not None and known.alive:
+            effects += self._remove(event.peer, "lost", "restarted")
+        self.peers[event.peer] = PeerState(event.hello, event.curve_key, "joining", now)
+        return [*effects, Joined(event.peer), *self._changed()]
+
+    def _heard(self, event: Heard, now: float) -> list[MembershipEffect]:
+        known = self.peers[event.peer]
+        effects: list[MembershipEffect] = []
+        if not known.alive:
+            known.state = "joining"
+            known.arrivals = Duration()
+            effects.append(Joined(event.peer))
+        elif known.report is not None:
+            known.arrivals.add(now - known.seen_at)
+        known.seen_at = now
+        known.report = event.report
+        known.hinted_at = None
+        if known.state == "joining" and event.current:
+            known.state = "member"
+            self._order.append(event.peer)
+            return effects + self._changed()
+        return effects + (self._changed() if effects else []) + self._hints(event, now)
+
+    def _hints(self, event: Heard, now: float) -> list[MembershipEffect]:
+        for suspect in event.report.suspects:
+            other = self.peers.get(suspect)
+            if other is not None and other.alive and other.hinted_at is None and suspect != event.peer:
+                other.hinted_at = now
+        return []
+
+    def _tick(self, now: float) -> list[MembershipEffect]:
+        effects: list[MembershipEffect] = []
+        for peer, known in self.peers.items():
+            if not known.alive:
+                continue
+            silent_s = now - known.seen_at
+            if silent_s >= self.silence_s(peer):
+                effects += self._remove(peer, "lost", f"not seen for {silent_s:.1f} s")
+            elif known.hinted_at is not None and silent_s >= HINTED_HEARTBEATS * self._policy.heartbeat_s:
+                effects += self._remove(peer, "lost", f"connection broken and not seen for {silent_s:.1f} s")
+        return effects
+
+    def _remove(self, peer: str, state: str, reason: str) -> list[MembershipEffect]:
+        known = self.peers.get(peer)
+        if known is None or not known.alive:
+            return []
+        known.state = state
+        known.gone_reason = reason
+        known.hinted_at = None
+        if peer in self._order:
+            self._order.remove(peer)
+        return [Gone(peer, reason), *self._changed()]
+
+    def _demote(self, peer: str) -> list[MembershipEffect]:
+        known = self.peers.get(peer)
+        if known is None or known.state != "member":
+            return []
+        known.state = "joining"
+        self._order.remove(peer)
+        return self._changed()
+
+    def _changed(self) -> list[MembershipEffect]:
+        self.view += 1
+        return [ViewChanged(self.view)]

@@ -1,0 +1,474 @@
+"""Every message between coordinator, peers and trainers, as frozen records that are checked when they arrive.
+
+A record has no behaviour. `pack` turns one into a wire message, `unpack` turns a wire message from the network into a
+record or raises WireError: unknown kind, missing or surplus field, wrong type, out of range. Nothing else parses.
+"""
+
+from dataclasses import dataclass
+from typing import Annotated, Any, TypeAlias
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+
+from wantrain.errors import WireError
+from wantrain.transport.wire import Buffer, Message
+
+MAX_PEERS = 4096
+MAX_TENSORS = 100_000
+MAX_RECORDS = 1024
+"""Most commit records in one message; a peer that lacks more asks again."""
+MAX_ASKED = 4096
+"""Most chunks asked for in one message."""
+
+Name: TypeAlias = Annotated[str, Field(strict=True, max_length=128)]
+PeerId: TypeAlias = Annotated[str, Field(strict=True, min_length=1, max_length=64)]
+Text: TypeAlias = Annotated[str, Field(strict=True, max_length=4096)]
+Digest: TypeAlias = Annotated[bytes, Field(strict=True, min_length=32, max_length=32)]
+Key: TypeAlias = Annotated[bytes, Field(strict=True, min_length=32, max_length=32)]
+Count: TypeAlias = Annotated[int, Field(strict=True, ge=0, le=2**62)]
+Finite: TypeAlias = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+Flag: TypeAlias = Annotated[bool, Field(strict=True)]
+Weight: TypeAlias = Annotated[float, Field(strict=True, gt=0, le=1e15, allow_inf_nan=False)]
+Peers: TypeAlias = Annotated[tuple[PeerId, ...], Field(max_length=MAX_PEERS)]
+Chunks: TypeAlias = Annotated[tuple[Count, ...], Field(max_length=MAX_ASKED)]
+Values: TypeAlias = Annotated[dict[Name, Finite], Field(max_length=64)]
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """One trainable tensor of the run's model: name, shape, and dtype as torch prints it without the `torch.`."""
+
+    name: Annotated[str, Field(strict=True, max_length=512)]
+    shape: Annotated[tuple[Count, ...], Field(max_length=16)]
+    dtype: Annotated[str, Field(strict=True, max_length=32)]
+
+
+Manifest: TypeAlias = Annotated[tuple[TensorSpec, ...], Field(max_length=MAX_TENSORS)]
+
+
+@dataclass(frozen=True, slots=True)
+class SyncId:
+    """One try at one occurrence of a stream. Attempts only grow, also over restarts of the coordinator."""
+
+    stream: Name
+    index: Count
+    attempt: Count
+
+    def __str__(self) -> str:
+        return f"{self.stream}#{self.index}.{self.attempt}"
+
+
+@dataclass(frozen=True, slots=True)
+class CommitRecord:
+    """One line of the commit log: who was in sync (stream, index), with which weights, and what came out.
+
+    `chain` is H(chain of the line before, digest); see `wantrain.peers.chain`.
+    """
+
+    number: Count
+    sync: SyncId
+    contributors: Peers
+    weights: Annotated[tuple[Weight, ...], Field(max_length=MAX_PEERS)]
+    digest: Digest
+    chain: Digest
+
+
+# ---- peer to coordinator
+
+
+@dataclass(frozen=True, slots=True)
+class Enroll:
+    """First words of a newcomer, on a connection that was opened with an invite's key: who it is from now on."""
+
+    invite: Annotated[bytes, Field(strict=True, max_length=2048)]
+    identity_key: Key
+    curve_key: Key
+    name: Name
+    proof: Annotated[bytes, Field(strict=True, min_length=64, max_length=64)]
+
+
+@dataclass(frozen=True, slots=True)
+class Hello:
+    """A peer introduces itself after each (re)connection."""
+
+    protocol: Count
+    version: Name
+    spec_digest: Annotated[bytes, Field(strict=True, max_length=32)]
+    """Digest of the run spec that the peer holds, or b"" if it has none yet."""
+    name: Name
+    boot: Annotated[bytes, Field(strict=True, min_length=8, max_length=8)]
+    """Random per process start: tells a restarted peer from two processes with one identity."""
+    address: Annotated[str, Field(strict=True, max_length=256)]
+    """Where other peers can dial it, "host:port"; "" if it can only dial out."""
+    codecs: Annotated[tuple[Name, ...], Field(max_length=64)]
+
+
+@dataclass(frozen=True, slots=True)
+class SyncReport:
+    """What a peer holds of one sync. `phase`: ready, moving or done; READY and DONE are lines of the report."""
+
+    stream: Name
+    index: Count
+    phase: Annotated[str, Field(strict=True, pattern="^(ready|moving|done)$")]
+    weight: Weight = 1.0
+    norm: Finite = 0.0
+    staged: Flag = True
+    """Whether the peer holds an input of its own for it, or only receives."""
+    attempt: Count = 0
+    digest: Annotated[bytes, Field(strict=True, max_length=32)] = b""
+    missing: Count = 0
+    """Chunks that have not come in yet."""
+    waiting_for: Peers = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """Heartbeat and state in one: sent on every change and every heartbeat period, so a lost one does no harm."""
+
+    boot: Annotated[bytes, Field(strict=True, min_length=8, max_length=8)]
+    sequence: Count
+    log_number: Annotated[int, Field(strict=True, ge=-1, le=2**62)]
+    """Last commit applied; -1 while the peer holds no state of the run."""
+    chain: Annotated[bytes, Field(strict=True, max_length=32)]
+    state_number: Annotated[int, Field(strict=True, ge=-1, le=2**62)]
+    state_digest: Annotated[bytes, Field(strict=True, max_length=32)]
+    """Digest of the peer's state at log number state_number, or -1 and b""."""
+    trainer: Annotated[str, Field(strict=True, pattern="^(none|starting|training|waiting|done)$")]
+    syncs: Annotated[tuple[SyncReport, ...], Field(max_length=256)]
+    suspects: Annotated[dict[PeerId, Text], Field(max_length=MAX_PEERS)]
+    eta_s: Finite
+    """Seconds until the trainer is expected to be ready again; -1 if unknown."""
+    waiting: Text
+    """For whom or what the peer waits, in words; "" when it does not."""
+    stats: Values
+    """Numbers for `status`: step, loss, tokens, tokens_per_s, bytes_sent, bytes_received, pause_s, …"""
+
+
+@dataclass(frozen=True, slots=True)
+class Genesis:
+    """The first model of the run: its tensors and the digest of its initial state; answers Welcome.genesis."""
+
+    manifest: Manifest
+    state_digest: Digest
+
+
+@dataclass(frozen=True, slots=True)
+class WantRecords:
+    """Ask for the commit log from line `first` on."""
+
+    first: Count
+
+
+@dataclass(frozen=True, slots=True)
+class Leave:
+    """A graceful goodbye; `reason` is for the log."""
+
+    reason: Text
+
+
+@dataclass(frozen=True, slots=True)
+class WantStatus:
+    """Ask for Status; from the owner of the run."""
+
+
+# ---- coordinator to peer
+
+
+@dataclass(frozen=True, slots=True)
+class Enrolled:
+    """The newcomer's own key is admitted from now on."""
+
+    peer: PeerId
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """The answer is no. `code` is one word for programs, the rest is for people."""
+
+    code: Name
+    reason: Text
+    hint: Text = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """Where and who a live peer is. `current`: it holds the run's state and is in the view."""
+
+    peer: PeerId
+    name: Name
+    address: Annotated[str, Field(strict=True, max_length=256)]
+    curve_key: Key
+    current: Flag
+
+
+@dataclass(frozen=True, slots=True)
+class Welcome:
+    """What a peer needs to take part; answers Hello."""
+
+    peer: PeerId
+    revision: Count
+    """Grows with every Welcome of this run's coordinator; an older one that comes later is stale."""
+    spec: Annotated[str, Field(strict=True, max_length=65536)]
+    """The run spec as TOML, without secrets."""
+    head: Annotated[int, Field(strict=True, ge=-1, le=2**62)]
+    """Last committed log number; 0 is the initial state, -1 means that there is none yet."""
+    chain: Annotated[bytes, Field(strict=True, max_length=32)]
+    genesis: Annotated[bytes, Field(strict=True, max_length=32)]
+    """chain[0], b"" if head is -1."""
+    indices: Annotated[dict[Name, Count], Field(max_length=256)]
+    """Last committed sync of every stream, at head."""
+    manifest: Manifest
+
+
+@dataclass(frozen=True, slots=True)
+class WantHello:
+    """The coordinator does not know this peer (it was restarted): please introduce yourself again."""
+
+
+@dataclass(frozen=True, slots=True)
+class WantGenesis:
+    """This peer's trainer is asked to give the run its initial weights."""
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """The live peers. `members` lists the view in order, then the peers that are still joining."""
+
+    number: Count
+    members: Annotated[tuple[Member, ...], Field(max_length=MAX_PEERS)]
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """One attempt of a sync: who contributes in which order and with what weight, who only receives, who owns what.
+
+    `shards[k]` is the number of consecutive chunks that contributor k owns, in contributor order.
+    """
+
+    sync: SyncId
+    view: Count
+    contributors: Peers
+    weights: Annotated[tuple[Weight, ...], Field(max_length=MAX_PEERS)]
+    receivers: Peers
+    shards: Annotated[tuple[Count, ...], Field(max_length=MAX_PEERS)]
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """Lines of the commit log, in order, durable before this message was sent."""
+
+    records: Annotated[tuple[CommitRecord, ...], Field(max_length=MAX_RECORDS)]
+    head: Count
+
+
+@dataclass(frozen=True, slots=True)
+class Abort:
+    """The attempt is over without a trace; inputs stay staged for the next one."""
+
+    sync: SyncId
+    reason: Text
+
+
+@dataclass(frozen=True, slots=True)
+class Refetch:
+    """The state that the receiver reported is not the run's: if it still is at that one, it fetches a fresh snapshot."""
+
+    log_number: Count
+    chain: Annotated[bytes, Field(strict=True, max_length=32)]
+    reason: Text
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """The run as a JSON document, for `wantrain status`."""
+
+    document: Annotated[str, Field(strict=True, max_length=1 << 20)]
+
+
+# ---- peer to peer; the tensor bytes are the message's one buffer
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A contributor's encoded chunk, to the chunk's owner."""
+
+    sync: SyncId
+    chunk: Count
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """The owner's encoded chunk of the update, to everybody, verbatim."""
+
+    sync: SyncId
+    chunk: Count
+
+
+@dataclass(frozen=True, slots=True)
+class WantParts:
+    """Chunks that should have come and have not: `parts` of the receiver's contribution, `results` that it owns."""
+
+    sync: SyncId
+    parts: Chunks
+    results: Chunks
+
+
+@dataclass(frozen=True, slots=True)
+class WantState:
+    """Ask for chunks of the state, by their number in the state layout."""
+
+    chunks: Chunks
+
+
+@dataclass(frozen=True, slots=True)
+class StateChunk:
+    """A chunk of fp32 state as it was after commit `number`."""
+
+    chunk: Count
+    number: Count
+
+
+@dataclass(frozen=True, slots=True)
+class WantUpdate:
+    """Ask for chunks of the update committed as `number`."""
+
+    number: Count
+    chunks: Chunks
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateChunk:
+    """A chunk of the update committed as `number`, encoded as it was moved."""
+
+    number: Count
+    chunk: Count
+
+
+@dataclass(frozen=True, slots=True)
+class NotHeld:
+    """The answer to WantState (number -1) or WantUpdate when the asked peer does not hold it (any more)."""
+
+    number: Annotated[int, Field(strict=True, ge=-1, le=2**62)]
+
+
+# ---- trainer and daemon, on one machine
+
+
+@dataclass(frozen=True, slots=True)
+class Attach:
+    """A trainer process presents its model to the daemon beside it."""
+
+    manifest: Manifest
+    pid: Count
+    boot: Annotated[bytes, Field(strict=True, min_length=8, max_length=8)]
+
+
+@dataclass(frozen=True, slots=True)
+class Attached:
+    """Where the shared memory is and what the streams are; `genesis`: write the initial weights first.
+
+    `streams` are rows of `wantrain.optimizers.stream.Stream` as maps. For the layout see `shared_memory.py`.
+    """
+
+    peer: PeerId
+    name: Name
+    segment: Annotated[str, Field(strict=True, max_length=1024)]
+    streams: tuple[dict[str, Any], ...]
+    genesis: Flag
+
+
+@dataclass(frozen=True, slots=True)
+class GenesisWritten:
+    """The initial weights are in the `out` region of every `param` stream."""
+
+
+@dataclass(frozen=True, slots=True)
+class Contribute:
+    """The stream's `out` region is filled and the daemon's until Granted. `step` is the trainer's own count."""
+
+    stream: Name
+    serial: Count
+    step: Count
+    tokens: Count
+
+
+@dataclass(frozen=True, slots=True)
+class Granted:
+    """The stream's regions are filled for the trainer (see `shared_memory.py` for what they hold by kind).
+
+    `kind`: `start` (take over everything: first attach), `merge` (own contribution was in), `move` (it was not),
+    `grad` (the mean gradient). `serial` repeats the Contribute that it answers, 0 for `start`. `index` is the stream's
+    last applied sync, `global_step` the run's step count at it.
+    """
+
+    stream: Name
+    kind: Annotated[str, Field(strict=True, pattern="^(start|merge|move|grad)$")]
+    serial: Count
+    index: Count
+    global_step: Count
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """For whom or what the run waits, in words; for the trainer to show."""
+
+    reason: Text
+
+
+@dataclass(frozen=True, slots=True)
+class Log:
+    """Numbers from `swarm.log`."""
+
+    values: Values
+
+
+@dataclass(frozen=True, slots=True)
+class Detach:
+    """The trainer has finished (`swarm.leave()`); the peer leaves the run gracefully."""
+
+    reason: Text
+
+
+@dataclass(frozen=True, slots=True)
+class Detached:
+    """The daemon has taken the trainer's leave; the process may exit."""
+
+
+Record: TypeAlias = (
+    Enroll | Hello | Report | Genesis | WantRecords | Leave | WantStatus | Enrolled | Refused | Welcome
+    | WantHello | WantGenesis | View | Start | Commit | Abort | Refetch | Status | Part | Result | WantParts | WantState
+    | StateChunk | WantUpdate | UpdateChunk | NotHeld | Attach | Attached | GenesisWritten | Contribute | Granted
+    | Waiting | Log | Detach | Detached
+)  # fmt: skip
+
+# A TypeAdapter takes no configuration for dataclasses, so each class carries it; it must be there before the adapters.
+for _kind in (*Record.__args__, TensorSpec, SyncId, CommitRecord, SyncReport, Member):
+    _kind.__pydantic_config__ = ConfigDict(extra="forbid")
+_ADAPTERS: dict[str, TypeAdapter[Any]] = {kind.__name__: TypeAdapter(kind) for kind in Record.__args__}
+
+
+def pack(record: Record, *buffers: Buffer) -> Message:
+    """The wire message of a record, with the tensor bytes that travel beside it."""
+    kind = type(record).__name__
+    return Message(kind, _ADAPTERS[kind].dump_python(record), buffers)
+
+
+def unpack(message: Message) -> Record:
+    """The record in a message from the network.
+
+    Raises:
+        WireError: unknown kind, or fields that are missing, surplus, of the wrong type or out of range.
+    """
+    adapter = _ADAPTERS.get(message.kind)
+    if adapter is None:
+        raise WireError(f"unknown message kind {message.kind[:40]!r}")
+    try:
+        record: Record = adapter.validate_python(message.body)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        raise WireError(f"{message.kind}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+    return record
+
+
+__all__ = [kind.__name__ for kind in Record.__args__] + [
+    "CommitRecord", "Manifest", "Member", "Record", "SyncId", "SyncReport", "TensorSpec", "pack", "unpack",
+]  # fmt: skip

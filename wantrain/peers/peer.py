@@ -1,0 +1,362 @@
+"""The shell around a participant: does its effects on tensors, connections and the trainer. One thread, no clock.
+
+`daemon.py` drives it with real sockets, the simulation with a virtual network and symbolic tensors; both run this code.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, replace
+from typing import Any, Protocol
+
+from wantrain.errors import CodecError
+from wantrain.optimizers.stream import Stream
+from wantrain.peers.effects import (
+    Apply,
+    Dial,
+    Effect,
+    Exit,
+    Grant,
+    HangUp,
+    Note,
+    OpenModel,
+    ReduceChunk,
+    RefuseTrainer,
+    SendContribution,
+    SendPayload,
+    SendState,
+    StoreState,
+    Tell,
+    TellTrainer,
+    UseStage,
+)
+from wantrain.peers.events import (
+    CoordinatorLink,
+    Event,
+    FromPeer,
+    GenesisReady,
+    LeaveRequested,
+    PeerLink,
+    Reduced,
+    Staged,
+    StateDigested,
+    Tick,
+    TrainerAttached,
+    TrainerGone,
+    TrainerStarting,
+)
+from wantrain.peers.messages import (
+    Attach,
+    Contribute,
+    Detach,
+    Detached,
+    GenesisWritten,
+    Granted,
+    Log,
+    Manifest,
+    Part,
+    Record,
+    Refused,
+    Result,
+    StateChunk,
+    UpdateChunk,
+    Waiting,
+)
+from wantrain.peers.participant import Participant
+from wantrain.transport.direct import Payload
+
+WAITING_EVERY_S = 1.0
+"""How often a trainer that waits hears why."""
+
+TENSOR_RECORDS = (Part, Result, StateChunk, UpdateChunk)
+
+
+class Tensors(Protocol):
+    """What the shell needs of `wantrain.peers.engine.Engine`; see there."""
+
+    def adopt_genesis(self) -> bytes: ...
+    def stage(self, stream: str) -> tuple[float, bool]: ...
+    def use_stage(self, stream: str) -> None: ...
+    def part(self, stream: str, chunk: int) -> Payload: ...
+    def reduce(self, stream: str, chunk: int, inputs: Sequence[tuple[float, Payload | None]]) -> Payload: ...
+    def check(self, stream: str, chunk: int, payload: Payload) -> str | None: ...
+    def digest(self, payload: Payload) -> bytes: ...
+    def size_bytes(self, payload: Payload) -> int: ...
+    def apply(self, stream: str, payloads: Sequence[Payload], skip: frozenset[int]) -> None: ...
+    def grant(self, stream: str, kind: str) -> None: ...
+    def read_state(self, k: int) -> Payload: ...
+    def check_state(self, k: int, payload: Payload) -> str | None: ...
+    def store_state(self, k: int, payload: Payload) -> None: ...
+    def digest_steps(self) -> Iterator[bytes | None]: ...
+
+
+class Surroundings(Protocol):
+    """What a peer is connected to; the shell's only ways out."""
+
+    def send(self, to: str, record: Record, payload: Payload | None = None) -> bool:
+        """Queue a record for the coordinator or a peer; False if the queue is full or there is no way."""
+
+    def dial(self, peer: str, address: str, curve_key: bytes) -> None:
+        """Connect to a peer."""
+
+    def hang_up(self, peer: str) -> None:
+        """Drop the connection to a peer."""
+
+    def open_model(self, manifest: Manifest) -> Tensors:
+        """Make room for the state of a model."""
+
+    def open_segment(self, tensors: Tensors) -> str:
+        """Make the memory shared with a trainer that attaches; its path."""
+
+    def tell_trainer(self, record: Record) -> None:
+        """Send a record to the attached trainer."""
+
+    def trainer_refused(self, refusal: Refused) -> None:
+        """The trainer was turned away."""
+
+    def note(self, event: str, details: dict[str, Any]) -> None:
+        """Write a line to the event log."""
+
+    def exit(self, code: int, reason: str, hint: str) -> None:
+        """End this peer."""
+
+
+class Peer:
+    """One peer without its sockets: a participant, its tensors, its trainer's requests."""
+
+    def __init__(self, core: Participant, around: Surroundings) -> None:
+        self.core = core
+        self.tensors: Tensors | None = None
+        self.values: dict[str, float] = {}
+        """Numbers from the trainer's `swarm.log`."""
+        self._around = around
+        self._streams = {stream.name: stream for stream in core.facts.streams}
+        self._events: deque[Event] = deque()
+        self._outbox: dict[str, deque[SendContribution | SendPayload | SendState]] = {}
+        self._boot = b""
+        self._attached: Record | None = None
+        self._detaching = False
+        self._tokens: dict[str, int] = {}
+        self._staged_at: dict[str, float] = {}
+        self._free_stage: set[str] = set()
+        self._waited_at = 0.0
+        self._digest: tuple[int, Iterator[bytes | None]] | None = None
+        self.pause_s = 0.0
+        """Seconds that the trainer has waited for grants in total."""
+
+    # ---- what happens
+
+    def handle(self, event: Event, now: float) -> None:
+        """Let the participant react, and do what it decides."""
+        self._events.append(event)
+        while self._events:
+            for effect in self.core.handle(self._events.popleft(), now):
+                self._perform(effect, now)
+        self.pump(now)
+
+    def receive(self, source: str, record: Record, payload: Payload | None, now: float) -> None:
+        """A record from the coordinator or a peer. Tensor bytes are checked before anything else sees them."""
+        if not isinstance(record, TENSOR_RECORDS):
+            self.handle(FromPeer(source, record), now)
+            return
+        if not self.core.accepts(source, record):
+            return
+        digest = b""
+        flaw = self._flaw(record, payload)
+        if flaw is not None:
+            self._around.note("rejected", {"source": source, "kind": type(record).__name__, "reason": flaw})
+            return
+        if self.tensors is not None and not isinstance(record, Part):
+            digest = self.tensors.digest(payload)
+        self.handle(FromPeer(source, record, payload, digest), now)
+
+    def _flaw(self, record: Part | Result | StateChunk | UpdateChunk, payload: Payload | None) -> str | None:
+        where = self.core.chunk_stream(record)
+        if self.tensors is None or where is None or payload is None:
+            return "no such chunk"
+        if isinstance(record, StateChunk):
+            return self.tensors.check_state(record.chunk, payload)
+        return self.tensors.check(*where, payload)
+
+    def link_changed(self, peer: str, up: bool, reason: str, now: float) -> None:
+        """A dialled connection came up or broke."""
+        if peer == "coordinator":
+            self.handle(CoordinatorLink(up, reason), now)
+        else:
+            self.handle(PeerLink(peer, up, reason), now)
+
+    def tick(self, now: float) -> None:
+        """Time has passed."""
+        self.handle(Tick(), now)
+        if self._staged_at and self._boot and now - self._waited_at >= WAITING_EVERY_S:
+            self._waited_at = now
+            self._around.tell_trainer(Waiting(self.core.waiting(now)))
+
+    # ---- the trainer
+
+    def trainer_starting(self, now: float) -> None:
+        """A training process was started."""
+        self.handle(TrainerStarting(), now)
+
+    def trainer_gone(self, now: float) -> None:
+        """The training process ended."""
+        self._boot, self._attached = b"", None
+        self._staged_at.clear()
+        self.handle(TrainerGone(self._detaching), now)
+
+    def from_trainer(self, record: Record, now: float) -> None:
+        """A record from the trainer; what does not fit the moment changes nothing."""
+        match record:
+            case Attach(manifest, _, boot):
+                if boot != self._boot:
+                    self._boot, self._attached = boot, None
+                    self._tokens, self._free_stage = {}, set()
+                    self.handle(TrainerAttached(boot, manifest), now)
+                elif self._attached is not None:
+                    self._around.tell_trainer(self._attached)
+            case GenesisWritten() if self.tensors is not None and self._attached is not None:
+                self.handle(GenesisReady(self.tensors.adopt_genesis()), now)
+            case Contribute() if self._attached is not None:
+                self._contributed(record, now)
+            case Log(values):
+                self.values.update(values)
+            case Detach(reason):
+                self._detaching = True
+                self._staged_at.clear()
+                self.handle(TrainerGone(True), now)
+                self.handle(LeaveRequested(reason), now)
+            case _:
+                pass
+
+    def _contributed(self, record: Contribute, now: float) -> None:
+        stream = self._streams.get(record.stream)
+        if stream is None or self.tensors is None:
+            return
+        norm, finite = self.tensors.stage(stream.name)
+        tokens = record.tokens - self._tokens.get(stream.name, 0)
+        self._tokens[stream.name] = record.tokens
+        weight = float(max(tokens, 1)) if stream.weight == "tokens" else 1.0
+        if stream.name not in self._free_stage:
+            self._staged_at[stream.name] = now
+        self._free_stage.discard(stream.name)
+        self.handle(Staged(self._boot, stream.name, record.serial, record.step, weight, norm, finite), now)
+
+    # ---- effects
+
+    def _perform(self, effect: Effect, now: float) -> None:
+        match effect:
+            case Tell(to, record):
+                self._around.send(to, record)
+            case SendContribution(to) | SendPayload(to) | SendState(to):
+                self._outbox.setdefault(to, deque()).append(effect)
+            case ReduceChunk():
+                self._reduce(effect)
+            case StoreState(chunk, payload):
+                self._tensors.store_state(chunk, payload)
+            case Apply():
+                self._apply(effect)
+            case UseStage(stream):
+                self._tensors.use_stage(stream)
+            case Grant():
+                self._grant(effect, now)
+            case OpenModel(manifest):
+                self.tensors = self._around.open_model(manifest)
+            case TellTrainer(attached):
+                streams = tuple(asdict(stream) for stream in self._streams.values())
+                segment = self._around.open_segment(self._tensors)
+                self._attached = replace(attached, segment=segment, streams=streams)
+                self._around.tell_trainer(self._attached)
+            case RefuseTrainer(code, reason, hint):
+                refusal = Refused(code, reason, hint)
+                self._around.note("trainer-refused", {"code": code, "reason": reason})
+                self._around.tell_trainer(refusal)
+                self._around.trainer_refused(refusal)
+            case Dial(peer, address, curve_key):
+                self._around.dial(peer, address, curve_key)
+            case HangUp(peer):
+                self._outbox.pop(peer, None)
+                self._around.hang_up(peer)
+            case Note(event, details):
+                self._around.note(event, details)
+            case Exit(code, reason, hint):
+                if self._detaching:
+                    self._around.tell_trainer(Detached())
+                self._around.exit(code, reason, hint)
+
+    @property
+    def _tensors(self) -> Tensors:
+        assert self.tensors is not None, "no model yet"
+        return self.tensors
+
+    def _reduce(self, effect: ReduceChunk) -> None:
+        sync, chunk = effect.sync, effect.chunk
+        try:
+            payload = self._tensors.reduce(sync.stream, chunk, effect.inputs)
+        except CodecError as error:
+            # Without this result the attempt stalls, and the coordinator leaves out whom it stalls for.
+            self._around.note("reduce-failed", {"sync": str(sync), "chunk": chunk, "reason": str(error)})
+            return
+        self._events.append(Reduced(sync, chunk, payload, self._tensors.digest(payload)))
+
+    def _apply(self, effect: Apply) -> None:
+        record = effect.record
+        self._tensors.apply(record.sync.stream, effect.payloads, effect.skip)
+        size_bytes = sum(map(self._tensors.size_bytes, effect.payloads))
+        self.core.log.append(record, effect.payloads, size_bytes)
+        self._digest = None
+        details = {"number": record.number, "sync": str(record.sync), "contributors": len(record.contributors)}
+        self._around.note("commit", {**details, "bytes": size_bytes, "digest": record.digest.hex()[:16]})
+
+    def _grant(self, effect: Grant, now: float) -> None:
+        self._tensors.grant(effect.stream, effect.kind)
+        staged_at = self._staged_at.pop(effect.stream, None)
+        pause_s = 0.0 if staged_at is None else now - staged_at
+        self.pause_s += pause_s
+        if effect.kind == "move" and self._streams[effect.stream].late == "rebase":
+            self._free_stage.add(effect.stream)
+        details = {"stream": effect.stream, "index": effect.index, "kind": effect.kind}
+        self._around.note("granted", {**details, "pause_s": round(pause_s, 4)})
+        self._around.tell_trainer(
+            Granted(effect.stream, effect.kind, effect.serial, effect.index, effect.global_step)
+        )
+
+    # ---- bulk, lazily: bytes are made when the connection can take them
+
+    def pump(self, now: float) -> None:
+        """Send what the connections can take."""
+        for to, queue in self._outbox.items():
+            while queue and self._send_bulk(to, queue[0]):
+                queue.popleft()
+
+    @property
+    def backlog(self) -> int:
+        """Messages with tensor bytes that wait for a connection."""
+        return sum(map(len, self._outbox.values()))
+
+    def _send_bulk(self, to: str, item: SendContribution | SendPayload | SendState) -> bool:
+        match item:
+            case SendContribution(_, sync, chunk):
+                if not self.core.moving(sync):
+                    return True
+                return self._around.send(to, Part(sync, chunk), self._tensors.part(sync.stream, chunk))
+            case SendPayload(_, record, payload):
+                return self._around.send(to, record, payload)
+            case SendState(_, chunk):
+                if not self.core.complete:
+                    return True
+                return self._around.send(to, StateChunk(chunk, self.core.applied), self._tensors.read_state(chunk))
+
+    # ---- what can be done between messages
+
+    def idle_work(self, now: float) -> bool:
+        """One step of work that can wait: the digest of the state. False if there is nothing left to do."""
+        core = self.core
+        if self.tensors is None or not core.complete or core.digested == core.applied:
+            return False
+        if self._digest is None or self._digest[0] != core.applied:
+            self._digest = (core.applied, self.tensors.digest_steps())
+        number, steps = self._digest
+        digest = next(steps)
+        if digest is not None:
+            self._digest = None
+            self.handle(StateDigested(number, digest), now)
+        return True

@@ -1,0 +1,445 @@
+"""The syncs of one stream as the coordinator sees them: gather who is ready, start an attempt, commit it or abort it.
+
+Pure core. It decides for one stream and one index at a time; the coordinator numbers commits and keeps the log. Decisions
+are durable before they are visible: `Persist` comes first, and only `Persisted` lets the commit be known.
+"""
+
+import math
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+from wantrain.errors import ProtocolBug
+from wantrain.peers.messages import Abort, Start, SyncId, SyncReport
+from wantrain.peers.timing import Duration, Policy
+from wantrain.transport.partition import split_chunks
+
+DIGEST_RETRIES = 2
+"""Attempts with the same peers after their digests differed without a majority, before one is left out."""
+MAX_BENCH_SYNCS = 64
+"""Longest that a peer which stalled syncs is left out, in syncs; it doubles with each stall."""
+BRIEF_EVERY_S = 0.5
+"""A peer whose report shows that it missed a START or ABORT gets it again, at most this often."""
+
+
+# ---- events
+
+
+@dataclass(frozen=True, slots=True)
+class Reported:
+    """A current peer's line about this stream, from its report."""
+
+    peer: str
+    sync: SyncReport
+
+
+@dataclass(frozen=True, slots=True)
+class Cast:
+    """Who is there now: the `live` peers of the view in order.
+
+    `abreast` are those at the head of the log; `expected` maps those that train to the time when they are expected to be
+    ready (absolute, seconds), or None if unknown.
+    """
+
+    view: int
+    live: tuple[str, ...]
+    abreast: frozenset[str]
+    expected: dict[str, float | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Persisted:
+    """The commit is durable."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """Time has passed."""
+
+
+RoundEvent = Reported | Cast | Persisted | Tick
+
+
+# ---- effects
+
+
+@dataclass(frozen=True, slots=True)
+class Tell:
+    """Send START or ABORT to a peer."""
+
+    to: str
+    record: Start | Abort
+
+
+@dataclass(frozen=True, slots=True)
+class Persist:
+    """Write the commit of this attempt to the log, then come back with Persisted."""
+
+    start: Start
+    digest: bytes
+    gather_s: float
+    move_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Committed:
+    """The commit is durable: announce it to all."""
+
+
+@dataclass(frozen=True, slots=True)
+class Aborted:
+    """An attempt ended without a trace; `dropped` are not part of the next one."""
+
+    sync: SyncId
+    reason: str
+    dropped: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class LeftBehind:
+    """A receiver did not get the update in time; the sync goes on without it and it fetches the update later."""
+
+    sync: SyncId
+    peer: str
+    reason: str
+
+
+RoundEffect = Tell | Persist | Committed | Aborted | LeftBehind
+
+
+class Phase(Enum):
+    GATHERING = "gathering"
+    MOVING = "moving"
+    COMMITTING = "committing"
+
+
+@dataclass(slots=True)
+class _Held:
+    """What a participant of the running attempt last said about it."""
+
+    done: bytes = b""
+    missing: int = -1
+    waiting_for: tuple[str, ...] = ()
+    progress_at: float = 0.0
+
+
+class Round:
+    """The current sync of one stream.
+
+    Args:
+        stream: its name.
+        chunks: chunks of the stream's vector, to be shared among owners.
+        index: the sync that comes next, from 1.
+        next_attempt: gives a new attempt number, larger than any before, also over restarts.
+        name_of: the name of a peer for people.
+    """
+
+    def __init__(
+        self,
+        stream: str,
+        chunks: int,
+        index: int,
+        policy: Policy,
+        next_attempt: Callable[[], int],
+        name_of: Callable[[str], str] = str,
+    ) -> None:
+        self.stream = stream
+        self.index = index
+        self.phase = Phase.GATHERING
+        self.start: Start | None = None
+        self.reason = ""
+        self._chunks = chunks
+        self._policy = policy
+        self._next_attempt = next_attempt
+        self._name_of = name_of
+        self._cast = Cast(0, (), frozenset(), {})
+        self._ready: dict[str, SyncReport] = {}
+        self._first_ready_at = 0.0
+        self._quorum_at: float | None = None
+        self._held: dict[str, _Held] = {}
+        self._started_at = 0.0
+        self._progress_at = 0.0
+        self._move = Duration()
+        self._excluded: set[str] = set()
+        self._ties = 0
+        self._bench: dict[str, int] = {}
+        self._stalls: Counter[str] = Counter()
+        self._briefed_at: dict[str, float] = {}
+        self._history: deque[object] = deque(maxlen=30)
+
+    def handle(self, event: RoundEvent, now: float) -> list[RoundEffect]:
+        """React to an event at time `now` in seconds.
+
+        Raises:
+            ProtocolBug: the event is impossible in this phase.
+        """
+        self._history.append((self.phase, type(event).__name__))
+        action = _TABLE.get((self.phase, type(event)))
+        if action is None:
+            raise ProtocolBug(f"{type(event).__name__} in phase {self.phase}: {list(self._history)}")
+        effects: list[RoundEffect] = action(self, event, now)
+        return effects
+
+    # ---- what status prints
+
+    @property
+    def ready(self) -> tuple[str, ...]:
+        """Peers that are ready (gathering) or done (moving)."""
+        if self.phase is Phase.GATHERING:
+            return tuple(self._ready)
+        return tuple(peer for peer, held in self._held.items() if held.done)
+
+    @property
+    def waiting_for(self) -> tuple[str, ...]:
+        """Peers that the sync waits for now."""
+        if self.phase is Phase.GATHERING:
+            return self._late() if self._ready else ()
+        return tuple(peer for peer, held in self._held.items() if not held.done)
+
+    def age_s(self, now: float) -> float:
+        """Seconds since the sync's first peer was ready, or the attempt was started."""
+        if self.phase is not Phase.GATHERING:
+            return now - self._started_at
+        return now - self._first_ready_at if self._ready else 0.0
+
+    def _names(self, peers: Sequence[str]) -> str:
+        return ", ".join(map(self._name_of, peers))
+
+    # ---- gathering
+
+    def _gather_report(self, event: Reported, now: float) -> list[RoundEffect]:
+        report = event.sync
+        if report.index != self.index or report.phase != "ready" or not report.staged:
+            return self._brief(event, now)
+        if event.peer not in self._ready:
+            if not self._ready:
+                self._first_ready_at = now
+            self._ready[event.peer] = report
+        return self._start_if_ready(now)
+
+    def _gather_cast(self, event: Cast, now: float) -> list[RoundEffect]:
+        self._cast = event
+        self._ready = {peer: report for peer, report in self._ready.items() if peer in event.live}
+        return self._start_if_ready(now)
+
+    def _gather_tick(self, event: Tick, now: float) -> list[RoundEffect]:
+        return self._start_if_ready(now)
+
+    def _benched(self, peer: str) -> bool:
+        return peer in self._excluded or self._bench.get(peer, 0) >= self.index
+
+    def _late(self) -> tuple[str, ...]:
+        return tuple(p for p in self._cast.expected if p not in self._ready and not self._benched(p))
+
+    def _start_if_ready(self, now: float) -> list[RoundEffect]:
+        contributors = [peer for peer in self._cast.live if peer in self._ready and not self._benched(peer)]
+        if not contributors:
+            self._quorum_at = None
+            self.reason = ""
+            return []
+        late = self._late()
+        policy = self._policy
+        if late:
+            limit_at = self._first_ready_at + policy.grace_ceiling_s
+            if len(contributors) >= math.ceil(policy.quorum * (len(contributors) + len(late))):
+                self._quorum_at = now if self._quorum_at is None else self._quorum_at
+                limit_at = min(limit_at, self._quorum_at + self._grace_s(late, self._quorum_at))
+            else:
+                self._quorum_at = None
+            if now < limit_at:
+                self.reason = (
+                    f"waiting for {len(late)} of {len(contributors) + len(late)} to be ready: "
+                    f"{self._names(late)}; going on without in {limit_at - now:.1f} s"
+                )
+                return []
+        return self._begin_attempt(contributors, now)
+
+    def _grace_s(self, late: tuple[str, ...], since: float) -> float:
+        """How long those who are late may still take: until they are expected, if that is within the ceiling.
+
+        A peer expected only after the ceiling is not waited for at all: its contribution goes into a later sync.
+        """
+        policy = self._policy
+        grace_s = policy.grace_floor_s
+        for peer in late:
+            expected_at = self._cast.expected.get(peer)
+            if expected_at is None:
+                return policy.grace_ceiling_s
+            still_s = 1.25 * (expected_at - since) + policy.grace_floor_s
+            if still_s <= policy.grace_ceiling_s:
+                grace_s = max(grace_s, still_s)
+        return grace_s
+
+    def _begin_attempt(self, contributors: list[str], now: float) -> list[RoundEffect]:
+        # Who is behind the log fetches this update later too, and need not be waited for.
+        others = [p for p in self._cast.live if p not in contributors and p in self._cast.abreast]
+        receivers = [p for p in others if not self._benched(p)]
+        self.start = Start(
+            sync=SyncId(self.stream, self.index, self._next_attempt()),
+            view=self._cast.view,
+            contributors=tuple(contributors),
+            weights=tuple(self._ready[peer].weight for peer in contributors),
+            receivers=tuple(receivers),
+            shards=split_chunks(self._chunks, [1.0] * len(contributors)),
+        )
+        self.phase = Phase.MOVING
+        self._started_at = self._progress_at = now
+        self._held = {peer: _Held(progress_at=now) for peer in (*contributors, *receivers)}
+        self.reason = f"moving {self.start.sync} among {len(contributors)}"
+        return [Tell(peer, self.start) for peer in self._held]
+
+    # ---- moving
+
+    def _move_report(self, event: Reported, now: float) -> list[RoundEffect]:
+        assert self.start is not None
+        report = event.sync
+        held = self._held.get(event.peer)
+        if held is None or report.index != self.index or report.attempt != self.start.sync.attempt:
+            return self._brief(event, now)
+        if report.phase == "done" and report.digest and not held.done:
+            held.done = report.digest
+            held.progress_at = self._progress_at = now
+            return self._commit_if_done(now)
+        if report.phase == "moving":
+            held.waiting_for = report.waiting_for
+            if held.missing < 0 or report.missing < held.missing:
+                held.missing = report.missing
+                held.progress_at = self._progress_at = now
+        return []
+
+    def _move_cast(self, event: Cast, now: float) -> list[RoundEffect]:
+        assert self.start is not None
+        self._cast = event
+        self._ready = {peer: report for peer, report in self._ready.items() if peer in event.live}
+        lost = [peer for peer in self._held if peer not in event.live]
+        if not lost:
+            return []
+        for peer in lost:
+            del self._held[peer]
+        finished = bool(self._held) and all(held.done for held in self._held.values())
+        if finished or not set(lost) & set(self.start.contributors):
+            return self._commit_if_done(now)
+        return self._abort(f"lost {self._names(lost)}", (), now)
+
+    def _move_tick(self, event: Tick, now: float) -> list[RoundEffect]:
+        assert self.start is not None
+        policy = self._policy
+        deadline_s = self._move.usual_s(policy.deadline_floor_s, policy.deadline_ceiling_s, times=2.0)
+        waiting = [peer for peer, held in self._held.items() if not held.done]
+        stalled = [p for p in waiting if now - self._held[p].progress_at >= deadline_s]
+        for peer in [p for p in stalled if p in self.start.receivers]:
+            self._stall(peer)
+            del self._held[peer]
+            behind = LeftBehind(self.start.sync, peer, f"received nothing new for {deadline_s:.1f} s")
+            return [behind, *self._commit_if_done(now)]
+        if not stalled or now - self._progress_at < deadline_s:
+            self.reason = f"moving {self.start.sync}: {len(waiting)} of {len(self._held)} not done: {self._names(waiting)}"
+            return []
+        culprit = self._culprit(stalled)
+        self._stall(culprit)
+        return self._abort(f"{self._name_of(culprit)} stalled the sync for {deadline_s:.1f} s", (culprit,), now)
+
+    def _culprit(self, stalled: list[str]) -> str:
+        """The one whom most of the stalled wait for; among equals the one that is stalled itself, then the last in order."""
+        assert self.start is not None
+        votes = Counter(peer for reporter in stalled for peer in self._held[reporter].waiting_for)
+        order = {peer: k for k, peer in enumerate(self.start.contributors)}
+        suspects = [peer for peer in order if peer in votes or peer in stalled]
+        return max(suspects, key=lambda p: (votes[p], p in stalled, order[p]))
+
+    def _stall(self, peer: str) -> None:
+        self._stalls[peer] += 1
+        self._bench[peer] = self.index + min(2 ** self._stalls[peer], MAX_BENCH_SYNCS) - 1
+
+    def _commit_if_done(self, now: float) -> list[RoundEffect]:
+        assert self.start is not None
+        if not self._held:
+            return self._abort("everybody in it was lost", (), now)
+        digests = Counter(held.done for held in self._held.values())
+        if b"" in digests:
+            return []
+        (digest, count), *others = digests.most_common()
+        if others:
+            return self._differ(digest, count, now)
+        self.phase = Phase.COMMITTING
+        self.reason = f"writing the commit of {self.start.sync}"
+        gather_s = self._started_at - self._first_ready_at
+        return [Persist(self.start, digest, gather_s, now - self._started_at)]
+
+    def _differ(self, digest: bytes, count: int, now: float) -> list[RoundEffect]:
+        assert self.start is not None
+        dissent = tuple(peer for peer, held in self._held.items() if held.done != digest)
+        if count <= len(dissent):
+            self._ties += 1
+            dissent = () if self._ties <= DIGEST_RETRIES else (self.start.contributors[-1],)
+        return self._abort(f"digests differ, apart: {self._names(dissent) or 'no majority'}", dissent, now)
+
+    def _abort(self, reason: str, dropped: tuple[str, ...], now: float) -> list[RoundEffect]:
+        assert self.start is not None
+        sync = self.start.sync
+        effects: list[RoundEffect] = [Aborted(sync, reason, dropped)]
+        effects += [Tell(peer, Abort(sync, reason)) for peer in self._held]
+        self._excluded.update(dropped)
+        self._leave_attempt()
+        # The grace time is not given anew: whoever is ready starts again at once.
+        return effects + self._start_if_ready(now)
+
+    def _leave_attempt(self) -> None:
+        self.phase = Phase.GATHERING
+        self.start = None
+        self._held = {}
+
+    # ---- committing
+
+    def _commit_report(self, event: Reported, now: float) -> list[RoundEffect]:
+        return []
+
+    def _commit_cast(self, event: Cast, now: float) -> list[RoundEffect]:
+        self._cast = event
+        return []
+
+    def _persisted(self, event: Persisted, now: float) -> list[RoundEffect]:
+        self._move.add(now - self._started_at)
+        for peer in self._held:
+            self._stalls.pop(peer, None)
+        self.index += 1
+        self._ready = {}
+        self._excluded = set()
+        self._ties = 0
+        self._quorum_at = None
+        self._leave_attempt()
+        self.reason = ""
+        return [Committed()]
+
+    def _idle(self, event: Tick, now: float) -> list[RoundEffect]:
+        return []
+
+    # ---- a peer that missed something
+
+    def _brief(self, event: Reported, now: float) -> list[RoundEffect]:
+        """Tell a peer again what its report shows that it does not know."""
+        report = event.sync
+        if report.index != self.index or now - self._briefed_at.get(event.peer, -math.inf) < BRIEF_EVERY_S:
+            return []
+        self._briefed_at[event.peer] = now
+        if self.start is not None and event.peer in self._held:
+            return [Tell(event.peer, self.start)]
+        if report.phase == "ready":
+            return []
+        return [Tell(event.peer, Abort(SyncId(self.stream, report.index, report.attempt), "the attempt is over"))]
+
+
+_TABLE: dict[tuple[Phase, type], Any] = {
+    (Phase.GATHERING, Reported): Round._gather_report,
+    (Phase.GATHERING, Cast): Round._gather_cast,
+    (Phase.GATHERING, Tick): Round._gather_tick,
+    (Phase.MOVING, Reported): Round._move_report,
+    (Phase.MOVING, Cast): Round._move_cast,
+    (Phase.MOVING, Tick): Round._move_tick,
+    (Phase.COMMITTING, Reported): Round._commit_report,
+    (Phase.COMMITTING, Cast): Round._commit_cast,
+    (Phase.COMMITTING, Persisted): Round._persisted,
+    (Phase.COMMITTING, Tick): Round._idle,
+}

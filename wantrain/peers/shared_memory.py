@@ -1,0 +1,257 @@
+"""The memory that a trainer and the daemon beside it share: an mmap'ed file with two fp32 regions for each stream.
+
+The daemon creates the file, the trainer opens it. All numbers are little-endian. The file:
+
+    0     magic, 8 bytes; version u32; number of streams u32
+    64    i64  inner steps left until the next contribution    written by the trainer, each word on its own
+    72    f64  seconds per inner step
+    80    i64  own inner steps
+    128   i64  granted: the daemon adds 1 after every Granted that it has sent
+    256   for each stream: length of its name u16, name in UTF-8, elements u64
+    4096  for each stream, each region starting at a multiple of 4096: `out`, then `given`
+
+`out` is the trainer's to write (its weights, or its gradients) until it sends Contribute, then the daemon's until
+Granted. `given` is the daemon's to write. When a stream has been granted they hold, by kind,
+
+    start   given = phi
+    merge   given = phi (new); out = the trainer's own weights when it staged, computed as old given - delta
+    move    given = phi (new); out = old given, the phi that the trainer was last moved by
+    grad    given = mean gradient
+
+so the trainer takes over: start, merge without own steps since, and move with late="adopt": theta <- given; merge with
+own steps since, and move with late="rebase": theta <- given + (theta - out); grad: p.grad <- given.
+"""
+
+import contextlib
+import errno
+import mmap
+import os
+import struct
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from wantrain.errors import ConfigError, WantrainError
+
+LOCAL_RUN = bytes(8)
+"""Run id on the socket between trainer and daemon, which never leaves the machine."""
+
+_MAGIC = b"wantrain"
+_VERSION = 1
+_HEAD = struct.Struct("<8sII")
+_NAME = struct.Struct("<H")
+_ELEMENTS = struct.Struct("<Q")
+_PROGRESS_AT = 64
+_GRANTED_AT = 128
+_TABLE_AT = 256
+_PAGE_BYTES = 4096
+_MAX_ELEMENTS = 2**48
+
+
+def segment_directory() -> Path:
+    """Where a segment belongs: /dev/shm if it is writable, else the directory for temporary files."""
+    shared = Path("/dev/shm")
+    return shared if os.access(shared, os.W_OK) else Path(tempfile.gettempdir())
+
+
+class Segment:
+    """A mapped segment; made by `create` or `open`. The memory stays mapped as long as a tensor over it lives."""
+
+    def __init__(self, path: Path, memory: mmap.mmap, elements: Mapping[str, int]) -> None:
+        self.path = path
+        self.elements = dict(elements)
+        self.size_bytes = len(memory)
+        # Never memory.close(): torch.frombuffer would be left with tensors over unmapped memory.
+        self._out: dict[str, Tensor] = {}
+        self._given: dict[str, Tensor] = {}
+        for (name, count), start in zip(elements.items(), _starts(elements), strict=True):
+            self._out[name] = _region(memory, start, count)
+            self._given[name] = _region(memory, start + _region_bytes(count), count)
+        whole = memoryview(memory)
+        self._counts = whole[_PROGRESS_AT : _PROGRESS_AT + 24].cast("q")
+        self._seconds = whole[_PROGRESS_AT + 8 : _PROGRESS_AT + 16].cast("d")
+        self._granted = whole[_GRANTED_AT : _GRANTED_AT + 8].cast("q")
+
+    @classmethod
+    def create(cls, path: str | os.PathLike[str], elements: Mapping[str, int]) -> Self:
+        """Make the file, readable by its owner only, with all of its memory reserved.
+
+        Args:
+            path: absolute path of a file that is not there yet.
+            elements: stream name to the length of its vector in elements.
+
+        Raises:
+            WantrainError: there is not enough room, or the file cannot be made.
+            ConfigError: more streams than the header has room for.
+        """
+        path = Path(path)
+        table = b"".join(_NAME.pack(len(n.encode())) + n.encode() + _ELEMENTS.pack(c) for n, c in elements.items())
+        if len(table) > _PAGE_BYTES - _TABLE_AT:
+            raise ConfigError(
+                f"{len(elements)} streams take {len(table)} bytes of header, {_PAGE_BYTES - _TABLE_AT} are there",
+                hint="use fewer streams, or shorter names",
+            )
+        size_bytes = _size_bytes(elements)
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+        except OSError as error:
+            raise WantrainError(
+                f"cannot create shared memory {path}: {error.strerror}", hint="remove the file, or make its folder"
+            ) from error
+        try:
+            _reserve(descriptor, path, size_bytes)
+            memory = mmap.mmap(descriptor, size_bytes)
+        except BaseException:
+            path.unlink()
+            raise
+        finally:
+            os.close(descriptor)
+        memory[_TABLE_AT : _TABLE_AT + len(table)] = table
+        memory[: _HEAD.size] = _HEAD.pack(_MAGIC, _VERSION, len(elements))
+        return cls(path, memory, elements)
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str]) -> Self:
+        """Map a file that `create` has made.
+
+        Raises:
+            WantrainError: there is no such file, or it is not a whole segment of this version.
+        """
+        path = Path(path)
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW)
+        except OSError as error:
+            raise WantrainError(
+                f"cannot open shared memory {path}: {error.strerror}",
+                hint="trainer and daemon must run on one machine and share /dev/shm and the folder for temporary files",
+            ) from error
+        try:
+            size_bytes = os.fstat(descriptor).st_size
+            if size_bytes < _PAGE_BYTES:
+                raise _damaged(path, f"it has {size_bytes} bytes, less than a header")
+            memory = mmap.mmap(descriptor, size_bytes)
+        finally:
+            os.close(descriptor)
+        elements = _read_table(path, memory[:_PAGE_BYTES])
+        if _size_bytes(elements) != size_bytes:
+            raise _damaged(path, f"it has {size_bytes} bytes where its header wants {_size_bytes(elements)}")
+        return cls(path, memory, elements)
+
+    def out(self, stream: str) -> Tensor:
+        """fp32[elements] view of what the trainer stages."""
+        return self._out[stream]
+
+    def given(self, stream: str) -> Tensor:
+        """fp32[elements] view of what the daemon hands out."""
+        return self._given[stream]
+
+    def post_progress(self, *, steps_left: int, step_s: float, own_steps: int) -> None:
+        """Trainer: say how far it is; costs less than a microsecond.
+
+        Args:
+            steps_left: inner steps until the next contribution.
+            step_s: seconds per inner step, 0 if unknown.
+            own_steps: inner steps made.
+        """
+        self._counts[0] = steps_left
+        self._seconds[0] = step_s
+        self._counts[2] = own_steps
+
+    def progress(self) -> tuple[int, float, int]:
+        """Daemon: (steps_left, step_s, own_steps) as posted last, all 0 before that."""
+        return self._counts[0], self._seconds[0], self._counts[2]
+
+    def bump(self) -> None:
+        """Daemon: a Granted was sent."""
+        self._granted[0] += 1
+
+    @property
+    def granted(self) -> int:
+        """How many Granted were sent to the trainer of this segment."""
+        return self._granted[0]
+
+    def close(self) -> None:
+        """Let go of the regions; what others hold of them stays valid, and only then is the memory unmapped."""
+        self._out.clear()
+        self._given.clear()
+
+    def unlink(self) -> None:
+        """Remove the file; the memory lives on in who has mapped it. Again is fine."""
+        with contextlib.suppress(FileNotFoundError):
+            self.path.unlink()
+
+
+def _region_bytes(count: int) -> int:
+    return -(-4 * count // _PAGE_BYTES) * _PAGE_BYTES
+
+
+def _starts(elements: Mapping[str, int]) -> Iterator[int]:
+    """Where in the file each stream's two regions begin, in bytes."""
+    start = _PAGE_BYTES
+    for count in elements.values():
+        yield start
+        start += 2 * _region_bytes(count)
+
+
+def _size_bytes(elements: Mapping[str, int]) -> int:
+    return _PAGE_BYTES + 2 * sum(map(_region_bytes, elements.values()))
+
+
+def _region(memory: mmap.mmap, start: int, count: int) -> Tensor:
+    if not count:
+        return torch.empty(0)
+    return torch.frombuffer(memory, dtype=torch.float32, count=count, offset=start)
+
+
+def _reserve(descriptor: int, path: Path, size_bytes: int) -> None:
+    """Give the file its memory now: a full file system met later would end the process with SIGBUS."""
+    try:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(descriptor, 0, size_bytes)
+        else:
+            block = bytes(1 << 20)
+            for start in range(0, size_bytes, len(block)):
+                os.pwrite(descriptor, block[: size_bytes - start], start)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.ENOMEM):
+            raise
+        room = os.statvfs(path.parent)
+        raise WantrainError(
+            f"{size_bytes / 2**20:,.1f} MiB of shared memory are needed in {path.parent}, "
+            f"{room.f_bavail * room.f_frsize / 2**20:,.1f} MiB are free",
+            hint="make room there, or give the container more (docker run --shm-size=…)",
+        ) from error
+
+
+def _read_table(path: Path, header: bytes) -> dict[str, int]:
+    magic, version, streams = _HEAD.unpack_from(header)
+    if magic != _MAGIC:
+        raise _damaged(path, "it is no segment")
+    if version != _VERSION:
+        raise WantrainError(
+            f"shared memory {path} has version {version}, here {_VERSION}",
+            hint="run trainer and daemon with the same wantrain",
+        )
+    elements: dict[str, int] = {}
+    at = _TABLE_AT
+    try:
+        for _ in range(streams):
+            (length,) = _NAME.unpack_from(header, at)
+            at += _NAME.size
+            name = header[at : at + length].decode()
+            (count,) = _ELEMENTS.unpack_from(header, at + length)
+            at += length + _ELEMENTS.size
+            if name in elements or count > _MAX_ELEMENTS:
+                raise _damaged(path, f"its header has {count} elements of stream {name!r}")
+            elements[name] = count
+    except (struct.error, UnicodeDecodeError) as error:
+        raise _damaged(path, f"its header is broken: {error}") from None
+    return elements
+
+
+def _damaged(path: Path, reason: str) -> WantrainError:
+    return WantrainError(f"{path} cannot be used as shared memory: {reason}", hint="start the peer again")

@@ -1,0 +1,149 @@
+"""A link within one process, for tests: same rules as the real one, no sockets, no waiting."""
+
+from collections import deque
+from collections.abc import Sequence
+from itertools import count
+
+from wantrain.errors import WireError
+from wantrain.transport.link import Connected, Disconnected, Done, Dropped, LinkEvent, LinkStats, Received
+from wantrain.transport.wire import Buffer, Message, decode, encode, size_bytes
+
+HIGH_WATER = 64
+MAX_EVENTS = 256
+
+
+class MemoryHub:
+    """The network that links of one process share; `connect` finds a link by the name of its peer.
+
+    Args:
+        high_water: messages that may wait on one connection in one direction.
+    """
+
+    def __init__(self, high_water: int = HIGH_WATER) -> None:
+        self.high_water = high_water
+        self.links: dict[str, MemoryLink] = {}
+        self.numbers = count()
+
+
+class _Connection:
+    """A dialled connection, with one queue of encoded messages for each end."""
+
+    def __init__(self, number: int, client: "MemoryLink", server: "MemoryLink") -> None:
+        self.token = number.to_bytes(8, "big")
+        self.client, self.server = client, server
+        self.to_client: deque[list[bytes]] = deque()
+        self.to_server: deque[list[bytes]] = deque()
+
+    def end(self, link: "MemoryLink") -> tuple[str, deque[list[bytes]], deque[list[bytes]]]:
+        """Who is at the other end, what came in from there, what goes there."""
+        if link is self.client:
+            return self.server.me, self.to_client, self.to_server
+        return self.client.me, self.to_server, self.to_client
+
+
+class MemoryLink:
+    """One endpoint named `me` on a hub; see `Link`. Addresses and keys are ignored, `poll` returns at once.
+
+    Buffers are copied, and every message goes through the wire format. Closing a link and making another of the same
+    name is a restart.
+    """
+
+    def __init__(self, hub: MemoryHub, me: str, run: bytes = bytes(8)) -> None:
+        self.me = me
+        self._hub = hub
+        self._run = run
+        self._dialled: dict[str, _Connection | None] = {}
+        self._routes: dict[str, _Connection] = {}
+        self._connections: dict[bytes, _Connection] = {}
+        self._stats: dict[str, LinkStats] = {}
+        self._done: list[Done] = []
+        hub.links[me] = self
+
+    def connect(
+        self, peer: str, address: str, server_key: bytes, *, client_key: tuple[bytes, bytes] | None = None
+    ) -> None:
+        self._dialled.setdefault(peer, None)
+
+    def disconnect(self, peer: str) -> None:
+        connection = self._dialled.pop(peer, None)
+        if connection is not None:
+            self._cut(connection)
+
+    def send(self, peer: str, message: Message, done: Done | None = None) -> bool:
+        connection = self._dialled.get(peer) or self._routes.get(peer)
+        return connection is not None and self._put(connection, message, done)
+
+    def reply(self, connection: bytes, message: Message, done: Done | None = None) -> bool:
+        found = self._connections.get(connection)
+        return found is not None and self._put(found, message, done)
+
+    def poll(self, timeout_s: float) -> list[LinkEvent]:
+        released, self._done = self._done, []
+        for done in released:
+            done()
+        events: list[LinkEvent] = []
+        for peer, connection in self._dialled.items():
+            if connection is not None and connection.token not in self._connections:
+                self._dialled[peer] = None
+                events.append(Disconnected(peer, "connection lost"))
+            elif connection is None and peer in self._hub.links:
+                server = self._hub.links[peer]
+                new = _Connection(next(self._hub.numbers), self, server)
+                self._dialled[peer] = self._connections[new.token] = server._connections[new.token] = new
+                events.append(Connected(peer))
+        waiting = deque(self._connections.values())
+        while waiting and len(events) < MAX_EVENTS:
+            connection = waiting.popleft()
+            source, incoming, _ = connection.end(self)
+            if incoming:
+                events.append(self._receive(connection, source, incoming.popleft()))
+                waiting.append(connection)
+        return events
+
+    def stats(self) -> dict[str, LinkStats]:
+        return self._stats
+
+    def close(self, linger_s: float = 0.0) -> None:
+        for connection in list(self._connections.values()):
+            self._cut(connection)
+        if self._hub.links.get(self.me) is self:
+            del self._hub.links[self.me]
+        released, self._done = self._done, []
+        for done in released:
+            done()
+
+    def _put(self, connection: _Connection, message: Message, done: Done | None) -> bool:
+        peer, _, outgoing = connection.end(self)
+        frames = encode(message, self._run)
+        if connection.token not in self._connections or len(outgoing) >= self._hub.high_water:
+            return False
+        outgoing.append([bytes(frame) for frame in frames])
+        counted = self._stats.setdefault(peer, LinkStats())
+        counted.messages_sent += 1
+        counted.bytes_sent += _total(frames)
+        if done is not None:
+            self._done.append(done)
+        return True
+
+    def _receive(self, connection: _Connection, source: str, frames: list[bytes]) -> LinkEvent:
+        counted = self._stats.setdefault(source, LinkStats())
+        try:
+            message = decode(frames, self._run)
+        except WireError as error:
+            counted.dropped += 1
+            return Dropped(source, error.message)
+        counted.messages_received += 1
+        counted.bytes_received += _total(frames)
+        if connection.server is self:
+            self._routes[source] = connection
+        return Received(source, connection.token, message)
+
+    def _cut(self, connection: _Connection) -> None:
+        for link in (connection.client, connection.server):
+            link._connections.pop(connection.token, None)
+            for source in [source for source, route in link._routes.items() if route is connection]:
+                del link._routes[source]
+
+
+def _total(frames: Sequence[Buffer]) -> int:
+    return sum(map(size_bytes, frames))
