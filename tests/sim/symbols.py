@@ -137,7 +137,9 @@ class SymbolicTensors:
 
     def grant(self, stream: str, kind: str) -> None:
         regions = self.regions
-        if kind == "grad":
+        if self.streams[stream].state == "grad":
+            if kind != "grad":
+                return
             regions.given[stream] = self.gradient[stream]
             return
         if kind == "merge":

@@ -501,7 +501,7 @@ class SimTrainer:
 
     def _adopt(self, stream: str, kind: str) -> None:
         assert self.regions is not None
-        if kind == "grad":
+        if next(s.state for s in self.world.streams if s.name == stream) == "grad":
             return
         given, out = self.regions.given[stream], self.regions.out.get(stream)
         late = next(s.late for s in self.world.streams if s.name == stream)

@@ -8,6 +8,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TypeAlias
 
@@ -118,7 +119,8 @@ def folder() -> Iterator[Path]:
 
 @pytest.fixture(params=["memory", "tcp", "ipc"])
 def world(request: pytest.FixtureRequest, folder: Path) -> Iterator[World]:
-    made = {"memory": MemoryWorld, "tcp": TcpWorld, "ipc": lambda: IpcWorld(folder)}[request.param]()
+    kinds: dict[str, Callable[[], World]] = {"memory": MemoryWorld, "tcp": TcpWorld, "ipc": lambda: IpcWorld(folder)}
+    made = kinds[request.param]()
     yield made
     made.close()
 
@@ -217,7 +219,7 @@ def test_done_is_called_once_from_poll_when_the_buffers_are_free(world: World) -
     done: list[int] = []
     for number in range(3):
         message = Message("Part", {"n": number}, (bytearray(1 << 20), b"small"))
-        assert client.send("server", message, lambda number=number: done.append(number))
+        assert client.send("server", message, partial(done.append, number))
     assert client.send("server", Message("Bare"), lambda: done.append(3))
     assert not done
     until(lambda _: len(done) == 4, client, server)
@@ -508,6 +510,7 @@ def test_one_poll_returns_a_bounded_number_of_events_from_all_senders(tcp: TcpWo
     for link in diallers:
         tcp.connect(link)
         until(has(Connected("server")), link, server)
+    for link in diallers:
         for number in range(60):
             assert link.send("server", Message("N", {"n": number}))
     total = 0
@@ -587,10 +590,11 @@ def test_ipv6_loopback_works_where_the_host_has_it() -> None:
 
 def test_close_leaves_no_sockets_and_no_threads(folder: Path) -> None:
     def cycle() -> None:
-        for world in (TcpWorld(), IpcWorld(folder)):
+        worlds: list[TcpWorld | IpcWorld] = [TcpWorld(), IpcWorld(folder)]
+        for world in worlds:
             server, client = connected(world)
             deliver(client, "server", Message("Part", {}, (bytes(1 << 20),)), server)
-            client.connect("absent", "127.0.0.1:9", SERVER.curve_public)
+            client.connect("absent", world.address.replace("link", "absent"), SERVER.curve_public)
             world.close()
 
     def count() -> tuple[int, int, int]:

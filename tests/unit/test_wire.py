@@ -21,7 +21,7 @@ VECTORS = json.loads((Path(__file__).parents[1] / "vectors" / "wire.json").read_
 
 def header(**changes: Any) -> bytes:
     fields = {"v": 1, "r": RUN, "k": "Part", "b": {"chunk": 1}, "n": []} | changes
-    return msgpack.packb({key: value for key, value in fields.items() if value is not ...})
+    return bytes(msgpack.packb({key: value for key, value in fields.items() if value is not ...}))
 
 
 @pytest.mark.parametrize("vector", VECTORS["valid"], ids=lambda vector: vector["name"])

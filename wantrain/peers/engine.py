@@ -22,8 +22,9 @@ from wantrain.peers.messages import Manifest
 from wantrain.peers.shared_memory import Segment
 from wantrain.transport.codec import Codec, as_tensor, codec
 from wantrain.transport.digest import chunk_digest
+from wantrain.transport.direct import Payload
 from wantrain.transport.partition import chunk_bounds, chunk_elements
-from wantrain.transport.wire import Buffer, size_bytes
+from wantrain.transport.wire import size_bytes
 
 
 @dataclass(slots=True, eq=False)
@@ -40,7 +41,7 @@ class _Vector:
     slots: tuple[Tensor, ...]
     contribution: Tensor | None = None
     incoming: Tensor | None = None
-    encoded: dict[int, Buffer] = field(default_factory=dict)
+    encoded: dict[int, Payload] = field(default_factory=dict)
     """Chunks of the contribution that were encoded."""
 
 
@@ -169,7 +170,7 @@ class Engine:
 
     # ---- the all-reduce
 
-    def part(self, stream: str, chunk: int) -> Buffer:
+    def part(self, stream: str, chunk: int) -> Payload:
         """A chunk of the contribution, encoded once; the same buffer at every call until `use_stage`.
 
         Raises:
@@ -181,7 +182,7 @@ class Engine:
             vector.encoded[chunk] = _encoded(vector.codec, _contribution(vector)[start:stop])
         return vector.encoded[chunk]
 
-    def reduce(self, stream: str, chunk: int, inputs: Sequence[tuple[float, Buffer | None]]) -> Buffer:
+    def reduce(self, stream: str, chunk: int, inputs: Sequence[tuple[float, Payload | None]]) -> Payload:
         """Weighted mean of a chunk, encoded into a new buffer: fp32 sum of weight * value in this order, divided.
 
         Args:
@@ -205,21 +206,21 @@ class Engine:
         mean.div_(sum(weight for weight, _ in inputs))
         return _encoded(vector.codec, mean)
 
-    def check(self, stream: str, chunk: int, payload: Buffer) -> str | None:
+    def check(self, stream: str, chunk: int, payload: Payload) -> str | None:
         """Why these encoded bytes may not be used as that chunk, or None."""
         vector = self._vectors[stream]
         start, stop = vector.bounds[chunk]
         return vector.codec.check(as_tensor(payload), stop - start)
 
-    def digest(self, payload: Buffer) -> bytes:
+    def digest(self, payload: Payload) -> bytes:
         """SHA-256 of encoded bytes."""
         return chunk_digest(payload)
 
-    def size_bytes(self, payload: Buffer) -> int:
+    def size_bytes(self, payload: Payload) -> int:
         """Size of encoded bytes."""
         return size_bytes(payload)
 
-    def apply(self, stream: str, payloads: Sequence[Buffer], skip: frozenset[int] = frozenset()) -> None:
+    def apply(self, stream: str, payloads: Sequence[Payload], skip: frozenset[int] = frozenset()) -> None:
         """Run the outer update of a `param` stream on phi and its outer state; keep the mean of a `grad` stream.
 
         Args:
@@ -239,25 +240,25 @@ class Engine:
 
     # ---- the state, in chunks: those of the first `param` stream, then those of the next
 
-    def read_state(self, k: int) -> Buffer:
+    def read_state(self, k: int) -> Payload:
         """State chunk k, copied: fp32[n] of phi, then fp32[n] of each slot of outer state."""
         tensors = self._state_chunk(k)
         copy = torch.empty(sum(tensor.numel() for tensor in tensors))
         torch.cat(tensors, out=copy)
         return _bytes_of(copy)
 
-    def check_state(self, k: int, payload: Buffer) -> str | None:
+    def check_state(self, k: int, payload: Payload) -> str | None:
         """Why these bytes cannot be state chunk k, or None."""
-        needed = 4 * sum(tensor.numel() for tensor in self._state_chunk(k))
+        needed = sum(4 * tensor.numel() for tensor in self._state_chunk(k))
         if size_bytes(payload) != needed:
             return f"{size_bytes(payload)} bytes where {needed} belong"
         return None if _finite(as_tensor(payload).view(torch.float32)) else "a value is NaN or infinite"
 
-    def store_state(self, k: int, payload: Buffer) -> None:
+    def store_state(self, k: int, payload: Payload) -> None:
         """Take over state chunk k, which `check_state` has found good."""
         tensors = self._state_chunk(k)
         values = as_tensor(payload).view(torch.float32)
-        for tensor, part in zip(tensors, values.split([t.numel() for t in tensors]), strict=True):
+        for tensor, part in zip(tensors, values.chunk(len(tensors)), strict=True):
             tensor.copy_(part)
 
     def digest_steps(self) -> Iterator[bytes | None]:
@@ -303,7 +304,7 @@ def _contribution(vector: _Vector) -> Tensor:
     return vector.contribution
 
 
-def _encoded(how: Codec, values: Tensor) -> Buffer:
+def _encoded(how: Codec, values: Tensor) -> Payload:
     out = torch.empty(how.encoded_bytes(values.numel()), dtype=torch.uint8)
     how.encode(values, out)
     return _bytes_of(out)
@@ -311,7 +312,7 @@ def _encoded(how: Codec, values: Tensor) -> Buffer:
 
 def _bytes_of(tensor: Tensor) -> memoryview:
     """The tensor's memory as bytes, kept alive by the view."""
-    return memoryview(tensor.view(torch.uint8).numpy())
+    return tensor.view(torch.uint8).numpy().data
 
 
 def _finite(values: Tensor) -> bool:

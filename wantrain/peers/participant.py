@@ -168,6 +168,8 @@ class Participant:
         self._queued: dict[str, Staged] = {}
         """Contributions of a new trainer, behind what its predecessor had staged."""
         self._attempts: dict[str, _Attempt] = {}
+        self._gradients: dict[str, int] = {}
+        """Per gradient stream: the sync whose mean gradient is at hand."""
         self._early: list[FromPeer] = []
         self._state_fetch: catchup.Fetch | None = None
         self._chunk_numbers: dict[int, int] = {}
@@ -488,11 +490,17 @@ class Participant:
             return [RefuseTrainer("non-finite", reason, "lower the learning rate, or clip gradients")]
         if trainer.granted[event.stream] < self.indices[event.stream]:
             # The sync that this was meant for went on without it.
-            kind = "grad" if self._streams[event.stream].state == "grad" else "move"
-            return [self._grant(event, kind)]
+            return [self._grant(event, self._outcome(event.stream, taken=False))]
         self._stages[event.stream] = _Stage(event)
         self._trainer_state = "waiting"
         return [UseStage(event.stream)]
+
+    def _outcome(self, stream: str, *, taken: bool) -> str:
+        """The kind of grant that tells a trainer what became of its contribution."""
+        if self._streams[stream].state == "grad":
+            # A mean gradient that a snapshot has skipped is not to be had any more: the trainer goes on with its own.
+            return "grad" if self._gradients.get(stream) == self.indices[stream] else "start"
+        return "merge" if taken else "move"
 
     def _grant(self, event: Staged, kind: str) -> Grant:
         assert self._trainer is not None
@@ -672,6 +680,8 @@ class Participant:
         effects: list[Effect] = []
         if payloads or not self._chunks[name]:
             effects.append(Apply(record, payloads, frozenset(skip)))
+            if self._streams[name].state == "grad":
+                self._gradients[name] = record.sync.index
         if self._chunk_numbers and self.applied >= max(self._chunk_numbers.values()):
             self._chunk_numbers = {}
         self._decide(record)
@@ -693,8 +703,7 @@ class Participant:
             del self._stages[name]
             trainer = self._trainer
             if trainer is not None and trainer.started and trainer.boot == stage.event.boot:
-                kind = "merge" if stage.taken else "move"
-                effects.append(self._grant(stage.event, "grad" if self._streams[name].state == "grad" else kind))
+                effects.append(self._grant(stage.event, self._outcome(name, taken=stage.taken)))
             self._trainer_state = "training" if self._trainer_state == "waiting" else self._trainer_state
             self._why = ""
             if (queued := self._queued.pop(name, None)) is not None:
@@ -815,12 +824,13 @@ class Participant:
         self._drop_fetches()
         self._records, self._attempts, self._early = {}, {}, []
         self._stages, self._queued = {}, {}
+        self._genesis_wanted, self._gradients = False, {}
         self._own_genesis, self._own_digest, self._audit_from = b"", b"", 0
         self._indices_known = False
         self._welcome = None
         self.log.clear()
-        if self._trainer is not None and self._trainer.started:
-            self._trainer.started = False
+        if self._trainer is not None:
+            self._trainer.answered = self._trainer.started = False
             self._trainer_state = "starting"
         return [Note("refetch", {"reason": reason})]
 

@@ -350,7 +350,7 @@ class Peer:
     def idle_work(self, now: float) -> bool:
         """One step of work that can wait: the digest of the state. False if there is nothing left to do."""
         core = self.core
-        if self.tensors is None or not core.complete or core.digested == core.applied:
+        if self.tensors is None or core.left or not core.complete or core.digested == core.applied:
             return False
         if self._digest is None or self._digest[0] != core.applied:
             self._digest = (core.applied, self.tensors.digest_steps())

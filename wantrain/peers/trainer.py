@@ -1,7 +1,7 @@
-"""The trainer's side of the schedule as a pure core: after which inner step a stream is staged, waited for and adopted.
+"""The trainer's side of the schedule as a pure core: after which inner step a stream is staged, waited for, adopted.
 
-`session.py` is its shell: it copies tensors, talks to the daemon and blocks. The core is told of every inner step and of
-every grant, and answers with what to do now.
+`session.py` is its shell: it copies tensors, talks to the daemon and blocks. The core is told of every inner step and
+of every grant, and answers with what to do now.
 """
 
 from collections.abc import Sequence
@@ -135,7 +135,8 @@ class TrainerCore:
             if stream.state != state:
                 continue
             if state == "grad":
-                effects += self._stage(progress, block=True)
+                if not progress.outstanding:
+                    effects += self._stage(progress, block=True)
             elif progress.since >= progress.period and not progress.outstanding:
                 effects += self._stage(progress, block=stream.delay == 0)
             elif progress.outstanding and progress.since >= min(progress.period, stream.delay or progress.period):
@@ -147,9 +148,6 @@ class TrainerCore:
         return [Wait(self.waiting)] if self.waiting else []
 
     def _stage(self, progress: _Progress, *, block: bool) -> list[TrainerEffect]:
-        if progress.outstanding:
-            progress.blocking = block
-            return []
         progress.serial += 1
         progress.since = 0
         progress.period = progress.stream.every
@@ -169,9 +167,8 @@ class TrainerCore:
         progress.outstanding, progress.patient = False, True
         stepped = progress.since > 0
         if progress.stream.state == "grad" and stepped:
-            # The mean of a step that is over: it is dropped, and if the next step waits already, its gradient goes out.
             progress.index = event.index
-            return (self._stage(progress, block=True) if progress.blocking else []) + self._wait()
+            return self._wait()  # the mean of a step that was made alone
         effects = self._adopted(progress, event, stepped=stepped)
         if event.kind == "move" and progress.stream.late == "rebase":
             # Own progress that is not in yet stays staged for the next sync; training goes on meanwhile.

@@ -20,7 +20,7 @@ MAX_DEPTH = 8
 MAX_ITEMS = 1 << 18
 """Values in one header: bounds the memory that many tiny values take as Python objects."""
 
-Buffer: TypeAlias = bytes | bytearray | memoryview
+Buffer: TypeAlias = "bytes | bytearray | memoryview[Any]"
 
 _FIELDS = {"v", "r", "k", "b", "n"}
 

@@ -1,20 +1,18 @@
 """The link over ZeroMQ: CURVE over TCP between hosts, ipc within one; the only module that imports zmq."""
 
-import contextlib
 import math
-import os
-import re
-import socket as plain_socket
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import count
+from pathlib import Path
 
 import zmq
 from zmq.utils.monitor import parse_monitor_message
 
 from wantrain.errors import AddressInUseError, ConfigError, WireError
+from wantrain.transport.address import endpoint_of, refuse_taken_path
 from wantrain.transport.link import Connected, Disconnected, Done, Dropped, LinkEvent, LinkStats, Received
 from wantrain.transport.wire import MAX_BUFFER_BYTES, MAX_FRAMES, RUN_BYTES, Buffer, Message, decode, encode, size_bytes
 
@@ -28,13 +26,10 @@ MAX_ROUTES = 4
 LOCAL = "local"
 """Source of everything that comes over ipc: whoever may open the socket's file."""
 
-MAX_IPC_PATH_BYTES = 103
-"""The least that operating systems allow for the path of a socket."""
 
 _IO_THREADS = 2
 _RELEASE_CHECK_S = 0.005
 _REDIAL_FIRST_S, _REDIAL_LAST_S = 0.1, 5.0
-_TCP_ADDRESS = re.compile(r"(\*|\[[0-9A-Fa-f:.%\w]+\]|[^\s:/@\[\]]+):(\d{1,5})")
 _OPTIONS = {
     zmq.LINGER: 0,
     zmq.SNDHWM: HIGH_WATER,
@@ -127,6 +122,7 @@ class ZmqLink:
         self._turn = 0
         self._router: _Socket | None = None
         self._ipc = bind is not None and bind.startswith("ipc://")
+        self._bound_path: Path | None = None
         self.address = ""
         """Where we listen, with the real port; "" if nowhere."""
         if bind is not None:
@@ -148,7 +144,7 @@ class ZmqLink:
             if (old.address, old.server_key, old.client_key) == (address, server_key, client_key):
                 return
             self.disconnect(peer)
-        _endpoint(address)
+        endpoint_of(address)
         if not address.startswith("ipc://") and (len(server_key) != 32 or client_key is None):
             raise ConfigError(
                 f"cannot dial {address} without encryption: a server key of {len(server_key)} bytes (32 are needed), "
@@ -218,6 +214,9 @@ class ZmqLink:
         self._tokens.clear()
         self._routes.clear()
         self._router = None
+        if self._bound_path is not None:  # libzmq leaves it there; gone before the socket, it cannot be a successor's
+            self._bound_path.unlink(missing_ok=True)
+            self._bound_path = None
         self._context.destroy(linger=math.ceil(linger_s * 1000))
         leaving, self._leaving = self._leaving, []
         for _, done in leaving:
@@ -226,11 +225,11 @@ class ZmqLink:
     # ---- listening
 
     def _listen(self, bind: str) -> None:
-        endpoint = _endpoint(bind)
+        endpoint = endpoint_of(bind)
         router = self._router = self._socket(zmq.ROUTER, bind)
         router.setsockopt(zmq.ROUTER_MANDATORY, 1)
         if self._ipc:
-            _refuse_taken_path(bind.removeprefix("ipc://"))
+            refuse_taken_path(bind.removeprefix("ipc://"))
         else:
             if self._key is None:
                 raise ConfigError(f"cannot listen at {bind} without encryption: our CURVE key is missing")
@@ -254,7 +253,8 @@ class ZmqLink:
             ) from error
         self.address = router.getsockopt_string(zmq.LAST_ENDPOINT).removeprefix("tcp://")
         if self._ipc:
-            os.chmod(bind.removeprefix("ipc://"), 0o600)
+            self._bound_path = Path(bind.removeprefix("ipc://"))
+            self._bound_path.chmod(0o600)
         self._watch(router, lambda events: self._take_routed(router, events))
 
     def _take_zap(self, zap: _Socket, events: list[LinkEvent]) -> bool:
@@ -325,7 +325,7 @@ class ZmqLink:
         self._watch(monitor, lambda events: self._take_monitored(dial, monitor, events))
         self._watch(socket, lambda events: self._take_dialled(dial, socket, events))
         try:
-            socket.connect(_endpoint(dial.address))
+            socket.connect(endpoint_of(dial.address))
         except zmq.ZMQError as error:
             self.disconnect(dial.peer)
             raise ConfigError(f"cannot dial {dial.address}: {error.strerror}", hint="check the address") from error
@@ -446,29 +446,6 @@ class ZmqLink:
         for done in left:
             done()
         return bool(left)
-
-
-def _endpoint(address: str) -> str:
-    if address.startswith("ipc:///") and len(os.fsencode(address)) <= len("ipc://") + MAX_IPC_PATH_BYTES:
-        return address
-    match = _TCP_ADDRESS.fullmatch(address)
-    if match is None or int(match[2]) > 65535:
-        raise ConfigError(
-            f"{address[:300]!r} is not an address",
-            hint='use "host:port" (an IPv6 host in brackets), or "ipc://" and an absolute path of at most '
-            f"{MAX_IPC_PATH_BYTES} bytes",
-        )
-    return f"tcp://{address}"
-
-
-def _refuse_taken_path(path: str) -> None:
-    """libzmq would take a living socket's path away from its owner without a word."""
-    with (
-        plain_socket.socket(plain_socket.AF_UNIX) as probe,
-        contextlib.suppress(FileNotFoundError, ConnectionRefusedError),
-    ):
-        probe.connect(path)
-        raise AddressInUseError(f"ipc://{path} is taken by another process", hint="stop it, or use another path")
 
 
 def _receive(socket: _Socket) -> list[zmq.Frame]:

@@ -1,0 +1,611 @@
+"""The training API against a daemon in a thread: real sockets and shared memory, one-peer sums, scripted answers."""
+
+import logging
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import wantrain
+from wantrain import Swarm, session
+from wantrain.errors import ConfigError, ModelMismatchError, RefusedError, UnreachableError
+from wantrain.optimizers.stream import Stream
+from wantrain.peers.engine import Engine
+from wantrain.peers.layout import stream_chunks
+from wantrain.peers.messages import (
+    Attach,
+    Attached,
+    Contribute,
+    Detach,
+    Detached,
+    GenesisWritten,
+    Granted,
+    Log,
+    Record,
+    Refused,
+    Waiting,
+    pack,
+    unpack,
+)
+from wantrain.peers.shared_memory import LOCAL_RUN
+from wantrain.shard import shuffled
+from wantrain.transport.codec import codec
+from wantrain.transport.link import Received
+from wantrain.transport.partition import chunk_bounds
+from wantrain.transport.zmq_link import ZmqLink
+
+torch.set_num_threads(1)
+
+DEADLINE_S = 30.0
+MEAN = Stream("param", every=2, merge="mean", codec="fp32")
+NESTEROV = Stream("param", every=2, merge="nesterov", codec="fp32")
+GRAD = Stream("grad", state="grad", every=1, codec="fp32", late="adopt")
+
+
+class Daemon(threading.Thread):
+    """A peer without a run: every sync commits at once, with the trainer's contribution or without.
+
+    Args:
+        folder: for socket and segment.
+        streams: what the trainer is told.
+        initial: the run's phi, or None to ask the trainer for it.
+        answer: kind of the grant for a contribution; "" for none; "refuse".
+        foreign: value of every element of the others' update.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *streams: Stream,
+        initial: float | None = 1.0,
+        answer: Callable[[Contribute], str] = lambda _: "merge",
+        foreign: float = 0.25,
+    ) -> None:
+        super().__init__(daemon=True)
+        self.address = f"ipc://{folder}/socket"
+        self.folder, self.streams, self.initial, self.answer, self.foreign = folder, streams, initial, answer, foreign
+        self.engine: Engine | None = None
+        self.received: list[Record] = []
+        self.refuse_attach: Refused | None = None
+        self.mute = False
+        self.failure: BaseException | None = None
+        self.pending: list[Granted] = []
+        self.release = threading.Event()
+        """Set: grants that were held back (answer "later") go out."""
+        self.stopping = threading.Event()
+
+    def run(self) -> None:
+        link = ZmqLink(LOCAL_RUN, bind=self.address)
+        try:
+            while not self.stopping.is_set():
+                for event in link.poll(0.01):
+                    assert isinstance(event, Received), event
+                    record = unpack(event.message)
+                    self.received.append(record)
+                    for reply in () if self.mute else self.react(record):
+                        assert link.reply(event.connection, pack(reply))
+                        self.sent(reply)
+                    connection = event.connection
+                if self.release.is_set():
+                    while self.pending:
+                        grant = self.pending.pop(0)
+                        self.tensors.grant(grant.stream, grant.kind)
+                        assert link.reply(connection, pack(grant))
+                        self.sent(grant)
+        except BaseException as error:
+            self.failure = error
+        finally:
+            link.close(linger_s=1.0)
+
+    def sent(self, record: Record) -> None:
+        if isinstance(record, Granted) and self.tensors.segment is not None:
+            self.tensors.segment.bump()
+
+    @property
+    def tensors(self) -> Engine:
+        assert self.engine is not None
+        return self.engine
+
+    def react(self, record: Record) -> list[Record]:
+        match record:
+            case Attach(manifest):
+                if self.refuse_attach:
+                    return [self.refuse_attach]
+                self.manifest = manifest
+                self.engine = Engine(manifest, self.streams)
+                path = self.folder / "segment"
+                self.engine.open_segment(path)
+                rows = tuple(asdict(stream) for stream in self.streams)
+                attached = Attached("p" * 52, "berlin", str(path), rows, self.initial is None)
+                return [Waiting("for the others"), attached, *([] if self.initial is None else self.start_grants())]
+            case GenesisWritten():
+                self.tensors.adopt_genesis()
+                return self.start_grants()
+            case Contribute():
+                return self.contributed(record)
+            case Detach():
+                return [Detached()]
+        return []
+
+    def start_grants(self) -> list[Record]:
+        grants: list[Record] = []
+        for stream in self.streams:
+            if stream.state == "param":
+                if self.initial is not None:
+                    self.tensors.phi(stream.name).fill_(self.initial)
+                self.tensors.grant(stream.name, "start")
+                grants.append(Granted(stream.name, "start", 0, 4, 8))
+        return grants
+
+    def contributed(self, record: Contribute) -> list[Record]:
+        answer = self.answer(record)
+        if answer == "refuse":
+            return [Refused("non-finite", "NaN in it", "clip")]
+        name = record.stream
+        assert self.tensors.stage(name)[1]
+        self.tensors.use_stage(name)
+        kind = "merge" if answer == "later" else answer
+        stream = next(s for s in self.streams if s.name == name)
+        chunks = range(stream_chunks(stream, self.manifest))
+        if kind in ("merge", "grad"):
+            inputs: list[tuple[float, Any]] = [(1.0, None)]
+            self.tensors.apply(name, [self.tensors.reduce(name, k, self.others(stream, k, inputs)) for k in chunks])
+        else:
+            self.tensors.apply(name, [self.others(stream, k, [])[0][1] for k in chunks])
+        grant = Granted(name, kind, record.serial, 4 + record.serial, 8 + 2 * record.serial)
+        if answer == "later":
+            self.pending.append(grant)
+            return []
+        self.tensors.grant(name, kind)
+        return [Waiting("for berlin"), grant]
+
+    def others(self, stream: Stream, chunk: int, inputs: list[tuple[float, Any]]) -> list[tuple[float, Any]]:
+        """The inputs, and one whose every value is `foreign` if the sync is not the trainer's alone."""
+        if inputs and stream.state == "param":
+            return inputs
+        begin, end = chunk_bounds(self.tensors.phi(stream.name).numel())[chunk]
+        out = torch.empty(4 * (end - begin), dtype=torch.uint8)
+        codec("fp32").encode(torch.full((end - begin,), self.foreign), out)
+        return [*inputs, (1.0, out.numpy().data)]
+
+    def of(self, kind: type[Record]) -> list[Any]:
+        return [record for record in self.received if isinstance(record, kind)]
+
+    def stop(self) -> None:
+        self.stopping.set()
+        self.join(DEADLINE_S)
+        assert not self.is_alive()
+
+
+class Model(nn.Module):
+    """Two tensors that every step moves: the gradient of the loss is 1 everywhere; one is tied, one frozen."""
+
+    def __init__(self, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        self.first = nn.Parameter(torch.full((3, 5), 10.0, dtype=dtype))
+        self.second = nn.Parameter(torch.full((7,), 20.0, dtype=dtype))
+        self.tied = self.first
+        self.frozen = nn.Parameter(torch.zeros(3), requires_grad=False)
+
+    def forward(self) -> Tensor:
+        return self.first.sum() + self.second.sum()
+
+
+class Trainer:
+    """An ordinary loop: plain SGD with learning rate 1, so that a step subtracts the gradient."""
+
+    def __init__(self, dtype: torch.dtype = torch.float32) -> None:
+        self.model = Model(dtype)
+        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=1.0)
+
+    def step(self) -> None:
+        self.optimizer.zero_grad()
+        self.model().backward()
+        self.optimizer.step()
+
+    @property
+    def values(self) -> set[float]:
+        return {value for p in self.model.parameters() if p.requires_grad for value in p.detach().flatten().tolist()}
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """A short path: that of a socket may have 103 bytes."""
+    path = Path(tempfile.mkdtemp(prefix="wantrain-"))
+    yield path
+    shutil.rmtree(path)
+
+
+@pytest.fixture
+def serve(folder: Path) -> Iterator[Callable[..., Daemon]]:
+    """Starts the daemon; it is stopped at the end, and must not have failed."""
+    running: list[Daemon] = []
+
+    def start(*streams: Stream, **options: Any) -> Daemon:
+        running.append(Daemon(folder, *streams, **options))
+        return running[-1]
+
+    yield start
+    for daemon in running:
+        if daemon.is_alive():
+            daemon.stop()
+        if daemon.engine is not None:
+            daemon.engine.close()
+        assert daemon.failure is None
+
+
+def joined(daemon: Daemon, trainer: Trainer) -> Swarm:
+    daemon.start()
+    return wantrain.join(trainer.model, trainer.optimizer, daemon=daemon.address)
+
+
+def until(condition: Callable[[], object], what: str) -> None:
+    deadline = time.monotonic() + DEADLINE_S
+    while not condition():
+        assert time.monotonic() < deadline, f"no {what} in {DEADLINE_S} s"
+
+
+# ---- joining
+
+
+def test_join_takes_over_the_runs_weights_and_names_the_peer(serve: Callable[..., Daemon]) -> None:
+    daemon, trainer = serve(MEAN), Trainer()
+    before = list(trainer.model.parameters())
+    with joined(daemon, trainer) as swarm:
+        assert trainer.values == {1.0}
+        assert all(a is b for a, b in zip(before, trainer.model.parameters(), strict=True))
+        assert (swarm.peer, swarm.round, swarm.global_step, swarm.streams) == ("berlin", 4, 8, (MEAN,))
+        assert not swarm.alone
+
+
+def test_the_manifest_has_trained_tensors_once_in_the_models_order(serve: Callable[..., Daemon]) -> None:
+    daemon = serve(MEAN)
+    with joined(daemon, Trainer(torch.bfloat16)):
+        pass
+    (attach,) = daemon.of(Attach)
+    assert [(t.name, t.shape, t.dtype) for t in attach.manifest] == [
+        ("first", (3, 5), "bfloat16"), ("second", (7,), "bfloat16")
+    ]  # fmt: skip
+
+
+def test_the_first_trainer_gives_the_run_its_weights(serve: Callable[..., Daemon]) -> None:
+    daemon, trainer = serve(MEAN, initial=None), Trainer()
+    with joined(daemon, trainer):
+        assert trainer.values == {10.0, 20.0}
+        assert daemon.tensors.phi("param").tolist() == [10.0] * 15 + [20.0] * 7
+
+
+def test_another_model_is_refused_by_name(serve: Callable[..., Daemon]) -> None:
+    daemon = serve(MEAN)
+    daemon.refuse_attach = Refused("model", "the model differs from the run's:\n    missing here: third", "train it")
+    with pytest.raises(ModelMismatchError, match="missing here: third"):
+        joined(daemon, Trainer())
+
+
+def test_without_a_daemon_join_says_how_to_start_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WANTRAIN_DAEMON", raising=False)
+    trainer = Trainer()
+    with pytest.raises(ConfigError, match="wantrain peer '<invite>' -- python train.py"):
+        wantrain.join(trainer.model, trainer.optimizer)
+
+
+def test_a_daemon_that_never_answers_is_given_up(serve: Callable[..., Daemon], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session, "JOIN_PATIENCE_S", 0.5)
+    daemon = serve(MEAN)
+    daemon.mute = True
+    with pytest.raises(UnreachableError, match="no state of the run"):
+        joined(daemon, Trainer())
+
+
+def test_the_address_comes_from_the_environment(serve: Callable[..., Daemon], monkeypatch: pytest.MonkeyPatch) -> None:
+    daemon, trainer = serve(MEAN), Trainer()
+    daemon.start()
+    monkeypatch.setenv("WANTRAIN_DAEMON", daemon.address)
+    with wantrain.join(trainer.model, trainer.optimizer) as swarm:
+        assert swarm.peer == "berlin"
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "nan", "soon"])
+def test_a_bad_wait_ceiling_is_refused(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANTRAIN_WAIT_CEILING_S", text)
+    trainer = Trainer()
+    with pytest.raises(ConfigError, match=text):
+        wantrain.join(trainer.model, trainer.optimizer, daemon="ipc:///nowhere")
+
+
+def test_a_model_without_trained_parameters_is_refused() -> None:
+    model = nn.Linear(2, 2).requires_grad_(False)
+    with pytest.raises(ConfigError, match="no parameter"):
+        wantrain.join(model, torch.optim.SGD(nn.Linear(1, 1).parameters(), lr=1.0), daemon="ipc:///nowhere")
+
+
+def test_the_package_does_not_import_torch() -> None:
+    """The coordinator and the command line start without it."""
+    code = "import sys, wantrain; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    with pytest.raises(AttributeError, match="nothing"):
+        wantrain.nothing  # noqa: B018
+
+
+# ---- training
+
+
+def test_after_h_steps_the_weights_are_phi_bit_for_bit(serve: Callable[..., Daemon]) -> None:
+    daemon, trainer = serve(NESTEROV), Trainer()
+    with joined(daemon, trainer) as swarm:
+        for round_ in range(1, 4):
+            trainer.step()
+            trainer.step()
+            mine = torch.cat([p.detach().flatten() for p in (trainer.model.first, trainer.model.second)])
+            assert torch.equal(mine, daemon.tensors.phi("param"))
+            assert (swarm.round, swarm.global_step) == (4 + round_, 8 + 2 * round_)
+    assert [(c.serial, c.step) for c in daemon.of(Contribute)] == [(1, 2), (2, 4), (3, 6)]
+
+
+def test_a_peer_that_missed_a_sync_keeps_its_progress_and_takes_the_others(serve: Callable[..., Daemon]) -> None:
+    daemon, trainer = serve(MEAN, answer=lambda c: "move" if c.serial == 1 else "merge"), Trainer()
+    with joined(daemon, trainer):
+        trainer.step()
+        trainer.step()
+        # phi 1 -> 0.75 by the others; own 1 - 2 = -1 moves along; both are whole steps of 2**-2, so exact.
+        assert trainer.values == {-1.25}
+        until(lambda: len(daemon.of(Contribute)) == 2, "second contribution")
+        trainer.step()
+        trainer.step()
+        # The contribution of before came in at -1.25; the two steps made since stay on top, and go out next.
+        assert trainer.values == {-3.25}
+        assert len(daemon.of(Contribute)) == 3
+
+
+def test_a_late_peer_may_drop_its_progress(serve: Callable[..., Daemon]) -> None:
+    daemon = serve(Stream("param", every=2, merge="mean", codec="fp32", late="adopt"), answer=lambda _: "move")
+    trainer = Trainer()
+    with joined(daemon, trainer):
+        trainer.step()
+        trainer.step()
+        assert trainer.values == {0.75}
+
+
+def test_steps_made_since_staging_stay_on_top_of_the_new_phi(serve: Callable[..., Daemon]) -> None:
+    stream = Stream("param", every=3, delay=2, merge="mean", merge_options=(("lr", 0.5),), codec="fp32")
+    daemon, trainer = serve(stream, answer=lambda _: "later"), Trainer()
+    with joined(daemon, trainer) as swarm:
+        for _ in range(4):
+            trainer.step()
+        assert trainer.values == {-3.0}  # nothing has waited, nothing was adopted
+        assert swarm.round == 4
+        daemon.release.set()
+        trainer.step()
+        # Staged at -2 (delta 3, of which phi takes half): phi = -0.5, and two steps since then.
+        assert trainer.values == {-2.5}
+        assert swarm.round == 5
+
+
+def test_the_mean_gradient_is_what_the_optimizer_steps_with(serve: Callable[..., Daemon]) -> None:
+    daemon = serve(GRAD, Stream("param", every=10, merge="mean", codec="fp32"), answer=lambda _: "grad", foreign=0.5)
+    trainer = Trainer()
+    with joined(daemon, trainer):
+        trainer.step()
+        assert trainer.values == {1.0 - (1.0 + 0.5) / 2}
+        assert torch.equal(trainer.model.second.grad, torch.full((7,), 0.75))
+
+
+def test_an_unused_parameter_gets_the_others_gradient(serve: Callable[..., Daemon]) -> None:
+    daemon = serve(GRAD, Stream("param", every=10, merge="mean", codec="fp32"), answer=lambda _: "grad", foreign=0.5)
+    trainer = Trainer()
+    with joined(daemon, trainer):
+        trainer.optimizer.zero_grad()
+        trainer.model.first.sum().backward()
+        trainer.optimizer.step()
+        assert torch.equal(trainer.model.second.detach(), torch.full((7,), 1.0 - 0.25))
+
+
+def test_a_bfloat16_model_gets_phi_rounded(serve: Callable[..., Daemon]) -> None:
+    daemon, trainer = serve(NESTEROV, initial=1 / 3), Trainer(torch.bfloat16)
+    with joined(daemon, trainer):
+        assert trainer.model.first.dtype == torch.bfloat16
+        trainer.step()
+        trainer.step()
+        phi = daemon.tensors.phi("param")
+        assert torch.equal(trainer.model.second.detach(), phi[15:].bfloat16())
+
+
+def test_the_inner_optimizer_keeps_its_state(serve: Callable[..., Daemon]) -> None:
+    daemon, trainer = serve(MEAN), Trainer()
+    trainer.optimizer = torch.optim.AdamW(trainer.model.parameters())
+    with joined(daemon, trainer):
+        for _ in range(4):
+            trainer.step()
+    assert trainer.optimizer.state[trainer.model.first]["step"] == 4
+    assert trainer.optimizer.state[trainer.model.first]["exp_avg"].any()
+
+
+def test_a_refused_contribution_is_an_error_of_the_step(serve: Callable[..., Daemon]) -> None:
+    daemon, trainer = serve(MEAN, answer=lambda _: "refuse"), Trainer()
+    swarm = joined(daemon, trainer)
+    trainer.step()
+    with pytest.raises(RefusedError, match="NaN in it"):
+        trainer.step()
+    assert swarm.alone
+
+
+def test_progress_is_posted_at_every_step(serve: Callable[..., Daemon]) -> None:
+    daemon, trainer = serve(Stream("param", every=10, merge="mean", codec="fp32")), Trainer()
+    with joined(daemon, trainer):
+        for _ in range(3):
+            trainer.step()
+        assert daemon.tensors.segment is not None
+        steps_left, step_s, own_steps = daemon.tensors.segment.progress()
+        assert (steps_left, own_steps) == (7, 3)
+        assert 0 < step_s < DEADLINE_S
+
+
+def test_what_is_waited_for_is_told(
+    serve: Callable[..., Daemon], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(session, "SAY_EVERY_S", 0.0)
+    daemon, trainer = serve(MEAN), Trainer()
+    with joined(daemon, trainer):
+        pass
+    assert "to join: " in caplog.text
+
+
+def test_after_the_ceiling_training_goes_on_and_takes_the_result_later(
+    serve: Callable[..., Daemon], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("WANTRAIN_WAIT_CEILING_S", "0.05")
+    daemon, trainer = serve(MEAN, answer=lambda _: "later"), Trainer()
+    with joined(daemon, trainer) as swarm:
+        for _ in range(5):
+            trainer.step()
+        assert "training goes on alone until it comes" in caplog.text
+        assert trainer.values == {-4.0}
+        assert swarm.round == 4
+        daemon.release.set()
+        until(lambda: daemon.tensors.segment.granted == 2, "grant")
+        trainer.step()
+        assert swarm.round >= 5
+        assert trainer.values == {-5.0}
+
+
+def test_when_the_daemon_is_lost_training_goes_on_alone(
+    serve: Callable[..., Daemon], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(session, "LOST_PATIENCE_S", 0.2)
+    daemon, trainer = serve(MEAN), Trainer()
+    others: list[int] = []
+    with joined(daemon, trainer) as swarm:
+        # A hook behind ours must still be called in the step that finds the daemon gone.
+        trainer.optimizer.register_step_post_hook(lambda *_: others.append(1))
+        trainer.step()
+        daemon.stop()
+        trainer.step()
+        assert swarm.alone
+        trainer.step()
+        swarm.log(loss=1.0)
+        assert trainer.values == {-2.0}
+        assert len(others) == 3
+    errors = [record for record in caplog.records if record.levelno == logging.ERROR]
+    assert len(errors) == 1
+
+
+def test_a_daemon_that_is_lost_between_syncs_is_noticed(
+    serve: Callable[..., Daemon], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session, "LOST_PATIENCE_S", 0.1)
+    monkeypatch.setattr(session, "LOOK_EVERY_S", 0.0)
+    daemon, trainer = serve(Stream("param", every=10**6, merge="mean", codec="fp32")), Trainer()
+    with joined(daemon, trainer) as swarm:
+        daemon.stop()
+        until(lambda: (trainer.step(), swarm.alone)[1], "notice")
+
+
+# ---- logging, leaving, data
+
+
+def test_the_newest_numbers_reach_the_daemon_merged(
+    serve: Callable[..., Daemon], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session, "LOG_EVERY_S", 1000.0)
+    daemon, trainer = serve(MEAN), Trainer()
+    with joined(daemon, trainer) as swarm:
+        for step in range(1000):
+            swarm.log(loss=torch.tensor(step), tokens=step)
+        swarm.log(accuracy=0.5)
+        swarm.tokens(5)
+    merged: dict[str, float] = {}
+    for log in daemon.of(Log):
+        merged |= log.values
+    assert merged == {"loss": 999.0, "tokens": 1004.0, "accuracy": 0.5}
+    assert len(daemon.of(Log)) == 2
+
+
+def test_tokens_are_counted_into_contributions(serve: Callable[..., Daemon]) -> None:
+    daemon, trainer = serve(Stream("param", every=1, merge="mean", codec="fp32", weight="tokens")), Trainer()
+    with joined(daemon, trainer) as swarm:
+        for _ in range(3):
+            swarm.tokens(512)
+            trainer.step()
+    assert [c.tokens for c in daemon.of(Contribute)] == [512, 1024, 1536]
+
+
+def test_a_stream_weighed_by_tokens_needs_them(serve: Callable[..., Daemon]) -> None:
+    daemon, trainer = serve(Stream("param", every=1, merge="mean", codec="fp32", weight="tokens")), Trainer()
+    swarm = joined(daemon, trainer)
+    with pytest.raises(ConfigError, match="none were counted"):
+        trainer.step()
+    swarm.close()
+
+
+@pytest.mark.parametrize("numbers", [{"loss": "low"}, {"loss": None}, {"loss": torch.zeros(2)}, {"tokens": -1}])
+def test_only_numbers_can_be_logged(serve: Callable[..., Daemon], numbers: dict[str, Any]) -> None:
+    daemon, trainer = serve(MEAN), Trainer()
+    with joined(daemon, trainer) as swarm, pytest.raises(ConfigError, match="allowed are"):
+        swarm.log(**numbers)
+
+
+def test_a_loss_of_nan_is_told_and_not_sent(serve: Callable[..., Daemon], caplog: pytest.LogCaptureFixture) -> None:
+    daemon, trainer = serve(MEAN), Trainer()
+    with joined(daemon, trainer) as swarm:
+        swarm.log(loss=float("nan"), other=1.0)
+    assert "loss is nan" in caplog.text
+    assert daemon.of(Log)[0].values == {"other": 1.0}
+
+
+def test_leaving_says_so_and_takes_the_hooks_away(serve: Callable[..., Daemon]) -> None:
+    daemon, trainer = serve(MEAN), Trainer()
+    swarm = joined(daemon, trainer)
+    trainer.step()
+    swarm.leave()
+    assert len(daemon.of(Detach)) == 1
+    trainer.step()
+    trainer.step()
+    assert trainer.values == {-2.0}
+    assert daemon.of(Contribute) == []
+    swarm.leave()
+    assert len(daemon.of(Detach)) == 1
+
+
+def test_an_error_in_the_loop_is_not_a_leave(serve: Callable[..., Daemon]) -> None:
+    daemon = serve(MEAN)
+    with pytest.raises(ZeroDivisionError), joined(daemon, Trainer()):
+        raise ZeroDivisionError
+    daemon.stop()
+    assert daemon.of(Detach) == []
+
+
+def test_peers_see_the_whole_data_in_orders_of_their_own() -> None:
+    data = list(range(50))
+    first, second = (list(islice(shuffled(data, peer, 0), 100)) for peer in ("a", "b"))
+    for order in (first, second):
+        assert sorted(order[:50]) == sorted(order[50:]) == data
+    assert first[:50] != second[:50]
+    assert first[:50] != first[50:]
+    assert list(islice(shuffled(data, "a", 0), 100)) == first
+    assert list(islice(shuffled(data, "a", 1), 100)) != first
+
+
+def test_what_has_no_indices_is_passed_through_again_and_again() -> None:
+    assert list(islice(shuffled({3}, "a", 0), 3)) == [3, 3, 3]
+    loader: torch.utils.data.DataLoader[Any] = torch.utils.data.DataLoader([1, 2, 3, 4], batch_size=2)
+    assert [batch.tolist() for batch in islice(shuffled(loader, "a", 0), 3)] == [[1, 2], [3, 4], [1, 2]]
+
+
+def test_data_that_is_empty_or_can_be_read_once_is_refused() -> None:
+    with pytest.raises(ConfigError, match="empty"):
+        shuffled([], "a", 0)
+    with pytest.raises(ConfigError, match="empty"):
+        next(shuffled(set(), "a", 0))
+    with pytest.raises(ConfigError, match="only once"):
+        shuffled(iter([1]), "a", 0)

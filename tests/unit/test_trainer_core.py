@@ -1,0 +1,148 @@
+"""The trainer's schedule: when a stream is staged, what is waited for, and what becomes of work that came late."""
+
+from wantrain.optimizers.stream import Stream
+from wantrain.peers.messages import Granted
+from wantrain.peers.trainer import (
+    Adopt,
+    AfterStep,
+    BeforeStep,
+    Stage,
+    TrainerCore,
+    TrainerEffect,
+    Wait,
+    WaitedLongEnough,
+)
+
+WAIT = Wait(("param",))
+
+
+def granted(kind: str, serial: int = 0, *, index: int = 1, step: int = 0, stream: str = "param") -> Granted:
+    return Granted(stream, kind, serial, index, step)
+
+
+def started(*streams: Stream) -> TrainerCore:
+    core = TrainerCore(streams)
+    for stream in streams:
+        if stream.state == "param":
+            assert core.handle(granted("start", stream=stream.name, index=0)) == [Adopt(stream.name, "start", False)]
+    return core
+
+
+def steps(core: TrainerCore, count: int) -> list[TrainerEffect]:
+    """Effects of `count` inner steps."""
+    return [effect for _ in range(count) for effect in core.handle(BeforeStep()) + core.handle(AfterStep())]
+
+
+def test_a_stream_is_staged_after_every_h_steps_and_waited_for() -> None:
+    core = started(Stream("param", every=3))
+    for serial in (1, 2, 3):
+        assert core.steps_left == 3
+        assert steps(core, 2) == []
+        assert core.steps_left == 1
+        assert steps(core, 1) == [Stage("param", serial), WAIT]
+        assert core.waiting == ("param",)
+        assert core.handle(granted("merge", serial, index=serial)) == [Adopt("param", "merge", False)]
+        assert core.waiting == ()
+        assert core.rounds == core.index("param") == serial
+
+
+def test_the_schedule_is_the_streams_own() -> None:
+    """Own steps after which a stream is staged are those of `Stream.due`."""
+    for stream in (Stream("param", every=4), Stream("param", every=4, offset=1), Stream("param", every=4, offset=3)):
+        core, staged = started(stream), []
+        for step in range(1, 20):
+            if steps(core, 1):
+                staged.append(step)
+                core.handle(granted("merge", len(staged)))
+        assert staged == [step for step in range(1, 20) if stream.due(step)]
+
+
+def test_with_a_delay_training_goes_on_until_it_is_used_up() -> None:
+    core = started(Stream("param", every=5, delay=2))
+    assert steps(core, 5) == [Stage("param", 1)]
+    assert steps(core, 1) == []
+    assert steps(core, 1) == [WAIT]
+    assert core.handle(granted("merge", 1)) == [Adopt("param", "merge", True)]
+    assert steps(core, 2) == []
+    assert steps(core, 1) == [Stage("param", 2)]
+
+
+def test_steps_since_staging_are_told_at_adoption() -> None:
+    core = started(Stream("param", every=5, delay=2))
+    steps(core, 5)
+    assert core.handle(granted("merge", 1)) == [Adopt("param", "merge", False)]
+
+
+def test_a_late_peer_rebases_and_stages_again_at_once_without_waiting() -> None:
+    core = started(Stream("param", every=3))
+    steps(core, 3)
+    assert core.handle(granted("move", 1)) == [Adopt("param", "move", False), Stage("param", 2)]
+    assert steps(core, 2) == []
+    assert steps(core, 1) == [WAIT]  # what is staged has to come first
+    assert core.handle(granted("merge", 2)) == [Adopt("param", "merge", True), Stage("param", 3), WAIT]
+
+
+def test_a_late_peer_that_adopts_drops_its_progress() -> None:
+    core = started(Stream("param", every=3, late="adopt"))
+    steps(core, 3)
+    assert core.handle(granted("move", 1)) == [Adopt("param", "move", False)]
+    assert steps(core, 2) == []
+    assert steps(core, 1) == [Stage("param", 2), WAIT]
+
+
+def test_a_grant_for_another_staging_changes_nothing() -> None:
+    core = started(Stream("param", every=1))
+    steps(core, 1)
+    assert core.handle(granted("merge", 2)) == []
+    assert core.handle(granted("merge", 1, stream="other")) == []
+    assert core.waiting == ("param",)
+    core.handle(granted("merge", 1))
+    assert core.handle(granted("merge", 1)) == []
+
+
+def test_data_parallel_waits_for_the_mean_gradient_before_every_step() -> None:
+    core = started(Stream("grad", state="grad", every=1, late="adopt"), Stream("param", every=2, late="adopt"))
+    for step in range(1, 5):
+        assert core.handle(BeforeStep()) == [Stage("grad", step), Wait(("grad",))]
+        assert core.handle(granted("grad", step, stream="grad")) == [Adopt("grad", "grad", False)]
+        due = [Stage("param", step // 2), WAIT] if step % 2 == 0 else []
+        assert core.handle(AfterStep()) == due
+        if due:
+            core.handle(granted("merge", step // 2))
+
+
+def test_after_waiting_long_enough_training_goes_on_until_the_grant_comes() -> None:
+    core = started(Stream("param", every=3))
+    steps(core, 3)
+    assert core.handle(WaitedLongEnough()) == []
+    assert core.waiting == ()
+    assert steps(core, 10) == []
+    assert core.handle(granted("merge", 1)) == [Adopt("param", "merge", True), Stage("param", 2), WAIT]
+
+
+def test_a_mean_gradient_that_comes_after_its_step_is_dropped() -> None:
+    core = started(Stream("grad", state="grad", every=1, late="adopt"), Stream("param", every=50))
+    assert core.handle(BeforeStep()) == [Stage("grad", 1), Wait(("grad",))]
+    core.handle(WaitedLongEnough())
+    assert core.handle(AfterStep()) == []
+    assert steps(core, 1) == []
+    assert core.handle(granted("grad", 1, stream="grad")) == []
+    assert core.handle(BeforeStep()) == [Stage("grad", 2), Wait(("grad",))]
+
+
+def test_a_fresh_start_takes_everything_over_and_forgets_what_was_staged() -> None:
+    core = started(Stream("param", every=3))
+    steps(core, 3)
+    assert core.handle(granted("start", index=7, step=70)) == [Adopt("param", "start", False)]
+    assert core.waiting == ()
+    assert (core.rounds, core.global_step, core.steps_left) == (7, 70, 3)
+    assert core.handle(granted("merge", 1)) == []
+
+
+def test_the_runs_step_count_is_the_last_adoptions_and_own_steps_since() -> None:
+    core = started(Stream("param", every=5, delay=2))
+    steps(core, 7)
+    core.handle(granted("merge", 1, index=1, step=5))
+    assert (core.step, core.global_step) == (7, 7)
+    steps(core, 3)
+    assert core.global_step == 10

@@ -1,0 +1,84 @@
+"""The trainer's copy of the model: what is copied between its parameters and the memory shared with the daemon."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from wantrain.errors import ConfigError
+from wantrain.optimizers.stream import Stream
+from wantrain.peers.messages import Manifest, TensorSpec
+from wantrain.peers.shared_memory import Segment
+
+
+class Replica:
+    """The parameters of a model that require gradients, tied ones once; of any real dtype, on any device.
+
+    Buffers (as batch norm has them) are not exchanged.
+
+    Raises:
+        ConfigError: there are no such parameters, or one has complex numbers.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        named = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+        if not named:
+            raise ConfigError("the model has no parameter that requires a gradient", hint="check requires_grad")
+        for name, parameter in named.items():
+            if parameter.is_complex():
+                raise ConfigError(f"{name} has dtype {parameter.dtype}", hint="use real ones, see torch.view_as_real")
+        self.manifest: Manifest = tuple(
+            TensorSpec(name, tuple(p.shape), str(p.dtype).removeprefix("torch.")) for name, p in named.items()
+        )
+        self._parameters = tuple(named.values())
+        self._streams: dict[str, Stream] = {}
+        self._views: dict[str, list[tuple[nn.Parameter, Tensor, Tensor]]] = {}
+
+    def bind(self, segment: Segment, streams: Sequence[Stream]) -> None:
+        """Lay the parameters out in the segment's regions, in manifest order."""
+        self._streams = {stream.name: stream for stream in streams}
+        for name in self._streams:
+            out, given = segment.out(name), segment.given(name)
+            views = self._views[name] = []
+            start = 0
+            for parameter in self._parameters:
+                stop = start + parameter.numel()
+                views.append((parameter, out[start:stop].view_as(parameter), given[start:stop].view_as(parameter)))
+                start = stop
+
+    def release(self) -> None:
+        """Let go of the segment's regions."""
+        self._views.clear()
+
+    @torch.no_grad()
+    def write(self, stream: str) -> None:
+        """Copy weights, or gradients, into the stream's `out` as fp32; a gradient that is None counts as 0."""
+        grads = self._streams[stream].state == "grad"
+        for parameter, out, _ in self._views[stream]:
+            source = parameter.grad if grads else parameter
+            if source is None:
+                out.zero_()
+            else:
+                out.copy_(source)
+
+    @torch.no_grad()
+    def adopt(self, stream: str, kind: str, *, stepped: bool) -> None:
+        """Take over what was granted, in place: autograd and the optimizer keep their tensors and state.
+
+        Args:
+            stream: its name.
+            kind: start, merge, move or grad; see `shared_memory.py` for the rule of each.
+            stepped: whether inner steps were made since `write`.
+        """
+        moves = kind == "move" and self._streams[stream].late == "rebase"
+        for parameter, out, given in self._views[stream]:
+            if kind == "grad":
+                if parameter.grad is not None:
+                    parameter.grad.copy_(given)
+                elif given.any():  # some other peer's step has used it
+                    parameter.grad = given.to(parameter, copy=True)
+            elif moves or (kind == "merge" and stepped):
+                moved = parameter.to(torch.float32, copy=True)
+                parameter.copy_(moved.sub_(out.to(moved.device)).add_(given.to(moved.device)))
+            else:
+                parameter.copy_(given)

@@ -1,0 +1,403 @@
+"""The training API: `join` ties a PyTorch model and its optimizer to the peer daemon beside this process.
+
+After `join` the loop stays as it was: hooks on `optimizer.step()` stage, wait and adopt as `peers/trainer.py` decides.
+"""
+
+import logging
+import math
+import os
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from types import TracebackType
+from typing import Any, Self, SupportsFloat
+
+import torch
+from torch import nn
+
+from wantrain.errors import ConfigError, ModelMismatchError, RefusedError, UnreachableError, WireError
+from wantrain.optimizers.stream import Stream
+from wantrain.peers.messages import (
+    Attach,
+    Attached,
+    Contribute,
+    Detach,
+    Detached,
+    GenesisWritten,
+    Granted,
+    Log,
+    Record,
+    Refused,
+    Waiting,
+    pack,
+    unpack,
+)
+from wantrain.peers.shared_memory import LOCAL_RUN, Segment
+from wantrain.peers.trainer import Adopt, AfterStep, BeforeStep, Stage, TrainerCore, TrainerEffect, WaitedLongEnough
+from wantrain.replica import Replica
+from wantrain.shard import shuffled
+from wantrain.transport.link import Disconnected, Link, Received
+from wantrain.transport.zmq_link import ZmqLink
+
+DAEMON = "daemon"
+ATTACH_EVERY_S = 1.0
+JOIN_PATIENCE_S = 600.0
+"""The run's first state may have to come over a slow link."""
+WAIT_CEILING_S = 120.0
+"""Longest wait for a grant, unless the daemon says otherwise in WANTRAIN_WAIT_CEILING_S."""
+LOST_PATIENCE_S = 10.0
+"""Silence after the daemon's connection broke, until the trainer goes on alone."""
+LEAVE_PATIENCE_S = 30.0
+LOG_EVERY_S = 0.2
+SAY_EVERY_S = 5.0
+"""A wait is told of when it has lasted this long, and again as often."""
+LOOK_EVERY_S = 1.0
+"""How often the link is looked at although no grant was announced: a refusal or a lost daemon is not counted there."""
+POLL_S = 0.1
+MAX_LOGGED = 64
+"""Names that one message to the daemon can carry."""
+STEP_TIME_SMOOTHING = 0.2
+
+logger = logging.getLogger("wantrain")
+
+
+def join(model: nn.Module, optimizer: torch.optim.Optimizer, *, daemon: str | None = None) -> "Swarm":
+    """Take part in the run of the peer that has started this process, and take over the run's weights.
+
+    Args:
+        model: its parameters that require gradients are trained together; they must be the run's in name, shape,
+            dtype and order. They are overwritten with the run's state, unless this peer gives the run its first one.
+        optimizer: the inner optimizer, whose state stays this peer's own.
+        daemon: address of the peer, "ipc://path"; default: the environment's WANTRAIN_DAEMON.
+
+    Raises:
+        ConfigError: no daemon is named, or the model cannot be trained this way.
+        ModelMismatchError: the model is not the run's.
+        RefusedError: the peer turns this process away.
+        UnreachableError: no answer, or no state of the run, for 600 s.
+    """
+    address = daemon or os.environ.get("WANTRAIN_DAEMON", "")
+    if not address:
+        raise ConfigError(
+            "no peer daemon beside this process: WANTRAIN_DAEMON is not set",
+            hint="start the training through it: wantrain peer '<invite>' -- python train.py",
+        )
+    text = os.environ.get("WANTRAIN_WAIT_CEILING_S", str(WAIT_CEILING_S))
+    try:
+        ceiling_s = float(text)
+    except ValueError:
+        ceiling_s = math.nan
+    if not ceiling_s > 0:
+        raise ConfigError(f"WANTRAIN_WAIT_CEILING_S is {text!r}, allowed is a number > 0", hint="leave it to the peer")
+    replica = Replica(model)
+    link = ZmqLink(LOCAL_RUN)
+    swarm = Swarm(link, replica, wait_ceiling_s=ceiling_s)
+    try:
+        link.connect(DAEMON, address, b"")
+        swarm.attach()
+        swarm.hook(optimizer)
+    except BaseException:
+        swarm.close()
+        raise
+    return swarm
+
+
+class Swarm:
+    """This process's part in a run; made by `join`. To be used by the thread that trains."""
+
+    def __init__(self, link: Link, replica: Replica, *, wait_ceiling_s: float) -> None:
+        self.alone = False
+        """Whether the daemon was lost (or left): training goes on, with nobody."""
+        self.peer = ""
+        """Name of this peer."""
+        self.streams: tuple[Stream, ...] = ()
+        self._link = link
+        self._replica = replica
+        self._wait_ceiling_s = wait_ceiling_s
+        self._core = TrainerCore(())
+        self._peer_id = ""
+        self._segment: Segment | None = None
+        self._outbox: deque[Record] = deque()
+        self._hooks: list[Any] = []
+        self._grants = 0
+        """Granted messages that came in; the segment counts those that were sent."""
+        self._to_start: set[str] = set()
+        self._refused: Refused | None = None
+        self._leaving = False
+        self._detached = False
+        self._lost_at: float | None = None
+        self._looked_at = 0.0
+        self._reason = ""
+        self._tokens = 0
+        self._log: dict[str, float] = {}
+        self._logged_at = -math.inf
+        self._step_s = 0.0
+        self._mark = 0.0
+        """When the inner step that is under way began, put off by what was waited since."""
+
+    # ---- what the loop may ask
+
+    @property
+    def round(self) -> int:
+        """How many syncs the run has made, as far as this trainer's weights contain them."""
+        return self._core.rounds
+
+    @property
+    def global_step(self) -> int:
+        """The run's step count: that of the last sync taken over, and own steps since."""
+        return self._core.global_step
+
+    # ---- what the loop may say
+
+    def tokens(self, count: int) -> None:
+        """Count `count` more tokens that this trainer was trained on; before `optimizer.step()`."""
+        self.log(tokens=self._tokens + count)
+
+    def log(self, **numbers: SupportsFloat) -> None:
+        """Hand numbers to the peer for `wantrain status`: the newest of each name, at most every 0.2 s.
+
+        `tokens` is the count of all that this trainer was trained on so far, which may also weigh its contributions.
+
+        Raises:
+            ConfigError: not a number, or more than 64 names at once.
+        """
+        for name, value in numbers.items():
+            try:
+                number = float(value) if not isinstance(value, str) else None
+            except (TypeError, ValueError, RuntimeError):
+                number = None
+            if number is None or (name == "tokens" and number < 0):
+                allowed = "counts >= 0" if name == "tokens" else "numbers"
+                raise ConfigError(f"log({name}={value!r}): allowed are {allowed}", hint="pass a float or tensor.item()")
+            if math.isfinite(number):
+                self._log[name] = number
+            else:
+                logger.warning("%s is %s at step %d; status shows the value before", name, number, self._core.step)
+        if len(self._log) > MAX_LOGGED:
+            raise ConfigError(f"log: {len(self._log)} names, at most {MAX_LOGGED}", hint="log fewer of them")
+        self._tokens = int(self._log.get("tokens", self._tokens))
+        self._send_log()
+
+    def shard(self, dataset: Any, *, seed: int = 0) -> Iterator[Any]:
+        """Samples for ever, in a random order of this peer's own; see `wantrain.shard.shuffled`."""
+        return shuffled(dataset, self._peer_id, seed)
+
+    def leave(self) -> None:
+        """End this trainer's part: its peer finishes what is in flight and leaves the run. Again is fine.
+
+        Raises:
+            RefusedError: the daemon has refused a contribution; there is nothing to finish.
+        """
+        if not self.alone and self._segment is not None:
+            self._leaving = True
+            self._outbox += [Log(dict(self._log)), Detach("training finished")]
+            deadline = time.monotonic() + LEAVE_PATIENCE_S
+            while not (self._detached or self.alone):
+                if time.monotonic() > deadline:
+                    logger.warning("the peer has not answered the leave for %.0f s", LEAVE_PATIENCE_S)
+                    break
+                self._poll(POLL_S)
+        self.close()
+
+    def close(self) -> None:
+        """Let go of hooks, link and memory without a word to the daemon, which takes it for a crash."""
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
+        self._let_go()
+
+    def _let_go(self) -> None:
+        self.alone = True
+        self._replica.release()
+        if self._segment is not None:
+            self._segment.close()
+            self._segment = None
+        self._link.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None) -> None:
+        if kind is None:
+            self.leave()
+        else:
+            self.close()
+
+    # ---- joining
+
+    def attach(self) -> None:
+        """Present the model to the daemon and take over the run's state; for errors see `join`."""
+        request = Attach(self._replica.manifest, os.getpid(), os.urandom(8))
+        began = told = time.monotonic()
+        asked_at = -math.inf
+        while self._segment is None or self._to_start:
+            now = time.monotonic()
+            if now - began > JOIN_PATIENCE_S:
+                raise UnreachableError(
+                    f"the peer daemon gave no state of the run for {JOIN_PATIENCE_S:.0f} s"
+                    + (f": {self._reason}" if self._reason else ""),
+                    hint="see its log, or `wantrain status`, for what it waits",
+                )
+            if self._segment is None and now - asked_at >= ATTACH_EVERY_S:
+                asked_at = now if self._link.send(DAEMON, pack(request)) else asked_at
+            told = self._say("to join", began, told)
+            self._poll(POLL_S)
+
+    def _attached(self, record: Attached) -> None:
+        if self._segment is not None:
+            return
+        streams = tuple(_stream(row) for row in record.streams)
+        segment = Segment.open(record.segment)
+        self.peer, self._peer_id, self.streams = record.name, record.peer, streams
+        self._core = TrainerCore(streams)
+        self._replica.bind(segment, streams)
+        self._segment = segment
+        self._to_start = {stream.name for stream in streams if stream.state == "param"}
+        if record.genesis:
+            for name in self._to_start:
+                self._replica.write(name)
+            self._outbox.append(GenesisWritten())
+
+    def hook(self, optimizer: torch.optim.Optimizer) -> None:
+        """Follow the optimizer's steps."""
+        self._hooks = [
+            optimizer.register_step_pre_hook(self._before_step),
+            optimizer.register_step_post_hook(self._after_step),
+        ]
+        self._mark = time.monotonic()
+
+    # ---- at every inner step
+
+    def _before_step(self, *_: object) -> None:
+        if self.alone:
+            return
+        began = time.monotonic()
+        self._run(self._core.handle(BeforeStep()))
+        self._wait_while_due()
+        self._mark += time.monotonic() - began
+
+    def _after_step(self, *_: object) -> None:
+        segment = self._segment
+        if segment is None:
+            return
+        now = time.monotonic()
+        seconds = now - self._mark
+        self._step_s += (seconds - self._step_s) * (STEP_TIME_SMOOTHING if self._step_s else 1.0)
+        # The core must count the step before it hears of grants, or their adoption would undo the step.
+        self._run(self._core.handle(AfterStep()))
+        segment.post_progress(steps_left=self._core.steps_left, step_s=self._step_s, own_steps=self._core.step)
+        if segment.granted != self._grants or now - self._looked_at > LOOK_EVERY_S:
+            self._poll(0.0)
+        self._wait_while_due()
+        self._send_log()
+        self._mark = time.monotonic()
+
+    def _wait_while_due(self) -> None:
+        """Block while the core waits for a grant, at most for the ceiling."""
+        if not self._core.waiting:
+            return
+        self._reason = ""
+        began = told = time.monotonic()
+        while self._core.waiting and not self.alone:
+            told = self._say(f"for {', '.join(self._core.waiting)}", began, told)
+            if time.monotonic() - began > self._wait_ceiling_s:
+                logger.warning(
+                    "no result for %s in %.0f s: training goes on alone until it comes (%s)",
+                    ", ".join(self._core.waiting),
+                    self._wait_ceiling_s,
+                    self._reason or "the peer daemon gives no reason",
+                )
+                self._run(self._core.handle(WaitedLongEnough()))
+            else:
+                self._poll(POLL_S)
+
+    def _run(self, effects: Sequence[TrainerEffect]) -> None:
+        for effect in effects:
+            match effect:
+                case Stage(stream, serial):
+                    self._stage(stream, serial)
+                case Adopt(stream, kind, stepped):
+                    self._replica.adopt(stream, kind, stepped=stepped)
+
+    def _stage(self, name: str, serial: int) -> None:
+        if not self._tokens and any(s.name == name and s.weight == "tokens" for s in self.streams):
+            raise ConfigError(
+                f"stream {name} weighs contributions by tokens, and none were counted",
+                hint="call swarm.tokens(count) for each batch, before optimizer.step()",
+            )
+        self._replica.write(name)
+        self._outbox.append(Contribute(name, serial, self._core.step, self._tokens))
+        self._flush()
+
+    # ---- messages
+
+    def _poll(self, timeout_s: float) -> None:
+        """Send what is to be sent, react to what has come."""
+        self._flush()
+        for event in self._link.poll(timeout_s):
+            match event:
+                case Received(_, _, message):
+                    self._lost_at = None
+                    self._react(unpack(message))
+                case Disconnected() if self._lost_at is None:
+                    self._lost_at = time.monotonic()
+        self._looked_at = time.monotonic()
+        self._flush()
+        if self._refused is not None:
+            self.close()
+            raise _refusal(self._refused)
+        # While joining the daemon may be on its way; JOIN_PATIENCE_S bounds that.
+        if self._hooks and self._lost_at is not None and self._looked_at - self._lost_at > LOST_PATIENCE_S:
+            logger.error("the peer daemon is gone: training goes on alone, without the run")
+            self._let_go()  # not close(): torch may be going through the hooks right now
+
+    def _react(self, record: Record) -> None:
+        match record:
+            case Attached():
+                self._attached(record)
+            case Granted() if not self._leaving:
+                self._grants += 1
+                if record.kind == "start":
+                    self._to_start.discard(record.stream)
+                self._run(self._core.handle(record))
+            case Waiting(reason):
+                self._reason = reason
+            case Refused():
+                self._refused = record
+            case Detached():
+                self._detached = True
+
+    def _flush(self) -> None:
+        while self._outbox and self._link.send(DAEMON, pack(self._outbox[0])):
+            self._outbox.popleft()
+
+    def _send_log(self) -> None:
+        """Send the numbers that were logged, if it is time; what does not go now goes later, with newer ones."""
+        if self.alone or not self._log or self._outbox:
+            return
+        now = time.monotonic()
+        if now - self._logged_at >= LOG_EVERY_S and self._link.send(DAEMON, pack(Log(dict(self._log)))):
+            self._logged_at = now
+            self._log.clear()
+
+    def _say(self, what: str, began: float, told: float) -> float:
+        """Tell of a wait, now and then; when it was told of last."""
+        now = time.monotonic()
+        if now - told < SAY_EVERY_S:
+            return told
+        logger.warning("waiting %.0f s %s: %s", now - began, what, self._reason or "the peer daemon gives no reason")
+        return now
+
+
+def _stream(row: dict[str, Any]) -> Stream:
+    """A stream from its row in Attached, in which tuples have become lists."""
+    try:
+        options = tuple((str(name), float(value)) for name, value in row["merge_options"])
+        return Stream(**{**row, "merge_options": options})
+    except (KeyError, TypeError, ValueError) as error:
+        raise WireError(f"Attached: a row that is no stream: {error}") from None
+
+
+def _refusal(refused: Refused) -> RefusedError:
+    kind = ModelMismatchError if refused.code == "model" else RefusedError
+    return kind(refused.reason, hint=refused.hint)
