@@ -80,7 +80,7 @@ class Trace:
     """The last things that happened, for the report of a failing seed."""
 
     lines: list[str] = field(default_factory=list)
-    keep: int = 400
+    keep: int = 4000
 
     def add(self, now: float, who: str, what: str) -> None:
         """Note a line."""

@@ -30,9 +30,8 @@ def command(
     Example:
       wantrain coordinator run.toml --advertise train.example.org:7700
     """
-    from wantrain.peers.coordinator_daemon import serve
-
     from wantrain.cli.events import EventPrinter
+    from wantrain.peers.coordinator_daemon import serve
 
     with EventPrinter(as_json=as_json, file=events) as on_event:
         serve(run_file, bind=bind, advertise=advertise, uses=uses, expires_s=expires, on_event=on_event)

@@ -42,9 +42,8 @@ def command(
     Example:
       wantrain peer 'wantrain://…' --name berlin -- python train.py --batch 8
     """
-    from wantrain.peers.daemon import serve
-
     from wantrain.cli.events import EventPrinter
+    from wantrain.peers.daemon import serve
 
     with EventPrinter(as_json=as_json, file=events) as on_event:
         code = serve(

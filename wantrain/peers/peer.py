@@ -4,12 +4,11 @@
 """
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from typing import Any, Protocol
 
 from wantrain.errors import CodecError
-from wantrain.optimizers.stream import Stream
 from wantrain.peers.effects import (
     Apply,
     Dial,

@@ -460,3 +460,12 @@ def _receive(socket: _Socket) -> list[zmq.Frame]:
                 return frames
     except zmq.Again:
         return []
+
+
+def wait(links: Sequence[ZmqLink], timeout_s: float) -> None:
+    """Wait up to timeout_s seconds until there is something to `poll` on one of several links of this thread."""
+    poller = zmq.Poller()
+    for link in links:
+        for socket in link._handlers:
+            poller.register(socket, zmq.POLLIN)
+    poller.poll(math.ceil(timeout_s * 1000))

@@ -1,0 +1,325 @@
+"""The coordinator's process: sockets, database and clock around the core."""
+
+import fcntl
+import json
+import signal
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgpack
+
+from wantrain import __version__
+from wantrain.addresses import advertised_address, split_address
+from wantrain.config import RunSpec, key_path, store_path
+from wantrain.errors import AddressInUseError, ConfigError, InviteError, RefusedError, StoreError, WireError
+from wantrain.peers import coordinator as co
+from wantrain.peers.messages import (
+    Commit,
+    CommitRecord,
+    Enroll,
+    Enrolled,
+    Genesis,
+    Hello,
+    Record,
+    Refused,
+    Status,
+    TensorSpec,
+    WantStatus,
+    pack,
+    unpack,
+)
+from wantrain.peers.status import address_path, document
+from wantrain.peers.store import InviteRow, PeerRow, Store
+from wantrain.peers.timing import Policy
+from wantrain.transport.auth import Invite, RunKeys, check_proof, peer_id
+from wantrain.transport.link import Dropped, LinkEvent, Received
+from wantrain.transport.wire import PROTOCOL_VERSION, Message
+from wantrain.transport.zmq_link import ZmqLink
+
+TICK_S = 0.1
+OWNER = "owner"
+"""Whom the link authenticates by the key of `wantrain status`."""
+INVITED = "invite:"
+"""Prefix of who is authenticated by the key of an invite; may only enroll."""
+
+OnEvent = Callable[[dict[str, Any]], None]
+
+
+def serve(
+    run_file: Path, *, bind: str | None, advertise: str | None, uses: int, expires_s: float, on_event: OnEvent
+) -> None:
+    """Run the coordinator of a run until SIGINT or SIGTERM.
+
+    Args:
+        run_file: run.toml; keys and database are beside it.
+        bind: "host:port" to listen on instead of the spec's.
+        advertise: "host:port" that the invite names instead of the spec's.
+        uses: how many peers may use the invite that is printed.
+        expires_s: how long it holds, in seconds.
+        on_event: gets everything that happens; first {"event": "listening", "address", "invite", "run"}.
+
+    Raises:
+        ConfigError, StoreError, AddressInUseError: see `wantrain.errors`.
+    """
+    spec = RunSpec.load(run_file)
+    keys = RunKeys.load(key_path(run_file))
+    if keys.owner_public != spec.owner:
+        raise ConfigError(
+            f"{key_path(run_file)} is not the key of the owner that {run_file} names",
+            hint="bring back the run.key that `wantrain init` wrote together with this run.toml",
+        )
+    with _alone(run_file), Store(store_path(run_file)) as store:
+        store.bind_run(spec.digest, spec.to_toml())
+        daemon = CoordinatorDaemon(spec, keys, store, bind or spec.coordinator.bind, on_event)
+        try:
+            address_path(run_file).write_text(daemon.link.address + "\n", encoding="utf-8")
+            where = advertised_address(daemon.link.address, advertise or spec.coordinator.advertise)
+            host, port = split_address(where)
+            invite = issue_invite(store, keys, spec.run, host, port, uses=uses, expires_s=expires_s)
+            on_event(
+                {"event": "listening", "address": daemon.link.address, "invite": str(invite), "run": spec.run.hex()}
+            )
+            daemon.run()
+        finally:
+            daemon.link.close(linger_s=0.5)
+            address_path(run_file).unlink(missing_ok=True)
+
+
+def issue_invite(
+    store: Store, keys: RunKeys, run: bytes, host: str, port: int, *, uses: int, expires_s: float
+) -> Invite:
+    """Sign an invite and write down the key by which its holder is admitted."""
+    expires_unix = int(time.time() + expires_s)
+    invite = Invite.issue(keys, run, host, port, expires_unix, uses=uses)
+    store.put_invite(InviteRow(invite.ident, invite.curve_key_pair()[0], expires_unix, uses))
+    return invite
+
+
+@contextmanager
+def _alone(run_file: Path) -> Iterator[None]:
+    """Hold the run's lock: two coordinators would make two histories."""
+    path = run_file.with_suffix(".lock")
+    with path.open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise AddressInUseError(
+                f"another process is the coordinator of {run_file}", hint="stop that one first"
+            ) from None
+        yield
+
+
+@dataclass(slots=True)
+class _Clock:
+    """Monotonic seconds since the daemon's start."""
+
+    started_at: float
+
+    def now(self) -> float:
+        return time.monotonic() - self.started_at
+
+
+class CoordinatorDaemon:
+    """Link, store and core in one loop."""
+
+    def __init__(self, spec: RunSpec, keys: RunKeys, store: Store, bind: str, on_event: OnEvent) -> None:
+        self.spec = spec
+        self.store = store
+        self._on_event = on_event
+        self._clock = _Clock(time.monotonic())
+        self._rows = {row.curve_key: row for row in store.peers()}
+        self._keys = keys
+        self._stopping = False
+        self.link = ZmqLink(spec.run, bind=bind, key=(keys.curve_public, keys.curve_secret), admit=self._admit)
+        self.core = co.Coordinator(self._facts(), self._history())
+
+    def _facts(self) -> co.RunFacts:
+        spec = self.spec
+        policy = Policy(
+            quorum=spec.sync.quorum,
+            grace_floor_s=spec.sync.grace_floor_s,
+            grace_ceiling_s=spec.sync.grace_ceiling_s,
+            deadline_floor_s=spec.sync.deadline_floor_s,
+            deadline_ceiling_s=spec.sync.deadline_ceiling_s,
+            heartbeat_s=spec.liveness.heartbeat_s,
+            suspect_floor_s=spec.liveness.suspect_floor_s,
+            suspect_ceiling_s=spec.liveness.suspect_ceiling_s,
+        )
+        return co.RunFacts(spec.run, spec.to_toml(), spec.digest, spec.streams, spec.wire.codec, __version__, policy)
+
+    def _history(self) -> co.History:
+        store = self.store
+        epoch, (view, _), genesis = store.begin_epoch(), store.last_view(), store.genesis()
+        if genesis is None:
+            return co.History(epoch, view)
+        lines = store.commits(1, store.head())
+        return co.History(
+            epoch,
+            view,
+            _manifest_from(genesis.manifest),
+            genesis.chain,
+            tuple(_record_from(line) for _, line in lines),
+        )
+
+    # ---- the loop
+
+    def run(self) -> None:
+        """Serve until told to stop by SIGINT or SIGTERM."""
+        before = {number: signal.signal(number, self._stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            tick_at = 0.0
+            while not self._stopping:
+                for event in self.link.poll(TICK_S):
+                    self._take(event)
+                if (now := self._clock.now()) >= tick_at:
+                    tick_at = now + TICK_S
+                    self._handle(co.Tick())
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+        self._on_event({"event": "stopped"})
+
+    def _stop(self, *_: object) -> None:
+        if self._stopping:
+            raise KeyboardInterrupt
+        self._stopping = True
+
+    def _take(self, event: LinkEvent) -> None:
+        match event:
+            case Received(source, connection, message):
+                try:
+                    record = unpack(message)
+                except WireError as error:
+                    self._on_event({"event": "dropped", "peer": source, "reason": error.message})
+                    return
+                self._received(source, connection, record)
+            case Dropped(source, reason):
+                self._on_event({"event": "dropped", "peer": source, "reason": reason})
+                if source and reason.startswith("protocol "):
+                    # It cannot read this either, but what it cannot read names our version to it.
+                    self.link.send(source, pack(Refused("protocol", f"the run speaks protocol {PROTOCOL_VERSION}")))
+
+    def _received(self, source: str, connection: bytes, record: Record) -> None:
+        if source == OWNER:
+            if isinstance(record, WantStatus):
+                self.link.reply(connection, pack(Status(json.dumps(self._document()))))
+        elif source.startswith(INVITED):
+            if isinstance(record, Enroll):
+                self.link.reply(connection, pack(self._enroll(source, record)))
+        else:
+            row = next(row for row in self._rows.values() if row.peer == source)
+            # A Hello is answered where it came from: another process may use the same identity.
+            answer_to = connection if isinstance(record, Hello) else None
+            self._handle(co.FromPeer(source, record, row.curve_key), source, answer_to)
+
+    def _handle(self, event: co.CoordinatorEvent, source: str = "", connection: bytes | None = None) -> None:
+        events = deque([event])
+        while events:
+            for effect in self.core.handle(events.popleft(), self._clock.now()):
+                match effect:
+                    case co.Send(to, record):
+                        if connection is not None and to == source:
+                            self.link.reply(connection, pack(record))
+                        else:
+                            self.link.send(to, pack(record))
+                    case co.Announce(name, details):
+                        self._on_event({"event": name, **details})
+                    case _:
+                        events.append(self._persist(effect))
+
+    def _document(self) -> dict[str, Any]:
+        now = self._clock.now()
+        return document(self.core, self.spec, self.link.address, now, now)
+
+    # ---- who is admitted
+
+    def _admit(self, key: bytes) -> str | None:
+        if key == self._keys.status_curve_public:
+            return OWNER
+        if (row := self._rows.get(key)) is not None:
+            return row.peer
+        try:
+            invite = self.store.invite_by_curve_key(key)
+        except StoreError as error:
+            self._on_event({"event": "store-failed", "reason": error.message})
+            return None
+        if invite is None or invite.expires_unix < time.time():
+            return None
+        return INVITED + invite.ident
+
+    def _enroll(self, source: str, record: Enroll) -> Enrolled | Refused:
+        peer = peer_id(record.identity_key)
+        try:
+            invite = Invite.from_bytes(record.invite)
+            invite.check(self.spec.run, self.spec.owner, int(time.time()))
+            if INVITED + invite.ident != source:
+                raise InviteError("this connection was opened with another invite")
+            if not check_proof(record.identity_key, record.curve_key, self.spec.run, invite.secret, record.proof):
+                raise InviteError("the newcomer does not prove that the identity is its own")
+            if not self.store.use_invite(invite.ident, peer):
+                raise InviteError(
+                    f"this invite was for {invite.uses} peer{'s' * (invite.uses > 1)}, all used",
+                    hint="ask the run's owner for another: wantrain invite run.toml",
+                )
+            row = PeerRow(peer, record.name, record.identity_key, record.curve_key, invite.ident)
+            self.store.put_peer(row)
+        except (InviteError, RefusedError, StoreError) as error:
+            self._on_event({"event": "refused", "peer": peer, "name": record.name, "reason": error.message})
+            return Refused("invite", error.message, error.hint)
+        self._rows = {key: known for key, known in self._rows.items() if known.peer != peer}
+        self._rows[row.curve_key] = row
+        self._on_event({"event": "enrolled", "peer": peer, "name": record.name})
+        return Enrolled(peer)
+
+    # ---- the database
+
+    def _persist(self, effect: co.Persist) -> co.Stored | co.StoreFailed:
+        store = self.store
+        try:
+            match effect:
+                case co.PersistGenesis(manifest, state_digest, chain):
+                    store.put_genesis(_body(Genesis(manifest, state_digest)), state_digest, chain)
+                case co.PersistDropGenesis():
+                    store.drop_genesis()
+                case co.PersistCommit(record):
+                    store.append_commit(record.number, _body(Commit((record,), record.number)))
+                case co.PersistRewind(after, reason):
+                    store.truncate_commits(after, reason)
+                case co.PersistView(number, members):
+                    store.put_view(number, members)
+        except StoreError as error:
+            return co.StoreFailed(error.message)
+        return co.Stored()
+
+
+def _body(record: Record) -> bytes:
+    packed: bytes = msgpack.packb(pack(record).body)
+    return packed
+
+
+def _record_from(line: bytes) -> CommitRecord:
+    commit = _unpacked("Commit", line)
+    assert isinstance(commit, Commit)
+    return commit.records[0]
+
+
+def _manifest_from(body: bytes) -> tuple[TensorSpec, ...]:
+    genesis = _unpacked("Genesis", body)
+    assert isinstance(genesis, Genesis)
+    return genesis.manifest
+
+
+def _unpacked(kind: str, body: bytes) -> Record:
+    try:
+        return unpack(Message(kind, msgpack.unpackb(body)))
+    except (ValueError, WireError) as error:
+        raise StoreError(
+            f"a line of the commit log cannot be read: {error}", hint="bring back run.db from a backup"
+        ) from None
+
+

@@ -1,0 +1,365 @@
+"""A peer's process: sockets, tensors, clock and the training command around the peer shell."""
+
+import contextlib
+import ctypes
+import os
+import signal
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from wantrain.addresses import advertised_address
+from wantrain.config import RunSpec
+from wantrain.errors import ConfigError, RefusedError, TrainerError, WantrainError, WireError
+from wantrain.peers.admission import COORDINATOR, Admission
+from wantrain.peers.engine import Engine
+from wantrain.peers.events import LeaveRequested, Progress
+from wantrain.peers.messages import Attach, Granted, Manifest, Record, Refused, Welcome, pack, unpack
+from wantrain.peers.participant import Participant, PeerFacts
+from wantrain.peers.peer import Peer
+from wantrain.peers.place import Place, open_place
+from wantrain.peers.sabotage import KillSwitch
+from wantrain.peers.shared_memory import LOCAL_RUN, segment_directory
+from wantrain.peers.supervisor import Supervisor
+from wantrain.transport.auth import Invite
+from wantrain.transport.direct import Payload
+from wantrain.transport.link import Connected, Disconnected, Dropped, LinkEvent, Received
+from wantrain.transport.zmq_link import ZmqLink, wait
+
+TICK_S = 0.1
+BACKLOG_WAIT_S = 0.002
+"""Pause while connections are full."""
+USER_VALUES = 40
+"""Names from `swarm.log` that go into the report."""
+GOODBYE_S = 1.0
+"""How long what was sent last may take to leave."""
+
+OnEvent = Callable[[dict[str, Any]], None]
+
+
+def serve(
+    invite: str,
+    command: tuple[str, ...],
+    *,
+    name: str | None,
+    home: Path | None,
+    bind: str,
+    advertise: str | None,
+    max_restarts: int,
+    give_up_s: float,
+    on_event: OnEvent,
+) -> int:
+    """Take part in a run until its training command is done, or SIGINT or SIGTERM.
+
+    Args:
+        invite: "wantrain://…".
+        command: the training program and its arguments.
+        name: of this peer, for people; None: the host's.
+        home: directory of this peer's identity; None: one of this machine's for the run.
+        bind: "host:port" for other peers; port 0 takes any.
+        advertise: "host:port" that other peers are told to dial; None: this host's address and the bound port.
+        max_restarts: how often the command may fail in a row and be started again.
+        give_up_s: how long the coordinator may be unreachable at first, in seconds.
+        on_event: gets everything that happens.
+
+    Returns:
+        The exit code: 0 if the peer left as it should.
+
+    Raises:
+        WantrainError: see `wantrain.errors`.
+    """
+    parsed = Invite.parse(invite)
+    with (
+        open_place(parsed.run, home, name) as place,
+        tempfile.TemporaryDirectory(prefix="wantrain-") as directory,
+        contextlib.ExitStack() as closing,
+    ):
+        key = (place.identity.curve_public, place.identity.curve_secret)
+        members: dict[bytes, str] = {}
+        link = ZmqLink(parsed.run, bind=bind, key=key, admit=members.get)
+        closing.callback(lambda: link.close(GOODBYE_S))
+        address = advertised_address(link.address, advertise or "")
+        on_event({"event": "listening", "address": address, "name": place.name, "peer": place.identity.peer})
+        admission = Admission(link, parsed, place, address, on_event)
+        welcome = admission.run(give_up_s)
+        daemon = PeerDaemon(link, place, parsed, welcome, admission, members, Path(directory), on_event)
+        closing.callback(daemon.close)
+        daemon.supervise(command, max_restarts)
+        return daemon.run(admission.events)
+
+
+class PeerDaemon:
+    """The peer's surroundings (see `wantrain.peers.peer.Surroundings`) and its loop."""
+
+    def __init__(
+        self,
+        link: ZmqLink,
+        place: Place,
+        invite: Invite,
+        welcome: Welcome,
+        admission: Admission,
+        members: dict[bytes, str],
+        directory: Path,
+        on_event: OnEvent,
+    ) -> None:
+        spec = RunSpec.parse(welcome.spec, "the run spec from the coordinator")
+        if (spec.run, spec.owner) != (invite.run, invite.owner_key):
+            raise RefusedError(
+                "the coordinator's run spec is not that of the invite", hint="ask the run's owner for a new invite"
+            )
+        _keep_freed_memory()
+        torch.set_num_threads(1)
+        self.link = link
+        self.spec = spec
+        self._on_event = on_event
+        self._members = members
+        self._directory = directory
+        self._trainer_link = ZmqLink(LOCAL_RUN, bind=f"ipc://{directory}/trainer.sock")
+        self._trainer_connection = b""
+        self._supervisor: Supervisor | None = None
+        self._kill_switch = KillSwitch.from_environment()
+        self._engines: list[Engine] = []
+        self._segments = 0
+        self._exit: tuple[int, str, str] | None = None
+        self._failure: WantrainError | None = None
+        self._signals = 0
+        self._was_current = False
+        self._pace = (0.0, 0.0, 0.0)
+        facts = PeerFacts(
+            me=place.identity.peer,
+            run=invite.run,
+            hello=admission.hello,
+            streams=spec.streams,
+            heartbeat_s=spec.liveness.heartbeat_s,
+            keep_bytes=spec.log.keep_mb * 2**20,
+            keep_updates=spec.log.keep_updates,
+        )
+        self.peer = Peer(Participant(facts), self)
+        self.peer.receive(COORDINATOR, welcome, None, time.monotonic())
+
+    def supervise(self, command: Sequence[str], max_restarts: int) -> None:
+        """Start the training command with the loop."""
+        environment = {
+            "WANTRAIN_DAEMON": f"ipc://{self._directory}/trainer.sock",
+            "WANTRAIN_WAIT_CEILING_S": str(self.spec.sync.wait_ceiling_s),
+        }
+        self._supervisor = Supervisor(command, environment, max_restarts)
+
+    # ---- the loop
+
+    def run(self, first: Sequence[LinkEvent] = ()) -> int:
+        """Take part until the end; returns the exit code.
+
+        Raises:
+            WantrainError: the run or the trainer ended this peer.
+        """
+        before = {number: signal.signal(number, self._signalled) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            for event in first:
+                self._take(event)
+            tick_at, idle = 0.0, False
+            while self._exit is None:
+                pause_s = 0.0 if idle else BACKLOG_WAIT_S if self.peer.backlog else TICK_S / 2
+                wait((self.link, self._trainer_link), pause_s)
+                events = self.link.poll(0.0)
+                for event in events:
+                    self._take(event)
+                said = self._trainer_link.poll(0.0)
+                for event in said:
+                    self._take_from_trainer(event)
+                now = time.monotonic()
+                if now >= tick_at:
+                    tick_at = now + TICK_S
+                    self._tick(now)
+                self.peer.pump(now)
+                idle = not events and not said and self.peer.idle_work(now)
+            return self._end(*self._exit)
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _signalled(self, number: int, _: object) -> None:
+        self._signals += 1
+        if self._signals > 1:
+            os._exit(128 + number)
+
+    def _tick(self, now: float) -> None:
+        if self._signals:
+            self.peer.handle(LeaveRequested("told to by SIGINT or SIGTERM"), now)
+        self._watch_trainer(now)
+        if self.peer.core.complete != self._was_current:
+            self._was_current = self.peer.core.complete
+            self.note("current" if self._was_current else "catching-up", {"number": self.peer.core.applied})
+        self.peer.handle(self._progress(now), now)
+        self.peer.tick(now)
+
+    def _watch_trainer(self, now: float) -> None:
+        supervisor = self._supervisor
+        if supervisor is None or self._signals or self._exit is not None:
+            return
+        if supervisor.ended(now):
+            self.note("trainer-exit", {"reason": supervisor.describe_exit(), "restarts": supervisor.restarts})
+            self._trainer_connection = b""
+            self.peer.trainer_gone(now)
+            if self._failure is not None:
+                self.exit(self._failure.exit_code, self._failure.message, self._failure.hint)
+            elif supervisor.exit_code == 0:
+                self.peer.handle(LeaveRequested("training finished"), now)
+            elif not supervisor.restart_later(now):
+                reason = f"the training command {supervisor.describe_exit()}, {supervisor.restarts + 1} times in a row"
+                self._failure = TrainerError(reason, hint="see its output above; run it by hand")
+                self.peer.handle(LeaveRequested(reason), now)
+        try:
+            if supervisor.start_if_due(now):
+                self.peer.trainer_starting(now)
+        except OSError as error:
+            self._failure = ConfigError(f"the training command cannot be started: {error}", hint="check the path")
+            self.peer.handle(LeaveRequested(str(error)), now)
+
+    def _end(self, code: int, reason: str, hint: str) -> int:
+        supervisor = self._supervisor
+        self.note("left", {"reason": reason})
+        if supervisor is not None:
+            if code == 0 and self._failure is None and not self._signals:
+                supervisor.wait()
+            else:
+                supervisor.end()
+        if self._failure is not None:
+            raise self._failure
+        if code:
+            raise RefusedError(reason, hint=hint)
+        return 0
+
+    def close(self) -> None:
+        """Let go of memory and the trainer's socket."""
+        if self._supervisor is not None:
+            self._supervisor.end()
+        self._trainer_link.close(GOODBYE_S)
+        for engine in self._engines:
+            engine.close()
+
+    # ---- what comes in
+
+    def _take(self, event: LinkEvent) -> None:
+        now = time.monotonic()
+        match event:
+            case Received(source, _, message):
+                try:
+                    record = unpack(message)
+                except WireError as error:
+                    self.note("dropped", {"peer": source, "reason": error.message})
+                    return
+                payload = message.buffers[0] if len(message.buffers) == 1 else None
+                self.peer.receive(source, record, payload, now)
+            case Connected(peer):
+                self.peer.link_changed(peer, True, "", now)
+            case Disconnected(peer, reason):
+                self.peer.link_changed(peer, False, reason, now)
+            case Dropped(source, reason):
+                self.note("dropped", {"peer": source, "reason": reason})
+
+    def _take_from_trainer(self, event: LinkEvent) -> None:
+        now = time.monotonic()
+        if not isinstance(event, Received):
+            return
+        try:
+            record = unpack(event.message)
+        except WireError as error:
+            self.note("dropped", {"peer": "trainer", "reason": error.message})
+            return
+        if isinstance(record, Attach):
+            self._trainer_connection = event.connection
+            self.note("attached", {"pid": record.pid})
+        if event.connection == self._trainer_connection:
+            self.peer.from_trainer(record, now)
+
+    def _progress(self, now: float) -> Progress:
+        engine = self._engines[-1] if self._engines else None
+        segment = engine.segment if engine is not None else None
+        steps_left, step_s, own_steps = segment.progress() if segment is not None else (0, 0.0, 0)
+        stats = dict(list(self.peer.values.items())[:USER_VALUES])
+        counters = self.link.stats().values()
+        stats["step"] = float(own_steps)
+        stats["round"] = float(
+            next((self.peer.core.indices[s.name] for s in self.spec.streams if s.state == "param"), 0)
+        )
+        stats["bytes_sent"] = float(sum(counter.bytes_sent for counter in counters))
+        stats["bytes_received"] = float(sum(counter.bytes_received for counter in counters))
+        stats["pause_s"] = self.peer.pause_s
+        stats["tokens_per_s"] = self._tokens_per_s(stats.get("tokens", 0.0), now)
+        return Progress(steps_left * step_s if step_s > 0 else -1.0, stats)
+
+    def _tokens_per_s(self, tokens: float, now: float) -> float:
+        """Tokens per second over windows of a few seconds."""
+        since, before, rate = self._pace
+        if tokens < before or since == 0.0:
+            self._pace = (now, tokens, 0.0)
+        elif now - since >= 3.0:
+            self._pace = (now, tokens, (tokens - before) / (now - since))
+        return round(self._pace[2] or rate, 1)
+
+    # ---- Surroundings
+
+    def send(self, to: str, record: Record, payload: Payload | None = None) -> bool:
+        sent = self.link.send(to, pack(record) if payload is None else pack(record, payload))
+        if sent and self._kill_switch is not None:
+            self._kill_switch.sent(record)
+        return sent
+
+    def dial(self, peer: str, address: str, curve_key: bytes) -> None:
+        for key in [key for key, known in self._members.items() if known == peer]:
+            del self._members[key]
+        self._members[curve_key] = peer
+        if address:
+            try:
+                self.link.connect(peer, address, curve_key)
+            except ConfigError as error:
+                self.note("bad-address", {"peer": peer, "address": address, "reason": error.message})
+
+    def hang_up(self, peer: str) -> None:
+        for key in [key for key, known in self._members.items() if known == peer]:
+            del self._members[key]
+        self.link.disconnect(peer)
+
+    def open_model(self, manifest: Manifest) -> Engine:
+        engine = Engine(manifest, self.spec.streams)
+        self._engines.append(engine)
+        return engine
+
+    def open_segment(self, tensors: Any) -> str:
+        self._segments += 1
+        path = segment_directory() / f"{self._directory.name}-{self._segments}"
+        tensors.open_segment(path)
+        return str(path)
+
+    def tell_trainer(self, record: Record) -> None:
+        if not self._trainer_connection:
+            return
+        self._trainer_link.reply(self._trainer_connection, pack(record))
+        if isinstance(record, Granted):
+            segment = self._engines[-1].segment
+            if segment is not None:
+                segment.bump()
+
+    def trainer_refused(self, refusal: Refused) -> None:
+        if refusal.code == "model":
+            self._failure = RefusedError(refusal.reason, hint=refusal.hint)
+
+    def note(self, event: str, details: dict[str, Any]) -> None:
+        self._on_event({"event": event, **details})
+
+    def exit(self, code: int, reason: str, hint: str) -> None:
+        self._exit = (code, reason, hint)
+
+
+def _keep_freed_memory() -> None:
+    """Let malloc keep big blocks for reuse: fresh pages cost more than the work done on them."""
+    trim_threshold, mmap_threshold, size_bytes = -1, -3, 64 << 20
+    with contextlib.suppress(OSError, AttributeError):
+        libc = ctypes.CDLL("libc.so.6")
+        libc.mallopt(trim_threshold, 4 * size_bytes)
+        libc.mallopt(mmap_threshold, size_bytes)

@@ -1,0 +1,81 @@
+"""A peer's directory on its machine: its identity for one run, held by one process at a time."""
+
+import fcntl
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from wantrain.errors import AddressInUseError, ConfigError
+from wantrain.transport.auth import Identity
+
+MAX_SLOTS = 64
+"""Most peers of one run on one machine without directories of their own."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A locked directory and what is in it."""
+
+    path: Path
+    name: str
+    identity: Identity
+
+    @property
+    def enrolled(self) -> bool:
+        """Whether the run's coordinator has admitted this identity before."""
+        return (self.path / "enrolled").exists()
+
+    def mark_enrolled(self) -> None:
+        """Remember that this identity was admitted."""
+        (self.path / "enrolled").touch()
+
+
+def state_directory() -> Path:
+    """Where peers keep their directories: $XDG_STATE_HOME/wantrain, or ~/.local/state/wantrain."""
+    base = os.environ.get("XDG_STATE_HOME")
+    return (Path(base) if base else Path.home() / ".local" / "state") / "wantrain"
+
+
+@contextmanager
+def open_place(run: bytes, home: Path | None, name: str | None) -> Iterator[Place]:
+    """Lock a directory for this process and load or make the identity in it.
+
+    Args:
+        run: id of the run.
+        home: the directory; None takes the first of this run that no other process holds.
+        name: the peer's name for people; None: the host's, numbered from the second peer on.
+
+    Raises:
+        AddressInUseError: another process holds `home`.
+        ConfigError: the directory cannot be written.
+    """
+    base = state_directory() / run.hex()
+    candidates = [home] if home is not None else [base / f"peer-{k}" for k in range(1, MAX_SLOTS + 1)]
+    for number, path in enumerate(candidates, start=1):
+        try:
+            path.mkdir(parents=True, exist_ok=True, mode=0o700)
+            lock = (path / "lock").open("w")
+        except OSError as error:
+            raise ConfigError(f"{path} cannot be used: {error}", hint="give a writable directory by --home") from None
+        with lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                continue
+            known_as = name or socket.gethostname() + (f"-{number}" if number > 1 else "")
+            yield Place(path, known_as, _identity(path / "identity"))
+            return
+    raise AddressInUseError(
+        f"another process uses {candidates[-1]}", hint="give this peer a directory of its own by --home"
+    )
+
+
+def _identity(path: Path) -> Identity:
+    if path.exists():
+        return Identity.load(path)
+    identity = Identity.create()
+    identity.save(path)
+    return identity

@@ -1,0 +1,145 @@
+"""The run as one JSON document: made by the coordinator, asked for by `wantrain status` with the owner's key."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from wantrain.addresses import advertised_address
+from wantrain.config import RunSpec, key_path
+from wantrain.errors import UnreachableError
+from wantrain.peers.coordinator import Coordinator
+from wantrain.peers.membership import PeerState
+from wantrain.peers.messages import Status, WantStatus, pack, unpack
+from wantrain.transport.auth import RunKeys
+from wantrain.transport.link import Connected, Disconnected, Received
+from wantrain.transport.wire import PROTOCOL_VERSION
+from wantrain.transport.zmq_link import ZmqLink
+
+COMMITS_SHOWN = 20
+ASK_EVERY_S = 1.0
+
+
+def address_path(run_file: Path) -> Path:
+    """Where a running coordinator writes the address that it listens on: beside run.toml."""
+    return run_file.with_suffix(".address")
+
+
+def document(core: Coordinator, spec: RunSpec, address: str, uptime_s: float, now: float) -> dict[str, Any]:
+    """The state of the run; times are in seconds, digests in hex."""
+    names = core.name_of
+    commits = []
+    for record in core.records[-COMMITS_SHOWN:]:
+        timing = dict(core.timing(record.number))
+        committed_at = timing.pop("committed_at", None)
+        commits.append(
+            {
+                "number": record.number,
+                "stream": record.sync.stream,
+                "index": record.sync.index,
+                "attempt": record.sync.attempt,
+                "contributors": [names(peer) for peer in record.contributors],
+                "digest": record.digest.hex(),
+                "age_s": None if committed_at is None else round(now - committed_at, 3),
+                **timing,
+            }
+        )
+    return {
+        "run": {
+            "id": spec.run.hex(),
+            "name": spec.name,
+            "method": spec.method.name,
+            "codec": spec.wire.codec,
+            "protocol": PROTOCOL_VERSION,
+            "version": core.facts.version,
+        },
+        "coordinator": {"address": address, "epoch": core.epoch, "uptime_s": round(uptime_s, 3)},
+        "log": {"head": core.head, "chain": core.chain(core.head).hex()},
+        "view": {"number": core.membership.view, "members": list(core.membership.members)},
+        "peers": [_peer(core, peer, known, now) for peer, known in core.membership.peers.items()],
+        "syncs": [
+            {
+                "stream": stream,
+                "index": current.index,
+                "attempt": current.start.sync.attempt if current.start else None,
+                "phase": current.phase.value,
+                "ready": [names(peer) for peer in current.ready],
+                "waiting_for": [names(peer) for peer in current.waiting_for],
+                "reason": current.reason,
+                "age_s": round(current.age_s(now), 3),
+            }
+            for stream, current in core.rounds.items()
+        ],
+        "commits": commits,
+        "reason": core.reason(),
+    }
+
+
+def _peer(core: Coordinator, peer: str, known: PeerState, now: float) -> dict[str, Any]:
+    report = known.report
+    late = known.gone_reason if not known.alive else ""
+    for stream, current in core.rounds.items():
+        if known.alive and peer in current.waiting_for:
+            late = f"{stream}#{current.index} waits for it for {current.age_s(now):.1f} s"
+    return {
+        "peer": peer,
+        "name": known.hello.name,
+        "state": known.state,
+        "address": known.hello.address,
+        "log_number": report.log_number if report else -1,
+        "chain": report.chain.hex() if report else "",
+        "state_number": report.state_number if report else -1,
+        "state_digest": report.state_digest.hex() if report else "",
+        "trainer": report.trainer if report else "none",
+        "last_seen_s": round(now - known.seen_at, 3),
+        "waiting": report.waiting if report else "",
+        "late": late,
+        "syncs": [
+            {"stream": line.stream, "index": line.index, "phase": line.phase, "attempt": line.attempt}
+            for line in (report.syncs if report else ())
+        ],
+        "stats": dict(report.stats) if report else {},
+    }
+
+
+def query(run_file: Path, timeout_s: float) -> dict[str, Any]:
+    """Ask the coordinator of a run that was started on this machine for its status.
+
+    Raises:
+        ConfigError: run.toml or its keys cannot be used.
+        UnreachableError: the coordinator does not answer within timeout_s seconds.
+    """
+    spec = RunSpec.load(run_file)
+    keys = RunKeys.load(key_path(run_file))
+    try:
+        address = address_path(run_file).read_text(encoding="utf-8").strip()
+    except OSError:
+        address = advertised_address(spec.coordinator.bind, spec.coordinator.advertise)
+    link = ZmqLink(spec.run, key=(keys.status_curve_public, keys.status_curve_secret))
+    why = "no answer"
+    try:
+        link.connect("coordinator", address, keys.curve_public)
+        deadline = time.monotonic() + timeout_s
+        asked_at = -ASK_EVERY_S
+        up = False
+        while (now := time.monotonic()) < deadline:
+            if up and now - asked_at >= ASK_EVERY_S:
+                asked_at = now
+                link.send("coordinator", pack(WantStatus()))
+            for event in link.poll(min(0.1, deadline - now)):
+                match event:
+                    case Connected():
+                        up = True
+                    case Disconnected(_, reason):
+                        up, why = False, reason
+                    case Received(_, _, message) if message.kind == "Status":
+                        record = unpack(message)
+                        assert isinstance(record, Status)
+                        found: dict[str, Any] = json.loads(record.document)
+                        return found
+    finally:
+        link.close()
+    raise UnreachableError(
+        f"the coordinator at {address} does not answer: {why} within {timeout_s:g} s",
+        hint=f"start it: wantrain coordinator {run_file}",
+    )
