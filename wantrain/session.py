@@ -245,6 +245,9 @@ class Swarm:
 
     def _attached(self, record: Attached) -> None:
         if self._segment is not None:
+            # Only a run that has begun anew, without a state, asks a trainer again for its weights.
+            if record.genesis and record.segment == str(self._segment.path):
+                self._write_genesis()
             return
         streams = tuple(_stream(row) for row in record.streams)
         segment = Segment.open(record.segment)
@@ -254,9 +257,13 @@ class Swarm:
         self._segment = segment
         self._to_start = {stream.name for stream in streams if stream.state == "param"}
         if record.genesis:
-            for name in self._to_start:
-                self._replica.write(name)
-            self._outbox.append(GenesisWritten())
+            self._write_genesis()
+
+    def _write_genesis(self) -> None:
+        for stream in self.streams:
+            if stream.state == "param":
+                self._replica.write(stream.name)
+        self._outbox.append(GenesisWritten())
 
     def hook(self, optimizer: torch.optim.Optimizer) -> None:
         """Follow the optimizer's steps."""
@@ -314,19 +321,20 @@ class Swarm:
     def _run(self, effects: Sequence[TrainerEffect]) -> None:
         for effect in effects:
             match effect:
-                case Stage(stream, serial):
-                    self._stage(stream, serial)
+                case Stage():
+                    self._stage(effect)
                 case Adopt(stream, kind, stepped):
                     self._replica.adopt(stream, kind, stepped=stepped)
 
-    def _stage(self, name: str, serial: int) -> None:
+    def _stage(self, stage: Stage) -> None:
+        name = stage.stream
         if not self._tokens and any(s.name == name and s.weight == "tokens" for s in self.streams):
             raise ConfigError(
                 f"stream {name} weighs contributions by tokens, and none were counted",
                 hint="call swarm.tokens(count) for each batch, before optimizer.step()",
             )
         self._replica.write(name)
-        self._outbox.append(Contribute(name, serial, self._core.step, self._tokens))
+        self._outbox.append(Contribute(name, stage.serial, self._core.step, self._tokens, stage.granted))
         self._flush()
 
     # ---- messages

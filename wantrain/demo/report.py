@@ -1,6 +1,7 @@
 """What a demo run amounts to: figures, verdicts, text and picture, computed from what was recorded. Starts nothing."""
 
 import json
+import re
 import statistics
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -113,7 +114,15 @@ def _arrival(recording: Recording, name: str) -> Json:
         (line for line in commits if ids & set(line["contributors"])), key=lambda line: line["number"], default={}
     )
     waited = first["number"] - ready if first and ready is not None else None
-    return {"ready_at": ready, "first_round": first.get("index"), "rounds_to_contribute": waited}
+    return {"ready_at": ready, "first_round": _index(first), "rounds_to_contribute": waited}
+
+
+def _index(commit: Json) -> int | None:
+    """The round of a commit: as a field, or in the name of its sync, "param#7.1000000009"."""
+    if "index" in commit:
+        return int(commit["index"])
+    found = re.search(r"#(\d+)", commit.get("sync", ""))
+    return int(found[1]) if found else None
 
 
 def parity(recording: Recording) -> tuple[bool, str]:

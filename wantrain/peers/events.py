@@ -99,6 +99,15 @@ class Reduced:
 
 
 @dataclass(frozen=True, slots=True)
+class ReduceFailed:
+    """A chunk of the contribution, or of the sum, does not encode; `blamed` is whose fault it is, if that is known."""
+
+    sync: SyncId
+    reason: str
+    blamed: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class StateDigested:
     """The digest of the state at log number `number` was computed."""
 
@@ -120,5 +129,5 @@ class Tick:
 
 Event: TypeAlias = (
     FromPeer | CoordinatorLink | PeerLink | TrainerStarting | TrainerAttached | GenesisReady | Staged | TrainerGone
-    | Progress | Reduced | StateDigested | LeaveRequested | Tick
+    | Progress | Reduced | ReduceFailed | StateDigested | LeaveRequested | Tick
 )  # fmt: skip

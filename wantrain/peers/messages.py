@@ -104,11 +104,14 @@ class Hello:
 
 @dataclass(frozen=True, slots=True)
 class SyncReport:
-    """What a peer holds of one sync. `phase`: ready, moving or done; READY and DONE are lines of the report."""
+    """What a peer holds of one sync. `phase`: ready, moving, done, or failed (the attempt cannot be completed there).
+
+    READY and DONE are lines of the report.
+    """
 
     stream: Name
     index: Count
-    phase: Annotated[str, Field(strict=True, pattern="^(ready|moving|done)$")]
+    phase: Annotated[str, Field(strict=True, pattern="^(ready|moving|done|failed)$")]
     weight: Weight = 1.0
     norm: Finite = 0.0
     staged: Flag = True
@@ -118,6 +121,7 @@ class SyncReport:
     missing: Count = 0
     """Chunks that have not come in yet."""
     waiting_for: Peers = ()
+    """From whom something is missing; once it has failed, those to blame, if that is known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +145,8 @@ class Report:
     """For whom or what the peer waits, in words; "" when it does not."""
     stats: Values
     """Numbers for `status`: step, loss, tokens, tokens_per_s, bytes_sent, bytes_received, pause_s, …"""
+    view: Count = 0
+    """The newest view that the peer knows; an older one than the run's is sent again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -321,10 +327,11 @@ class WantState:
 
 @dataclass(frozen=True, slots=True)
 class StateChunk:
-    """A chunk of fp32 state as it was after commit `number`."""
+    """A chunk of fp32 state as it was after commit `number`, whose link of the chain is `chain`."""
 
     chunk: Count
     number: Count
+    chain: Digest
 
 
 @dataclass(frozen=True, slots=True)
@@ -345,9 +352,13 @@ class UpdateChunk:
 
 @dataclass(frozen=True, slots=True)
 class NotHeld:
-    """The answer to WantState (number -1) or WantUpdate when the asked peer does not hold it (any more)."""
+    """The answer to WantState (number -1) or WantUpdate when the asked peer does not hold it.
+
+    `held` is the log number of its state, -1 if it has none: from that on it did hold the update, and no longer does.
+    """
 
     number: Annotated[int, Field(strict=True, ge=-1, le=2**62)]
+    held: Annotated[int, Field(strict=True, ge=-1, le=2**62)]
 
 
 # ---- trainer and daemon, on one machine
@@ -383,12 +394,17 @@ class GenesisWritten:
 
 @dataclass(frozen=True, slots=True)
 class Contribute:
-    """The stream's `out` region is filled and the daemon's until Granted. `step` is the trainer's own count."""
+    """The stream's `out` region is filled and the daemon's until Granted. `step` is the trainer's own count.
+
+    `granted` counts the Granted messages for this stream that this trainer process had received when it filled the
+    region: an unforeseen one (`start`) that crosses the Contribute makes what it holds worthless.
+    """
 
     stream: Name
     serial: Count
     step: Count
     tokens: Count
+    granted: Count
 
 
 @dataclass(frozen=True, slots=True)

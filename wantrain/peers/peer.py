@@ -302,7 +302,7 @@ class Peer:
         size_bytes = sum(map(self._tensors.size_bytes, effect.payloads))
         self.core.log.append(record, effect.payloads, size_bytes)
         self._digest = None
-        details = {"number": record.number, "sync": str(record.sync), "contributors": len(record.contributors)}
+        details = {"number": record.number, "sync": str(record.sync), "contributors": list(record.contributors)}
         self._around.note("commit", {**details, "bytes": size_bytes, "digest": record.digest.hex()[:16]})
 
     def _grant(self, effect: Grant, now: float) -> None:

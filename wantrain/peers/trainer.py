@@ -36,10 +36,12 @@ TrainerEvent = BeforeStep | AfterStep | Granted | WaitedLongEnough
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """Copy the stream's tensors to its `out` region and tell the daemon (Contribute with this serial)."""
+    """Copy the stream's tensors to its `out` region and tell the daemon (Contribute with these numbers)."""
 
     stream: str
     serial: int
+    granted: int
+    """Grants for the stream that this process has received so far."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +76,7 @@ class _Progress:
     patient: bool = True
     """False after the shell has waited long enough, until a grant comes."""
     index: int = 0
+    granted: int = 0
 
 
 class TrainerCore:
@@ -152,12 +155,13 @@ class TrainerCore:
         progress.since = 0
         progress.period = progress.stream.every
         progress.outstanding, progress.blocking = True, block
-        return [Stage(progress.stream.name, progress.serial)]
+        return [Stage(progress.stream.name, progress.serial, progress.granted)]
 
     def _granted(self, event: Granted) -> list[TrainerEffect]:
         progress = self._streams.get(event.stream)
         if progress is None:
             return []
+        progress.granted += 1
         if event.kind == "start":
             progress.since, progress.period = 0, progress.stream.offset or progress.stream.every
             progress.outstanding, progress.blocking, progress.patient = False, False, True
@@ -184,4 +188,6 @@ class TrainerCore:
         if progress.stream.state == "param":
             self._base_step = event.global_step
             self._own_since = progress.since if event.kind == "merge" else 0
+        elif event.kind == "start":
+            return []  # the mean gradient is not to be had any more: the step is made with the own one
         return [Adopt(event.stream, event.kind, stepped)]

@@ -1,0 +1,171 @@
+"""The attempts that a peer takes part in: START and ABORT, parts and sums, one running attempt per stream; a pure core.
+
+A part of `participant.py`, which alone calls it. Whatever comes for another attempt than the one that runs changes
+nothing, and an attempt that was given up is never taken up again: its parts may come from another contribution.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from wantrain.peers.effects import Effect, Note, ReduceChunk, SendContribution, SendPayload, Tell
+from wantrain.peers.events import FromPeer, Reduced, ReduceFailed
+from wantrain.peers.messages import CommitRecord, Part, Result, Start, SyncId, WantParts
+from wantrain.transport import direct
+from wantrain.transport.direct import Direct, Payload
+
+MAX_EARLY = 128
+"""Messages with tensor bytes kept when they overtake their START; more are dropped and asked for again."""
+
+
+@dataclass(slots=True)
+class Attempt:
+    """One attempt of one sync on this peer."""
+
+    start: Start
+    core: Direct
+    done: direct.Complete | None = None
+    failed: tuple[str, ...] | None = None
+    """Set when it cannot be completed here; names those to blame, if that is known."""
+
+    @property
+    def sync(self) -> SyncId:
+        return self.start.sync
+
+
+@dataclass(slots=True)
+class Attempts:
+    """The running attempts of a peer.
+
+    Args:
+        me: this peer.
+        indices: last applied sync of every stream; the participant's own, only read here.
+    """
+
+    me: str
+    indices: Mapping[str, int]
+    running: dict[str, Attempt] = field(default_factory=dict)
+    _over: dict[str, int] = field(default_factory=dict)
+    """Per stream: attempts up to this number are over for this peer."""
+    _early: list[FromPeer] = field(default_factory=list)
+
+    def of(self, sync: SyncId) -> Attempt | None:
+        """The running attempt, if it is this very one."""
+        attempt = self.running.get(sync.stream)
+        return attempt if attempt is not None and attempt.sync == sync else None
+
+    def accepts(self, sync: SyncId) -> bool:
+        """Whether parts and sums of it are of use, now or soon."""
+        attempt = self.of(sync)
+        return attempt.done is None if attempt is not None else self._is_early(sync)
+
+    def is_new(self, start: Start) -> bool:
+        """Whether a START is for the sync that comes next, and for a later attempt than any seen here."""
+        sync = start.sync
+        running = self.running.get(sync.stream)
+        latest = max(self._over.get(sync.stream, 0), running.sync.attempt if running is not None else 0)
+        return self.indices.get(sync.stream, -2) + 1 == sync.index and sync.attempt > latest
+
+    def begin(self, start: Start, now: float) -> list[Effect]:
+        """Begin an attempt in place of an older one of the stream. What has overtaken its START is taken in."""
+        core = Direct(self.me, start.contributors, start.weights, start.receivers, start.shards)
+        attempt = self.running[start.sync.stream] = Attempt(start, core)
+        effects: list[Effect] = [Note("start", {"sync": str(start.sync), "contributors": len(start.contributors)})]
+        effects += self._move(attempt, direct.Begin(), now)
+        early, self._early = self._early, []
+        for event in early:
+            effects += self.came(event, now)
+        return effects
+
+    def abort(self, sync: SyncId) -> list[Effect]:
+        """The attempt, and every older one of its stream, is over."""
+        self._end(sync.stream, sync.attempt)
+        attempt = self.running.get(sync.stream)
+        if attempt is None or attempt.sync.attempt > sync.attempt:
+            return []
+        del self.running[sync.stream]
+        return [Note("abort", {"sync": str(attempt.sync)})]
+
+    def close(self, stream: str) -> None:
+        """The stream's sync is committed."""
+        attempt = self.running.pop(stream, None)
+        if attempt is not None:
+            self._end(stream, attempt.sync.attempt)
+
+    def give_up(self) -> None:
+        """Leave all attempts: the state at hand, or what is staged, is not what they were begun with."""
+        for stream in list(self.running):
+            self.close(stream)
+        self._early = []
+
+    def _end(self, stream: str, attempt: int) -> None:
+        self._over[stream] = max(self._over.get(stream, 0), attempt)
+
+    def update_of(self, record: CommitRecord) -> tuple[Payload, ...] | None:
+        """The committed update, if an attempt has brought these very bytes here."""
+        attempt = self.running.get(record.sync.stream)
+        if attempt is None or attempt.done is None or attempt.sync.index != record.sync.index:
+            return None
+        return attempt.done.payloads if attempt.done.digest == record.digest else None
+
+    # ---- what comes
+
+    def came(self, event: FromPeer, now: float) -> list[Effect]:
+        """A Part or Result with its bytes, or a WantParts."""
+        match event.record:
+            case Part(sync, chunk):
+                moved: direct.DirectEvent = direct.PartCame(event.source, chunk, event.payload)
+            case Result(sync, chunk):
+                moved = direct.ResultCame(event.source, chunk, event.payload, event.digest)
+            case WantParts(sync, parts, results):
+                attempt = self.of(sync)
+                return [] if attempt is None else self._move(attempt, direct.Asked(event.source, parts, results), now)
+            case _:
+                return []
+        attempt = self.of(sync)
+        if attempt is not None:
+            return self._move(attempt, moved, now)
+        if self._is_early(sync):
+            self._early.append(event)
+        return []
+
+    def _is_early(self, sync: SyncId) -> bool:
+        if len(self._early) >= MAX_EARLY or self.indices.get(sync.stream, -2) + 1 != sync.index:
+            return False
+        running = self.running.get(sync.stream)
+        return sync.attempt > max(self._over.get(sync.stream, 0), running.sync.attempt if running is not None else 0)
+
+    def reduced(self, event: Reduced, now: float) -> list[Effect]:
+        """The shell has summed a chunk."""
+        attempt = self.of(event.sync)
+        if attempt is None:
+            return []
+        return self._move(attempt, direct.ChunkReduced(event.chunk, event.payload, event.digest), now)
+
+    def reduce_failed(self, event: ReduceFailed) -> list[Effect]:
+        """The shell cannot encode a chunk; the next report says so, and the coordinator aborts."""
+        attempt = self.of(event.sync)
+        if attempt is None or attempt.failed is not None:
+            return []
+        attempt.failed = event.blamed
+        return [Note("reduce-failed", {"sync": str(event.sync), "reason": event.reason})]
+
+    def tick(self, now: float) -> list[Effect]:
+        """Time has passed."""
+        return [effect for a in list(self.running.values()) for effect in self._move(a, direct.Tick(), now)]
+
+    def _move(self, attempt: Attempt, event: direct.DirectEvent, now: float) -> list[Effect]:
+        sync = attempt.sync
+        effects: list[Effect] = []
+        for effect in attempt.core.handle(event, now):
+            match effect:
+                case direct.SendPart(to, chunk):
+                    effects.append(SendContribution(to, sync, chunk))
+                case direct.SendResult(to, chunk, payload):
+                    effects.append(SendPayload(to, Result(sync, chunk), payload))
+                case direct.Reduce(chunk, inputs):
+                    effects.append(ReduceChunk(sync, chunk, inputs))
+                case direct.Ask(to, parts, results):
+                    effects.append(Tell(to, WantParts(sync, parts, results)))
+                case direct.Complete():
+                    attempt.done = effect
+        return effects
