@@ -70,6 +70,8 @@ class Replica:
             kind: start, merge, move or grad; see `shared_memory.py` for the rule of each.
             stepped: whether inner steps were made since `write`.
         """
+        if kind == "start" and self._streams[stream].state == "grad":
+            return  # no mean gradient to be had: the step is made with the own one
         moves = kind == "move" and self._streams[stream].late == "rebase"
         for parameter, out, given in self._views[stream]:
             if kind == "grad":

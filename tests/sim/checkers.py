@@ -20,7 +20,7 @@ class Checkers:
         self.update_at: dict[bytes, tuple[str, tuple[SumOf, ...]]] = {}
         self.taken: dict[tuple[str, int], int] = {}
         """(stream, inner step) -> number of the commit that took it in."""
-        self.used: dict[tuple[str, tuple[bytes, str, int]], int] = {}
+        self.used: dict[tuple[str, tuple[bytes, str, int, int]], int] = {}
         self.commits_of: dict[str, int] = defaultdict(int)
         self.commits = 0
         self.rewinds = 0
@@ -90,7 +90,7 @@ class Checkers:
         if known != state:
             raise Violation(f"{who} and {first} have the same history and different states")
 
-    def contributes(self, who: str, sync: tuple[bytes, str, int], contribution: Contribution) -> None:
+    def contributes(self, who: str, sync: tuple[bytes, str, int, int], contribution: Contribution) -> None:
         """Guarantee 3: every attempt of a sync uses the same input."""
         if self.used.setdefault((who, sync), contribution.ident) != contribution.ident:
             raise Violation(f"{who} used different inputs for attempts of {sync[1]}#{sync[2]}")

@@ -1,6 +1,7 @@
 """What goes wrong in a simulated run, when, and the end of it: everything drawn from one seed."""
 
 import random
+from dataclasses import replace
 
 from tests.sim.network import Weather
 from tests.sim.world import World
@@ -9,7 +10,7 @@ from wantrain.peers.participant import COORDINATOR
 
 FAULTS = (
     "crash", "crash-later", "freeze", "coordinator", "coordinator-later", "one-way", "pair", "split", "trainer",
-    "join", "leave", "disk-full", "poison", "flood",
+    "join", "leave", "disk-full", "poison", "flood", "bit-flip", "too-large",
 )  # fmt: skip
 
 
@@ -82,8 +83,8 @@ def strike(world: World, kind: str) -> None:
             if peer.trainer is not None:
                 peer.trainer.crash()
         case "join":
-            if len(world.peers) < 6:
-                world.join(f"p{len(world.peers)}")
+            if world.named < 6:
+                world.join(world.new_name())
         case "leave":
             if peer.trainer is not None and peer.trainer.started and world.may_crash(peer):
                 peer.trainer.leave()
@@ -92,12 +93,21 @@ def strike(world: World, kind: str) -> None:
             net.at(back_s, lambda: setattr(world.coordinator.disk, "full", False))
         case "poison":
             if peer.trainer is not None:
-                peer.trainer.poisoned = True
+                peer.trainer.flaw = "nan"
+        case "too-large":
+            if peer.trainer is not None:
+                peer.trainer.flaw = rng.choice(["part", "sum"])
+                net.at(back_s, lambda trainer=peer.trainer: setattr(trainer, "flaw", ""))
+        case "bit-flip":
+            # With fewer than three who can be compared nobody can tell who is right.
+            clean = [p for p in world.holders() if p.tensors is not None and not p.tensors.tainted]
+            if len(clean) >= 3 and len(clean) == len(alive):
+                clean[0].tensors.flip_a_bit(rng)
         case "flood":
             # A burst of loss on everything.
-            before = net.weather.loss
-            net.weather.loss = 0.6
-            net.at(min(back_s, 4.0), lambda: setattr(net.weather, "loss", before))
+            usual = net.weather
+            net.weather = replace(usual, loss=0.6)
+            net.at(min(back_s, 4.0), lambda: net.becomes(usual))
     if kind in ("crash", "crash-later", "coordinator", "coordinator-later"):
         net.at(back_s, lambda: restart(world))
 
@@ -118,7 +128,7 @@ def restart(world: World) -> None:
 
 def heal(world: World) -> None:
     """No more faults from here on."""
-    world.net.weather = Weather()
+    world.net.becomes(Weather(), for_good=True)
     world.refuse_send = 0.0
     world.net.cut.clear()
     for name in list(world.net.frozen):
@@ -128,5 +138,5 @@ def heal(world: World) -> None:
     for peer in world.peers.values():
         peer.crash_after = None
         if peer.trainer is not None:
-            peer.trainer.poisoned = False
+            peer.trainer.flaw = ""
     restart(world)

@@ -32,6 +32,13 @@ class Network:
         self.delivered = 0
         self._queue: list[tuple[float, int, Callable[[], None]]] = []
         self._count = 0
+        self._settled = False
+
+    def becomes(self, weather: Weather, *, for_good: bool = False) -> None:
+        """Change the weather; what was planned before it changed for good changes nothing any more."""
+        if not self._settled:
+            self.weather = weather
+        self._settled = self._settled or for_good
 
     def at(self, delay_s: float, action: Callable[[], None]) -> None:
         """Run an action after delay_s seconds of virtual time."""

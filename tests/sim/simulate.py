@@ -49,8 +49,8 @@ def run_seed(seed: int, world_class: type[World] = World) -> Outcome:
 
 
 def _play(world: World) -> None:
-    for k in range(world.rng.randint(1, 4)):
-        world.net.at(world.rng.uniform(0.0, 3.0), lambda k=k: world.join(f"p{k}"))
+    for _ in range(world.rng.randint(1, 4)):
+        world.net.at(world.rng.uniform(0.0, 3.0), lambda name=world.new_name(): world.join(name))
     schedule(world, FAULTY_S)
     world.net.run_until(FAULTY_S)
     heal(world)
@@ -86,6 +86,10 @@ def _rests(world: World) -> None:
         core = peer.shell.core
         if not core.complete or core.applied != head:
             raise Violation(f"{peer.name} rests at {core.applied} of {head}: {core.waiting(world.net.now)}")
+        if peer.tensors is None or peer.tensors.phi != alive[0].tensors.phi:
+            raise Violation(f"{peer.name} and {alive[0].name} rest with different states")
+        if peer.tensors.tainted and not world.doubtful:
+            raise Violation(f"{peer.name} rests with a state in which a bit was flipped")
         dropping = world.gradients or any(stream.late == "adopt" for stream in world.streams)
         trainer = peer.trainer
         if dropping or world.checkers.rewinds or trainer is None or not trainer.alive or trainer.restarts:

@@ -6,10 +6,12 @@ last moved by plus a set of own inner steps. A contribution is that set. Nothing
 
 import hashlib
 import itertools
+import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from wantrain.errors import CodecError
 from wantrain.optimizers.stream import Stream
 from wantrain.peers.layout import stream_chunks
 from wantrain.peers.messages import TensorSpec
@@ -25,6 +27,7 @@ class Weights:
 
     base: tuple[str, ...]
     steps: frozenset[int]
+    flaw: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +37,8 @@ class Contribution:
     ident: int
     who: str
     steps: frozenset[int]
+    flaw: str = ""
+    """part: it does not encode; sum: a sum with it does not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +58,8 @@ class SumOf:
 
 
 def link(previous: str, what: object) -> str:
-    """The next state of a chunk."""
-    return hashlib.blake2b(f"{previous}|{what}".encode(), digest_size=12).hexdigest()
+    """The next state of a chunk. What comes from a flipped bit is marked with "!", which the code under test cannot see."""
+    return "!" * previous.startswith("!") + hashlib.blake2b(f"{previous}|{what}".encode(), digest_size=12).hexdigest()
 
 
 @dataclass(slots=True)
@@ -83,11 +88,23 @@ class SymbolicTensors:
         self._staged: dict[str, Contribution] = {}
         self._state = [(name, chunk) for name, phi in self.phi.items() for chunk in range(len(phi))]
 
+    @property
+    def tainted(self) -> bool:
+        """Whether something in the state comes from a flipped bit."""
+        return any(chunk.startswith("!") for phi in self.phi.values() for chunk in phi)
+
+    def flip_a_bit(self, rng: random.Random) -> None:
+        """Let the memory fail."""
+        stream, chunk = rng.choice(self._state)
+        self.phi[stream][chunk] = "!" + self.phi[stream][chunk]
+
     def open_segment(self) -> Regions:
         self.regions = Regions()
         return self.regions
 
     def adopt_genesis(self) -> bytes:
+        if "nan" in self.regions.out.values():
+            raise CodecError("an initial weight is NaN")
         for name, phi in self.phi.items():
             self.phi[name] = [link("genesis", (self.regions.out[name], chunk)) for chunk in range(len(phi))]
         return self.state_digest()
@@ -102,17 +119,22 @@ class SymbolicTensors:
             if out.base != self.regions.given[stream]:
                 raise Violation(f"{self.who} took a difference against a phi that its weights were not moved by")
             steps = out.steps
-        self._incoming[stream] = Contribution(next(self._idents), self.who, steps)
-        return 1.0, True
+        flaw = "" if self.streams[stream].state == "grad" else out.flaw
+        self._incoming[stream] = Contribution(next(self._idents), self.who, steps, flaw)
+        return 1e30 if flaw else 1.0, True
 
     def use_stage(self, stream: str) -> None:
         self._staged[stream] = self._incoming[stream]
 
     def part(self, stream: str, chunk: int) -> PartOf:
+        if self._staged[stream].flaw == "part":
+            raise CodecError("too large to encode")
         return PartOf(self._staged[stream], chunk)
 
     def reduce(self, stream: str, chunk: int, inputs: Sequence[tuple[float, PartOf | None]]) -> SumOf:
         whole = [(weight, self._staged[stream] if part is None else part.contribution) for weight, part in inputs]
+        if any(contribution.flaw for _, contribution in whole):
+            raise CodecError("the sum is too large to encode")
         return SumOf(chunk, tuple(whole))
 
     def check(self, stream: str, chunk: int, payload: object) -> str | None:

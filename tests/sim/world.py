@@ -190,7 +190,8 @@ class CheckedTensors(SymbolicTensors):
     def use_stage(self, stream: str) -> None:
         super().use_stage(stream)
         core = self._peer.shell.core
-        history = (core.chain, stream, core.indices[stream] + 1)
+        # A peer that forgets its state, or turns its trainer away, gets another contribution in its stead.
+        history = (core.chain, stream, core.indices[stream] + 1, self._peer.discards)
         self._peer.world.checkers.contributes(self.who, history, self._staged[stream])
 
 
@@ -208,7 +209,7 @@ class CheckedPeer(Peer):
         super().handle(event, now)
         around = self._around
         assert isinstance(around, SimPeer)
-        if self.core.complete and around.tensors is not None:
+        if self.core.complete and around.tensors is not None and not around.tensors.tainted:
             around.world.checkers.state(around.name, self.core.chain, around.tensors)
 
 
@@ -229,6 +230,7 @@ class SimPeer:
         self.gone_for_good = False
         self.crash_after: int | None = None
         self.dialled: set[str] = set()
+        self.discards = 0
         self.keep_updates = world.rng.choice([2, 4, 256])
 
     # ---- life
@@ -237,6 +239,7 @@ class SimPeer:
         """Start the daemon without any state, and its trainer."""
         self.boot += 1
         self.alive = True
+        self.world.somebody_changed()
         self.dialled = set()
         boot = f"{self.name}:{self.boot:03}".encode()[-8:].rjust(8, b"-")
         hello = Hello(PROTOCOL_VERSION, "0", b"spec", self.name, boot, "host:1", ("fp32", "bf16", "int8"))
@@ -257,6 +260,7 @@ class SimPeer:
         if not self.alive:
             return
         self.world.trace.add(self.world.net.now, self.name, f"CRASH seen={seen}")
+        self.world.somebody_changed()
         self.alive = False
         self.crash_after = None
         if self.trainer is not None:
@@ -348,11 +352,13 @@ class SimPeer:
         pass
 
     def note(self, event: str, details: dict[str, Any]) -> None:
+        self.discards += event in ("refetch", "trainer-refused")
         self.world.trace.add(self.world.net.now, self.name, f"{event} {details}")
 
     def exit(self, code: int, reason: str, hint: str) -> None:
         self.world.trace.add(self.world.net.now, self.name, f"exit {code}: {reason}")
         self.world.exits.append((self.name, code, reason))
+        self.world.somebody_changed()
         self.gone_for_good = True
         self.alive = False
         if self.trainer is not None:
@@ -376,7 +382,8 @@ class SimTrainer:
         self.started = False
         self.phase = "between"
         """Where in the loop it is: between steps, before or after an inner step."""
-        self.poisoned = False
+        self.flaw = ""
+        """What is wrong with what it computes: nan, part (does not encode) or sum (its sums do not)."""
         self.step_s = peer.world.rng.choice([0.05, 0.1, 0.1, 0.1, 0.3])
         self.gradient: frozenset[int] = frozenset()
         self._waits = 0
@@ -432,7 +439,7 @@ class SimTrainer:
                 self.regions = self.peer.tensors.regions
                 if genesis:
                     for name in self._pending:
-                        self.regions.out[name] = ("init", self.boot)
+                        self.regions.out[name] = "nan" if self.flaw == "nan" else ("init", self.boot)
                     self._later(0.001, lambda: self._tell(GenesisWritten()))
             case Granted():
                 self._do(self.core.handle(record))
@@ -441,7 +448,8 @@ class SimTrainer:
                     if not self._pending and not self.started:
                         self.started = True
                         self._next_step()
-                elif self.started:
+                        return
+                if self.started:
                     self._go_on()
             case Refused():
                 self.crash()
@@ -484,16 +492,17 @@ class SimTrainer:
         assert self.regions is not None or not effects
         for effect in effects:
             match effect:
-                case Stage(stream, serial):
+                case Stage(stream, serial, granted):
                     assert self.regions is not None
                     state = next(s.state for s in self.world.streams if s.name == stream)
                     if state == "grad":
                         self.regions.out[stream] = self.gradient
-                    elif self.poisoned:
+                    elif self.flaw == "nan":
                         self.regions.out[stream] = "nan"
                     else:
-                        self.regions.out[stream] = self.theta[stream]
-                    self._later(0.0005, lambda s=stream, n=serial: self._tell(Contribute(s, n, self.core.step, 1)))
+                        self.regions.out[stream] = replace(self.theta[stream], flaw=self.flaw)
+                    contribute = Contribute(stream, serial, self.core.step, 1, granted)
+                    self._later(self.world.rng.choice([0.0005, 0.02]), lambda c=contribute: self._tell(c))
                 case Adopt(stream, kind, _):
                     self._adopt(stream, kind)
                 case Wait():
@@ -534,9 +543,21 @@ class World:
         self.wait_ceiling_s: float | None = None
         self.trainers_stopped = False
         self.exits: list[tuple[str, int, str]] = []
+        self.doubtful = False
+        """Whether somebody came or went while a bit was flipped somewhere: a copy of a false state has a vote too."""
+        self.named = 0
         self._steps = 0
         self.coordinator = self.coordinator_class(self)
         self.coordinator.start()
+
+    def somebody_changed(self) -> None:
+        """A peer comes or goes."""
+        self.doubtful = self.doubtful or any(p.tensors is not None and p.tensors.tainted for p in self.peers.values())
+
+    def new_name(self) -> str:
+        """A name for a machine that nobody else has."""
+        self.named += 1
+        return f"p{self.named - 1}"
 
     def new_step(self) -> int:
         """A number for an inner step that nobody else has."""

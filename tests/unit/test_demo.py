@@ -6,7 +6,6 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -362,10 +361,7 @@ def fake_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[
             document["commits"] = [{"number": 7, "index": 7, "contributors": ["peer-1", "peer-5"]}]
             return document
 
-        status = ModuleType("wantrain.peers.status")
-        status.query = query  # type: ignore[attr-defined]
-        monkeypatch.setitem(sys.modules, "wantrain.peers.status", status)
-        monkeypatch.setattr("wantrain.peers.status", status, raising=False)
+        monkeypatch.setattr(run, "query", query)
         monkeypatch.setattr(run.Demo, "_wantrain", start)
         monkeypatch.setattr(run, "write_run_file", lambda path, options: None)
         monkeypatch.setattr(run, "POLL_S", 0.05)

@@ -39,7 +39,7 @@ def test_a_stream_is_staged_after_every_h_steps_and_waited_for() -> None:
         assert core.steps_left == 3
         assert steps(core, 2) == []
         assert core.steps_left == 1
-        assert steps(core, 1) == [Stage("param", serial), WAIT]
+        assert steps(core, 1) == [Stage("param", serial, serial), WAIT]
         assert core.waiting == ("param",)
         assert core.handle(granted("merge", serial, index=serial)) == [Adopt("param", "merge", False)]
         assert core.waiting == ()
@@ -59,12 +59,12 @@ def test_the_schedule_is_the_streams_own() -> None:
 
 def test_with_a_delay_training_goes_on_until_it_is_used_up() -> None:
     core = started(Stream("param", every=5, delay=2))
-    assert steps(core, 5) == [Stage("param", 1)]
+    assert steps(core, 5) == [Stage("param", 1, 1)]
     assert steps(core, 1) == []
     assert steps(core, 1) == [WAIT]
     assert core.handle(granted("merge", 1)) == [Adopt("param", "merge", True)]
     assert steps(core, 2) == []
-    assert steps(core, 1) == [Stage("param", 2)]
+    assert steps(core, 1) == [Stage("param", 2, 2)]
 
 
 def test_steps_since_staging_are_told_at_adoption() -> None:
@@ -76,10 +76,10 @@ def test_steps_since_staging_are_told_at_adoption() -> None:
 def test_a_late_peer_rebases_and_stages_again_at_once_without_waiting() -> None:
     core = started(Stream("param", every=3))
     steps(core, 3)
-    assert core.handle(granted("move", 1)) == [Adopt("param", "move", False), Stage("param", 2)]
+    assert core.handle(granted("move", 1)) == [Adopt("param", "move", False), Stage("param", 2, 2)]
     assert steps(core, 2) == []
     assert steps(core, 1) == [WAIT]  # what is staged has to come first
-    assert core.handle(granted("merge", 2)) == [Adopt("param", "merge", True), Stage("param", 3), WAIT]
+    assert core.handle(granted("merge", 2)) == [Adopt("param", "merge", True), Stage("param", 3, 3), WAIT]
 
 
 def test_a_late_peer_that_adopts_drops_its_progress() -> None:
@@ -87,7 +87,7 @@ def test_a_late_peer_that_adopts_drops_its_progress() -> None:
     steps(core, 3)
     assert core.handle(granted("move", 1)) == [Adopt("param", "move", False)]
     assert steps(core, 2) == []
-    assert steps(core, 1) == [Stage("param", 2), WAIT]
+    assert steps(core, 1) == [Stage("param", 2, 2), WAIT]
 
 
 def test_a_grant_for_another_staging_changes_nothing() -> None:
@@ -103,9 +103,9 @@ def test_a_grant_for_another_staging_changes_nothing() -> None:
 def test_data_parallel_waits_for_the_mean_gradient_before_every_step() -> None:
     core = started(Stream("grad", state="grad", every=1, late="adopt"), Stream("param", every=2, late="adopt"))
     for step in range(1, 5):
-        assert core.handle(BeforeStep()) == [Stage("grad", step), Wait(("grad",))]
+        assert core.handle(BeforeStep()) == [Stage("grad", step, step - 1), Wait(("grad",))]
         assert core.handle(granted("grad", step, stream="grad")) == [Adopt("grad", "grad", False)]
-        due = [Stage("param", step // 2), WAIT] if step % 2 == 0 else []
+        due = [Stage("param", step // 2, step // 2), WAIT] if step % 2 == 0 else []
         assert core.handle(AfterStep()) == due
         if due:
             core.handle(granted("merge", step // 2))
@@ -117,17 +117,17 @@ def test_after_waiting_long_enough_training_goes_on_until_the_grant_comes() -> N
     assert core.handle(WaitedLongEnough()) == []
     assert core.waiting == ()
     assert steps(core, 10) == []
-    assert core.handle(granted("merge", 1)) == [Adopt("param", "merge", True), Stage("param", 2), WAIT]
+    assert core.handle(granted("merge", 1)) == [Adopt("param", "merge", True), Stage("param", 2, 2), WAIT]
 
 
 def test_a_mean_gradient_that_comes_after_its_step_is_dropped() -> None:
     core = started(Stream("grad", state="grad", every=1, late="adopt"), Stream("param", every=50))
-    assert core.handle(BeforeStep()) == [Stage("grad", 1), Wait(("grad",))]
+    assert core.handle(BeforeStep()) == [Stage("grad", 1, 0), Wait(("grad",))]
     core.handle(WaitedLongEnough())
     assert core.handle(AfterStep()) == []
     assert steps(core, 1) == []
     assert core.handle(granted("grad", 1, stream="grad")) == []
-    assert core.handle(BeforeStep()) == [Stage("grad", 2), Wait(("grad",))]
+    assert core.handle(BeforeStep()) == [Stage("grad", 2, 1), Wait(("grad",))]
 
 
 def test_a_fresh_start_takes_everything_over_and_forgets_what_was_staged() -> None:
@@ -146,3 +146,21 @@ def test_the_runs_step_count_is_the_last_adoptions_and_own_steps_since() -> None
     assert (core.step, core.global_step) == (7, 7)
     steps(core, 3)
     assert core.global_step == 10
+
+
+def test_a_contribution_says_which_grants_it_knows() -> None:
+    """A `start` that crosses a Contribute makes it worthless; the daemon tells by the count."""
+    core = started(Stream("param", every=3))
+    assert steps(core, 3) == [Stage("param", 1, 1), WAIT]
+    core.handle(granted("start", index=7))
+    assert steps(core, 3) == [Stage("param", 2, 2), WAIT]
+    core.handle(granted("merge", 1))  # it answers what is forgotten, and counts all the same
+    core.handle(granted("merge", 2))
+    assert steps(core, 3) == [Stage("param", 3, 4), WAIT]
+
+
+def test_a_missed_mean_gradient_moves_no_weights() -> None:
+    core = started(Stream("grad", state="grad", every=1, late="adopt"), Stream("param", every=50))
+    core.handle(BeforeStep())
+    assert core.handle(granted("start", stream="grad", index=9)) == []
+    assert core.waiting == ()

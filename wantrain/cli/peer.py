@@ -43,6 +43,9 @@ def command(
       wantrain peer 'wantrain://…' --name berlin -- python train.py --batch 8
     """
     from wantrain.cli.events import EventPrinter
+    from wantrain.transport.auth import Invite
+
+    Invite.parse(invite)  # a typing error is told of before PyTorch is loaded, which takes a while
     from wantrain.peers.daemon import serve
 
     with EventPrinter(as_json=as_json, file=events) as on_event:

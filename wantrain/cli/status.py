@@ -60,7 +60,7 @@ def _ask(run_file: Path, timeout_s: float) -> dict[str, Any]:
         document: dict[str, Any] = query(run_file, timeout_s)
     except UnreachableError as error:
         return {
-            "error": f"the coordinator does not answer: {error.message}",
+            "error": error.message,
             "hint": error.hint or f"start it with `wantrain coordinator {run_file}`",
             "code": error.exit_code,
         } | _recorded(run_file)

@@ -112,7 +112,7 @@ def screen(time_s: float, phase: str, rounds: int, status: Json, events: list[st
             _number(stats.get("tokens_per_s"), ",.0f"),
             _number(stats.get("bytes_sent", 0) / 1e6, ".1f"),
             f"{sync['index']} {sync['phase']}" if sync else "",
-            Text(peer.get("waiting") or "", "dim"),
+            Text((peer.get("waiting") if peer["state"] in ("joining", "member") else peer.get("late")) or "", "dim"),
         )
     lines = [Text(line, "dim") for line in events[-EVENTS_SHOWN:]]
     return Group(header, Text(), table, Text(status.get("reason") or "", "yellow"), *lines)

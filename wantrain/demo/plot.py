@@ -33,7 +33,7 @@ def draw(recording: Recording, summary: Json, path: Path) -> None:
     figure, axes = pyplot.subplots(1, 2, figsize=(12.5, 5.2), sharey=True, layout="constrained")
     panels = (
         ("heldout_tokens", "tokens", 1e3, "thousand tokens per peer"),
-        ("bytes_sent", "bytes_sent", 1e6, "MB sent per peer"),
+        ("bytes_sent", "bytes_sent", 1e6, "MB sent per peer, state for newcomers included"),
     )
     for axis, (key, train_key, scale, label) in zip(axes, panels, strict=True):
         for name in summary["traffic"]:

@@ -51,6 +51,10 @@ class Children:
         """Exit code, negative for a signal; None while it runs."""
         return self._running[name].poll()
 
+    def pid(self, name: str) -> int:
+        """Process id, which is also that of its group."""
+        return self._running[name].pid
+
     def kill(self, name: str) -> None:
         """SIGKILL to the whole group, also when its leader is gone already."""
         process = self._running[name]

@@ -18,13 +18,14 @@ from wantrain.demo.processes import Children, json_lines
 from wantrain.demo.report import STALL_S, Json, Recording
 from wantrain.errors import ConfigError, UnreachableError, WantrainError
 from wantrain.new_run import create_run
+from wantrain.peers.status import query
 
 EVERY = 20
 """Inner steps per round. Few and small steps: what more peers add shows early, and the demo ends within minutes."""
 BATCH = 4
 """Windows of CONTEXT bytes per inner step."""
 CONTEXT = 128
-ROUNDS = 25
+ROUNDS = 20
 PEERS_MOST = 16
 ROUNDS_LEAST_WITH_CHURN = 10
 """Fewer leave a newcomer no time to start, fetch the state and contribute."""
@@ -227,10 +228,8 @@ class Demo:
                     self.display.event(at, f"{who} {told[line['event']]}{reason}".strip())
 
     def _take_status(self) -> None:
-        from wantrain.peers import status
-
         try:
-            self.recording.sample(self.time_s, status.query(self.run_file, 2.0))
+            self.recording.sample(self.time_s, query(self.run_file, 2.0))
         except UnreachableError as error:
             if self.children.exit_code("coordinator") is not None:
                 raise DemoError(f"the coordinator ended:\n{self.children.last_lines('coordinator')}") from error

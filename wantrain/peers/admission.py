@@ -6,20 +6,22 @@ from collections.abc import Callable
 from typing import Any
 
 from wantrain import __version__
+from wantrain.clock import Clock, MonotonicClock
 from wantrain.errors import InviteError, RefusedError, UnreachableError, WireError
 from wantrain.peers.messages import Enroll, Enrolled, Hello, Refused, Welcome, pack, unpack
 from wantrain.peers.place import Place
 from wantrain.transport.auth import Invite, enroll_proof
 from wantrain.transport.codec import CODECS
-from wantrain.transport.link import Connected, Disconnected, Dropped, LinkEvent, Received
+from wantrain.transport.link import Connected, Disconnected, Dropped, Link, LinkEvent, Received
 from wantrain.transport.wire import PROTOCOL_VERSION
-from wantrain.transport.zmq_link import ZmqLink
 
 COORDINATOR = "coordinator"
 SAY_FIRST_S, SAY_LAST_S = 2.0, 30.0
 """A peer that cannot reach the coordinator says so after this long, then less and less often."""
 AGAIN_S = 2.0
 """How often a question without an answer is asked again."""
+IDENTITY_PATIENCE_S = 60.0
+"""How long to wait for a former process of this peer to count as dead, before another live one is certain."""
 
 
 class Admission:
@@ -29,10 +31,17 @@ class Admission:
         link: this peer's link; it listens already.
         address: where other peers reach this one, "" if they cannot.
         say: gets events for people.
+        clock: tells how long the peer has waited.
     """
 
     def __init__(
-        self, link: ZmqLink, invite: Invite, place: Place, address: str, say: Callable[[dict[str, Any]], None]
+        self,
+        link: Link,
+        invite: Invite,
+        place: Place,
+        address: str,
+        say: Callable[[dict[str, Any]], None],
+        clock: Clock | None = None,
     ) -> None:
         self.events: list[LinkEvent] = []
         self.hello = Hello(
@@ -42,6 +51,7 @@ class Admission:
         self._invite = invite
         self._place = place
         self._say = say
+        self._clock = clock or MonotonicClock()
         self._enrolling = not place.enrolled
         self._up = False
         self._asked_at = 0.0
@@ -53,22 +63,25 @@ class Admission:
 
         Raises:
             InviteError: the invite is not (or no longer) good.
-            RefusedError: the run refuses this peer.
+            RefusedError: the run refuses this peer, or another process uses its identity for the shorter of give_up_s
+                and 60 s.
             UnreachableError: no coordinator for give_up_s seconds.
         """
         self._connect()
-        started_at = time.monotonic()
+        started_at = self._clock.now()
         say_at, pause_s = started_at + SAY_FIRST_S, SAY_FIRST_S
         while True:
-            now = time.monotonic()
-            if now - started_at > give_up_s:
+            now = self._clock.now()
+            waited_s = now - started_at
+            if self._in_use and waited_s > min(give_up_s, IDENTITY_PATIENCE_S):
+                raise RefusedError(self._in_use, hint="stop the other process, or give this one its own --home")
+            if waited_s > give_up_s:
                 raise self._unreachable(give_up_s)
             if now >= say_at:
                 pause_s = min(2 * pause_s, SAY_LAST_S)
                 say_at = now + pause_s
-                waited_s = round(now - started_at, 1)
-                reason = f"no coordinator at {self._invite.address} yet: {self._in_use or self._why}; trying again"
-                self._say({"event": "waiting", "reason": reason, "waited_s": waited_s})
+                reason = self._in_use or f"no coordinator at {self._invite.address} yet: {self._why}"
+                self._say({"event": "waiting", "reason": f"{reason}; trying again", "waited_s": round(waited_s, 1)})
             if self._up and now - self._asked_at >= AGAIN_S:
                 self._ask(now)
             events = self._link.poll(0.1)
@@ -99,7 +112,7 @@ class Admission:
         match event:
             case Connected(peer) if peer == COORDINATOR:
                 self._up, self._why = True, "connected, but no answer"
-                self._ask(time.monotonic())
+                self._ask(self._clock.now())
             case Disconnected(peer, reason) if peer == COORDINATOR:
                 self._disconnected(reason)
             case Dropped(source, reason) if source == COORDINATOR and reason.startswith("protocol "):
@@ -135,7 +148,7 @@ class Admission:
         return None
 
     def _disconnected(self, reason: str) -> None:
-        self._up, self._why = False, reason
+        self._up, self._why, self._in_use = False, reason, ""
         if reason.startswith("refused"):
             if not self._enrolling:
                 # The coordinator has forgotten us (another database?): the invite may still be good.
@@ -159,9 +172,7 @@ class Admission:
 
     def _unreachable(self, give_up_s: float) -> UnreachableError:
         address = self._invite.address
-        if self._in_use:
-            return UnreachableError(self._in_use, hint="stop the other process, or give this one its own --home")
         return UnreachableError(
-            f"no coordinator at {address} for {give_up_s:.0f} s: {self._why}",
+            f"no coordinator at {address} for {give_up_s:g} s: {self._why}",
             hint=f"is `wantrain coordinator` running there, and may this machine reach {address}?",
         )

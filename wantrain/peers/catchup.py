@@ -36,7 +36,7 @@ class Came:
 
 @dataclass(frozen=True, slots=True)
 class Denied:
-    """`source` does not hold it, or sent something false."""
+    """`source` does not hold it, or sent something false: it is not asked again before all others were."""
 
     source: str
 
@@ -62,7 +62,7 @@ class Want:
 
 @dataclass(frozen=True, slots=True)
 class Exhausted:
-    """Every known source has denied; without a new one the fetch cannot go on."""
+    """Every known source has denied. The denials are forgotten: the sources may come to hold it, and are asked again."""
 
 
 FetchEffect = Want | Exhausted
@@ -110,6 +110,7 @@ class Fetch:
         if not self.missing:
             return []
         if not sources:
+            self.denied.clear()
             return [Exhausted()] if self._sources else []
         load = dict.fromkeys(sources, 0)
         for source, _ in self._asked.values():

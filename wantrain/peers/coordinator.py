@@ -4,13 +4,29 @@ It holds no tensor and reads no clock; `coordinator_daemon.py` is its shell. Wha
 a `Persist` effect and becomes visible to peers only after `Stored` has come back.
 """
 
-from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 from wantrain.optimizers.stream import Stream
 from wantrain.peers import rounds
+from wantrain.peers.commit_log import CommitLog, History
+from wantrain.peers.coordinator_events import (
+    Announce,
+    CoordinatorEffect,
+    CoordinatorEvent,
+    FromPeer,
+    Persist,
+    PersistCommit,
+    PersistDropGenesis,
+    PersistGenesis,
+    PersistRewind,
+    PersistView,
+    Send,
+    Stored,
+    StoreFailed,
+    Tick,
+)
 from wantrain.peers.layout import stream_chunks
 from wantrain.peers.membership import (
     Gone,
@@ -47,112 +63,20 @@ from wantrain.peers.messages import (
     Welcome,
 )
 from wantrain.peers.timing import Policy
-from wantrain.transport.digest import first_link, next_link
+from wantrain.transport.digest import first_link
 from wantrain.transport.wire import PROTOCOL_VERSION
 
 ATTEMPTS_PER_EPOCH = 10**9
 """Attempt numbers of one life of the coordinator; those of the next life are larger than all of them."""
-STORE_RETRY_S = 1.0
 GENESIS_AGAIN_S = 5.0
 """How often the peer that is to give the initial weights is asked again."""
 SAY_EVERY_S = 1.0
 """How often peers that wait hear why."""
+VOTES_KEPT = 64
+"""Log numbers whose state digests are kept for comparison; peers report that of the state that they hold now."""
+TIMINGS_KEPT = 1024
 RESEND_S = 1.0
 """A peer that reports an old log number twice gets the missing lines again, at most this often."""
-
-
-# ---- events
-
-
-@dataclass(frozen=True, slots=True)
-class FromPeer:
-    """A message from an admitted peer; `curve_key` is the key that the link authenticated."""
-
-    peer: str
-    record: Record
-    curve_key: bytes = b""
-
-
-@dataclass(frozen=True, slots=True)
-class Stored:
-    """The oldest Persist is durable."""
-
-
-@dataclass(frozen=True, slots=True)
-class StoreFailed:
-    """The oldest Persist could not be written; nothing of it was."""
-
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Tick:
-    """Time has passed."""
-
-
-CoordinatorEvent = FromPeer | Stored | StoreFailed | Tick
-
-
-# ---- effects
-
-
-@dataclass(frozen=True, slots=True)
-class Send:
-    """Send a record to a peer; it may get lost."""
-
-    to: str
-    record: Record
-
-
-@dataclass(frozen=True, slots=True)
-class PersistGenesis:
-    """Write the run's model and initial state."""
-
-    manifest: tuple[TensorSpec, ...]
-    state_digest: bytes
-    chain: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class PersistDropGenesis:
-    """Forget an initial state that nobody holds any more and nothing was committed on."""
-
-
-@dataclass(frozen=True, slots=True)
-class PersistCommit:
-    """Append a line to the commit log."""
-
-    record: CommitRecord
-
-
-@dataclass(frozen=True, slots=True)
-class PersistRewind:
-    """Abandon the lines after `after`: everybody who held them is gone."""
-
-    after: int
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class PersistView:
-    """Write a view."""
-
-    number: int
-    members: tuple[str, ...]
-
-
-Persist = PersistGenesis | PersistDropGenesis | PersistCommit | PersistRewind | PersistView
-
-
-@dataclass(frozen=True, slots=True)
-class Announce:
-    """Something for the event log and for people."""
-
-    event: str
-    details: dict[str, Any] = field(default_factory=dict)
-
-
-CoordinatorEffect = Send | Persist | Announce
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,18 +92,6 @@ class RunFacts:
     policy: Policy
 
 
-@dataclass(frozen=True, slots=True)
-class History:
-    """What the store holds at start."""
-
-    epoch: int
-    view: int = 0
-    manifest: tuple[TensorSpec, ...] = ()
-    chain0: bytes = b""
-    """chain[0], or b"" if there is no initial state yet."""
-    records: tuple[CommitRecord, ...] = ()
-
-
 class Coordinator:
     """The core. `handle` is its only mutator.
 
@@ -191,25 +103,25 @@ class Coordinator:
     def __init__(self, facts: RunFacts, history: History) -> None:
         self.facts = facts
         self.epoch = history.epoch
-        self.manifest = history.manifest
-        self.records = list(history.records)
+        self.log = CommitLog(history)
         self.membership = Membership(facts.policy, history.view)
         self.rounds: dict[str, rounds.Round] = {}
-        self.trouble = ""
-        """Why the store cannot be written, or ""."""
-        self._chain0 = history.chain0
         self._attempts = history.epoch * ATTEMPTS_PER_EPOCH
         self._revision = history.epoch * ATTEMPTS_PER_EPOCH
-        self._pending: deque[tuple[Persist, Callable[[float], list[CoordinatorEffect]]]] = deque()
-        self._retry_at = 0.0
         self._candidate = ""
         self._asked_at = 0.0
         self._said_at = 0.0
         self._stranded_at: float | None = None
         self._resent: dict[str, tuple[int, float]] = {}
-        self._digests: dict[int, tuple[bytes, str]] = {}
-        self._details: dict[int, dict[str, float]] = {}
-        if self._chain0:
+        """Per peer: the log number that it was behind at, and since when, or when it got the lines after it again."""
+        self._shown_to: dict[str, tuple[int, float]] = {}
+        """Per peer: the view that it did not know, and since when, or when it got it again."""
+        self._votes: dict[int, dict[str, bytes]] = {}
+        """Digests of the state at a log number, by the peer that reported it, the first one first."""
+        self._timing: dict[int, dict[str, float]] = {}
+        self._shown = View(history.view, ())
+        """The newest view that is durable."""
+        if self.log.chain0:
             self._open_rounds()
 
     # ---- what others may read
@@ -217,13 +129,26 @@ class Coordinator:
     @property
     def head(self) -> int:
         """Last committed log number; 0 is the initial state, -1 means there is none."""
-        return len(self.records) if self._chain0 else -1
+        return self.log.head
+
+    @property
+    def records(self) -> Sequence[CommitRecord]:
+        """The commit log, from line 1."""
+        return self.log.records
+
+    @property
+    def manifest(self) -> tuple[TensorSpec, ...]:
+        """The run's model, () before there is one."""
+        return self.log.manifest
+
+    @property
+    def trouble(self) -> str:
+        """Why the store cannot be written, or ""."""
+        return self.log.trouble
 
     def chain(self, number: int) -> bytes:
         """Link `number` of the digest chain, b"" for -1."""
-        if number < 0:
-            return b""
-        return self._chain0 if number == 0 else self.records[number - 1].chain
+        return self.log.chain(number)
 
     def name_of(self, peer: str) -> str:
         """A peer's name for people."""
@@ -231,8 +156,8 @@ class Coordinator:
         return known.hello.name if known else peer
 
     def timing(self, number: int) -> dict[str, float]:
-        """How commit `number` went: gather_s, move_s and committed_at; empty for commits of an earlier process."""
-        return self._details.get(number, {})
+        """How commit `number` went: gather_s, move_s and committed_at; empty for old commits."""
+        return self._timing.get(number, {})
 
     def reason(self) -> str:
         """Why the run waits, or ""."""
@@ -263,14 +188,9 @@ class Coordinator:
                     return []
                 return self._from_known(peer, record, now)
             case Stored():
-                self.trouble = ""
-                _, follow_up = self._pending.popleft()
-                return follow_up(now) + self._write_next()
+                return self.log.stored(now)
             case StoreFailed(reason):
-                fresh = reason != self.trouble
-                self.trouble = reason
-                self._retry_at = now + STORE_RETRY_S
-                return [Announce("store-failed", {"reason": reason})] if fresh else []
+                return [Announce("store-failed", {"reason": reason})] if self.log.failed(reason, now) else []
             case Tick():
                 return self._tick(now)
 
@@ -315,18 +235,15 @@ class Coordinator:
         effects = self._member(Greeted(peer, hello, curve_key), now)
         if any(isinstance(e, Send) and e.to == peer and isinstance(e.record, Refused) for e in effects):
             return effects
-        return [Send(peer, self._welcome(peer)), *effects, Send(peer, self._view())]
+        return [Send(peer, self._welcome(peer)), *effects, Send(peer, self._shown)]
 
     def _welcome(self, peer: str) -> Welcome:
-        indices = {name: current.index - 1 for name, current in self.rounds.items()}
+        indices = {stream.name: self.log.committed[stream.name] for stream in self.facts.streams}
         head = self.head
         self._revision += 1
         return Welcome(
-            peer, self._revision, self.facts.spec_toml, head, self.chain(head), self._chain0, indices, self.manifest
+            peer, self._revision, self.facts.spec_toml, head, self.chain(head), self.log.chain0, indices, self.manifest
         )
-
-    def _view(self) -> View:
-        return View(self.membership.view, self.membership.roster())
 
     def _member(self, event: MembershipEvent, now: float) -> list[CoordinatorEffect]:
         return self._interpret(self.membership.handle(event, now), now)
@@ -353,15 +270,16 @@ class Coordinator:
                 case ViewChanged():
                     changed = True
         if changed:
-            view = self._view()
+            view = View(self.membership.view, self.membership.roster())
             members = self.membership.members
             effects.append(Announce("view", {"number": view.number, "members": [self.name_of(p) for p in members]}))
-            effects += self._write(
-                PersistView(view.number, members),
-                lambda _now: [Send(member.peer, view) for member in view.members],
-            )
+            effects += self.log.write(PersistView(view.number, members), lambda _now: self._show(view))
             effects += self._recast(now)
         return effects
+
+    def _show(self, view: View) -> list[CoordinatorEffect]:
+        self._shown = view
+        return [Send(member.peer, view) for member in view.members]
 
     def _report(self, peer: str, report: Report, now: float) -> list[CoordinatorEffect]:
         known = self.membership.peers[peer]
@@ -371,7 +289,8 @@ class Coordinator:
             return []
         before = known.report
         refetch = self._foreign_history(report)
-        current = not refetch and report.log_number == self.head >= 0
+        behind = self.head - report.log_number
+        current = not refetch and report.log_number >= 0 and behind <= 2 * len(self.facts.streams)
         effects = self._member(Heard(peer, report, current), now)
         if refetch:
             return effects + self._outdated(peer, report, refetch, now)
@@ -379,13 +298,16 @@ class Coordinator:
             effects += self._catch_up(peer, report.log_number, now)
         elif report.log_number < 0 <= self.head:
             effects += self._introduce_run(peer, now)
+        if report.view < self._shown.number:
+            effects += self._show_again(peer, now)
         effects += self._compare_state(peer, report, now)
         if before is None or (before.trainer, before.log_number) != (report.trainer, report.log_number):
             effects += self._recast(now)
-        if current:
-            for line in report.syncs:
-                if line.stream in self.rounds:
-                    effects += self._round(line.stream, rounds.Reported(peer, line), now)
+        lines = {line.stream: line for line in report.syncs} if report.log_number >= 0 else {}
+        for stream in list(self.rounds):
+            line = lines.get(stream)
+            event = rounds.Absent(peer) if line is None else rounds.Reported(peer, line)
+            effects += self._round(stream, event, now)
         return effects
 
     def _foreign_history(self, report: Report) -> str:
@@ -407,16 +329,28 @@ class Coordinator:
         return effects + self._member(Outdated(peer), now)
 
     def _compare_state(self, peer: str, report: Report, now: float) -> list[CoordinatorEffect]:
-        """The first digest of a state that was reported stands; who differs from it fetches the state anew."""
+        """Who holds another state than most at its log number fetches the state anew; among two the first stands."""
         number = report.state_number
         if number < 0 or number != report.log_number or not report.state_digest:
             return []
-        digest, first = self._digests.setdefault(number, (report.state_digest, peer))
-        while len(self._digests) > MAX_RECORDS:
-            self._digests.pop(next(iter(self._digests)))
-        if digest == report.state_digest:
+        votes = self._votes.setdefault(number, {})
+        votes[peer] = report.state_digest
+        while len(self._votes) > VOTES_KEPT:
+            del self._votes[next(iter(self._votes))]
+        digest, count = Counter(votes.values()).most_common(1)[0]
+        if 2 * count <= len(self.membership.members) and len(votes) < len(self.membership.members):
             return []
-        return self._outdated(peer, report, f"state digest at {number} differs from that of {self.name_of(first)}", now)
+        effects: list[CoordinatorEffect] = []
+        for other in [p for p, voted in votes.items() if voted != digest]:
+            known = self.membership.peers[other]
+            if known.report is not None and known.report.log_number == number:
+                del votes[other]
+                reason = f"state digest at {number} differs from that of {self._names(votes)}"
+                effects += self._outdated(other, known.report, reason, now)
+        return effects
+
+    def _names(self, peers: Iterable[str]) -> str:
+        return ", ".join(map(self.name_of, peers))
 
     def _catch_up(self, peer: str, number: int, now: float) -> list[CoordinatorEffect]:
         seen, sent_at = self._resent.get(peer, (-1, now))
@@ -424,6 +358,13 @@ class Coordinator:
             return []
         self._resent[peer] = (number, now)
         return self._send_records(peer, number + 1) if seen == number else []
+
+    def _show_again(self, peer: str, now: float) -> list[CoordinatorEffect]:
+        number, sent_at = self._shown_to.get(peer, (-1, now))
+        if number == self._shown.number and now - sent_at < RESEND_S:
+            return []
+        self._shown_to[peer] = (self._shown.number, now)
+        return [Send(peer, self._shown)] if number == self._shown.number else []
 
     def _introduce_run(self, peer: str, now: float) -> list[CoordinatorEffect]:
         seen, sent_at = self._resent.get(peer, (-2, now))
@@ -440,18 +381,18 @@ class Coordinator:
     # ---- the initial state
 
     def _genesis(self, peer: str, manifest: tuple[TensorSpec, ...], digest: bytes) -> list[CoordinatorEffect]:
-        if self.head >= 0 or peer != self._candidate or any(isinstance(p, PersistGenesis) for p, _ in self._pending):
+        if self.head >= 0 or peer != self._candidate or self.log.awaits(PersistGenesis):
             return []
         chain = first_link(self.facts.run, digest)
 
         def adopt(now: float) -> list[CoordinatorEffect]:
-            self.manifest, self._chain0 = manifest, chain
+            self.log.begin(manifest, chain)
             self._open_rounds()
             alive = [p for p, known in self.membership.peers.items() if known.alive]
             effects: list[CoordinatorEffect] = [Announce("genesis", {"peer": peer, "name": self.name_of(peer)})]
             return effects + [Send(p, self._welcome(p)) for p in alive] + self._recast(now)
 
-        return self._write(PersistGenesis(manifest, digest, chain), adopt)
+        return self.log.write(PersistGenesis(manifest, digest, chain), adopt)
 
     def _ask_for_genesis(self, now: float) -> list[CoordinatorEffect]:
         if self.head >= 0 or (self._candidate and now - self._asked_at < GENESIS_AGAIN_S):
@@ -463,7 +404,8 @@ class Coordinator:
         ]
         if not trainers:
             return []
-        self._candidate = self._candidate or trainers[0]
+        if self._candidate not in trainers:
+            self._candidate = trainers[0]
         self._asked_at = now
         return [Send(self._candidate, WantGenesis())]
 
@@ -472,10 +414,14 @@ class Coordinator:
     def _open_rounds(self) -> None:
         self.rounds = {}
         for stream in self.facts.streams:
-            committed = sum(record.sync.stream == stream.name for record in self.records)
             chunks = stream_chunks(stream, self.manifest)
             self.rounds[stream.name] = rounds.Round(
-                stream.name, chunks, committed + 1, self.facts.policy, self._next_attempt, self.name_of
+                stream.name,
+                chunks,
+                self.log.committed[stream.name] + 1,
+                self.facts.policy,
+                self._next_attempt,
+                self.name_of,
             )
 
     def _next_attempt(self) -> int:
@@ -494,7 +440,7 @@ class Coordinator:
                 expected[peer] = seen_at + report.eta_s if report.eta_s >= 0 else None
         cast = rounds.Cast(self.membership.view, self.membership.members, frozenset(abreast), expected)
         effects: list[CoordinatorEffect] = []
-        for stream in self.rounds:
+        for stream in list(self.rounds):
             effects += self._round(stream, cast, now)
         return effects
 
@@ -525,13 +471,12 @@ class Coordinator:
         gather_s: float,
         move_s: float,
     ) -> list[CoordinatorEffect]:
-        waiting = [p.record for p, _ in self._pending if isinstance(p, PersistCommit)]
-        number, chain = (waiting[-1].number, waiting[-1].chain) if waiting else (self.head, self.chain(self.head))
-        record = CommitRecord(number + 1, sync, contributors, weights, digest, next_link(chain, digest))
+        record = self.log.next_record(sync, contributors, weights, digest)
 
         def announce(now: float) -> list[CoordinatorEffect]:
-            self.records.append(record)
-            self._details[record.number] = {"gather_s": gather_s, "move_s": move_s, "committed_at": now}
+            self.log.append(record)
+            self._timing[record.number] = {"gather_s": gather_s, "move_s": move_s, "committed_at": now}
+            self._timing.pop(record.number - TIMINGS_KEPT, None)
             names = [self.name_of(peer) for peer in contributors]
             details = {"number": record.number, "sync": str(sync), "contributors": names, "gather_s": gather_s}
             alive = [p for p, known in self.membership.peers.items() if known.alive]
@@ -540,30 +485,16 @@ class Coordinator:
             effects.append(Announce("commit", {**details, "move_s": move_s}))
             return effects + self._round(sync.stream, rounds.Persisted(), now)
 
-        return self._write(PersistCommit(record), announce)
-
-    # ---- durable before visible
-
-    def _write(
-        self, persist: Persist, follow_up: Callable[[float], list[CoordinatorEffect]]
-    ) -> list[CoordinatorEffect]:
-        self._pending.append((persist, follow_up))
-        return [persist] if len(self._pending) == 1 else []
-
-    def _write_next(self) -> list[CoordinatorEffect]:
-        return [self._pending[0][0]] if self._pending else []
+        return self.log.write(PersistCommit(record), announce)
 
     # ---- time
 
     def _tick(self, now: float) -> list[CoordinatorEffect]:
-        effects: list[CoordinatorEffect] = []
-        if self.trouble and now >= self._retry_at:
-            self._retry_at = now + STORE_RETRY_S
-            effects += self._write_next()
+        effects = self.log.retry(now)
         effects += self._member(MembershipTick(), now)
         effects += self._ask_for_genesis(now)
         effects += self._recast(now)
-        for stream in self.rounds:
+        for stream in list(self.rounds):
             effects += self._round(stream, rounds.Tick(), now)
         if now - self._said_at >= SAY_EVERY_S:
             self._said_at = now
@@ -576,38 +507,44 @@ class Coordinator:
         return [Send(peer, Waiting(reason)) for peer, reason in told.items()]
 
     def _rescue(self, now: float) -> list[CoordinatorEffect]:
-        """If everybody who held the head of the log is gone for good, go back to the newest state that is still held."""
-        if self.head < 0 or self.membership.members or self._pending:
+        """If everybody who held the head of the log is gone for good, go back to the newest state that is held."""
+        if self.head < 0 or self.log.writing:
             self._stranded_at = None
             return []
-        held = {
-            peer: known.report.log_number
-            for peer, known in self.membership.peers.items()
-            if known.alive and known.report is not None and known.report.log_number >= 0
-        }
-        trainers = any(k.alive and k.report and k.report.trainer != "none" for k in self.membership.peers.values())
-        if not held and not (self.head == 0 and trainers):
+        reports = [known.report for known in self.membership.peers.values() if known.alive and known.report is not None]
+        held = [report.log_number for report in reports if report.log_number >= 0 and not self._foreign_history(report)]
+        trains = any(report.trainer != "none" for report in reports)
+        if self.head in held or not (held or (self.head == 0 and trains)):
             self._stranded_at = None
             return []
         self._stranded_at = now if self._stranded_at is None else self._stranded_at
         if now - self._stranded_at < self.facts.policy.deadline_ceiling_s:
             return []
         self._stranded_at = None
+        # Nothing starts or commits until this is durable.
+        self.rounds = {}
         if not held:
-            return self._write(PersistDropGenesis(), self._forget_genesis)
-        after = max(held.values())
+            return self.log.write(PersistDropGenesis(), self._forget_genesis)
+        after = max(held)
         reason = f"nobody holds log numbers {after + 1} to {self.head} any more"
 
         def rewind(now: float) -> list[CoordinatorEffect]:
-            del self.records[after:]
-            self._digests = {n: d for n, d in self._digests.items() if n <= after}
+            self.log.rewind(after)
+            self._votes = {number: votes for number, votes in self._votes.items() if number <= after}
             self._open_rounds()
             return [Announce("rewind", {"to": after, "reason": reason}), *self._recast(now)]
 
-        return self._write(PersistRewind(after, reason), rewind)
+        return self.log.write(PersistRewind(after, reason), rewind)
 
     def _forget_genesis(self, now: float) -> list[CoordinatorEffect]:
-        self._chain0, self.manifest, self.rounds, self._candidate = b"", (), {}, ""
-        self._digests = {}
+        self.log.forget()
+        self._candidate, self._votes = "", {}
         alive = [peer for peer, known in self.membership.peers.items() if known.alive]
         return [Announce("genesis-lost", {}), *[Send(peer, self._welcome(peer)) for peer in alive]]
+
+
+__all__ = [
+    "Announce", "Coordinator", "CoordinatorEffect", "CoordinatorEvent", "FromPeer", "History", "Persist", "PersistCommit",
+    "PersistDropGenesis", "PersistGenesis", "PersistRewind", "PersistView", "RunFacts", "Send", "StoreFailed", "Stored",
+    "Tick",
+]  # fmt: skip

@@ -24,12 +24,12 @@ from wantrain.peers.messages import (
     Enroll,
     Enrolled,
     Genesis,
-    Hello,
     Record,
     Refused,
     Status,
     TensorSpec,
     WantStatus,
+    Welcome,
     pack,
     unpack,
 )
@@ -133,6 +133,8 @@ class CoordinatorDaemon:
         self._on_event = on_event
         self._clock = _Clock(time.monotonic())
         self._rows = {row.curve_key: row for row in store.peers()}
+        self._connections: dict[str, bytes] = {}
+        """Where each peer's welcomed process is: another one with a copy of its identity may be connected too."""
         self._keys = keys
         self._stopping = False
         self.link = ZmqLink(spec.run, bind=bind, key=(keys.curve_public, keys.curve_secret), admit=self._admit)
@@ -213,24 +215,28 @@ class CoordinatorDaemon:
                 self.link.reply(connection, pack(self._enroll(source, record)))
         else:
             row = next(row for row in self._rows.values() if row.peer == source)
-            # A Hello is answered where it came from: another process may use the same identity.
-            answer_to = connection if isinstance(record, Hello) else None
-            self._handle(co.FromPeer(source, record, row.curve_key), source, answer_to)
+            self._handle(co.FromPeer(source, record, row.curve_key), source, connection)
 
-    def _handle(self, event: co.CoordinatorEvent, source: str = "", connection: bytes | None = None) -> None:
+    def _handle(self, event: co.CoordinatorEvent, source: str = "", connection: bytes = b"") -> None:
         events = deque([event])
         while events:
             for effect in self.core.handle(events.popleft(), self._clock.now()):
                 match effect:
                     case co.Send(to, record):
-                        if connection is not None and to == source:
-                            self.link.reply(connection, pack(record))
-                        else:
-                            self.link.send(to, pack(record))
+                        self._send(to, record, connection if to == source else b"")
                     case co.Announce(name, details):
                         self._on_event({"event": name, **details})
                     case _:
                         events.append(self._persist(effect))
+
+    def _send(self, to: str, record: Record, asked_on: bytes) -> None:
+        if asked_on and isinstance(record, Welcome):
+            self._connections[to] = asked_on
+        connection = asked_on or self._connections.get(to, b"")
+        if connection:
+            self.link.reply(connection, pack(record))
+        else:
+            self.link.send(to, pack(record))
 
     def _document(self) -> dict[str, Any]:
         now = self._clock.now()
@@ -321,5 +327,3 @@ def _unpacked(kind: str, body: bytes) -> Record:
         raise StoreError(
             f"a line of the commit log cannot be read: {error}", hint="bring back run.db from a backup"
         ) from None
-
-

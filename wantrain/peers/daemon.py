@@ -4,7 +4,6 @@ import contextlib
 import ctypes
 import os
 import signal
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,14 +13,14 @@ import torch
 
 from wantrain.addresses import advertised_address
 from wantrain.config import RunSpec
-from wantrain.errors import ConfigError, RefusedError, TrainerError, WantrainError, WireError
+from wantrain.errors import ConfigError, ModelMismatchError, RefusedError, TrainerError, WantrainError, WireError
 from wantrain.peers.admission import COORDINATOR, Admission
 from wantrain.peers.engine import Engine
 from wantrain.peers.events import LeaveRequested, Progress
 from wantrain.peers.messages import Attach, Granted, Manifest, Record, Refused, Welcome, pack, unpack
 from wantrain.peers.participant import Participant, PeerFacts
 from wantrain.peers.peer import Peer
-from wantrain.peers.place import Place, open_place
+from wantrain.peers.place import Place, open_place, scratch_directory
 from wantrain.peers.sabotage import KillSwitch
 from wantrain.peers.shared_memory import LOCAL_RUN, segment_directory
 from wantrain.peers.supervisor import Supervisor
@@ -75,7 +74,7 @@ def serve(
     parsed = Invite.parse(invite)
     with (
         open_place(parsed.run, home, name) as place,
-        tempfile.TemporaryDirectory(prefix="wantrain-") as directory,
+        scratch_directory(place, segment_directory()) as directory,
         contextlib.ExitStack() as closing,
     ):
         key = (place.identity.curve_public, place.identity.curve_secret)
@@ -86,7 +85,7 @@ def serve(
         on_event({"event": "listening", "address": address, "name": place.name, "peer": place.identity.peer})
         admission = Admission(link, parsed, place, address, on_event)
         welcome = admission.run(give_up_s)
-        daemon = PeerDaemon(link, place, parsed, welcome, admission, members, Path(directory), on_event)
+        daemon = PeerDaemon(link, place, parsed, welcome, admission, members, directory, on_event)
         closing.callback(daemon.close)
         daemon.supervise(command, max_restarts)
         return daemon.run(admission.events)
@@ -126,7 +125,9 @@ class PeerDaemon:
         self._segments = 0
         self._exit: tuple[int, str, str] | None = None
         self._failure: WantrainError | None = None
-        self._signals = 0
+        self._turned_away = ""
+        """Why the present training process was refused."""
+        self._signals, self._told = 0, False
         self._was_current = False
         self._pace = (0.0, 0.0, 0.0)
         facts = PeerFacts(
@@ -185,10 +186,15 @@ class PeerDaemon:
     def _signalled(self, number: int, _: object) -> None:
         self._signals += 1
         if self._signals > 1:
+            if self._supervisor is not None:
+                self._supervisor.kill()
             os._exit(128 + number)
 
     def _tick(self, now: float) -> None:
         if self._signals:
+            if not self._told:
+                self._told = True
+                self.note("leaving", {"reason": "finishing what is in flight; signal again to leave at once"})
             self.peer.handle(LeaveRequested("told to by SIGINT or SIGTERM"), now)
         self._watch_trainer(now)
         if self.peer.core.complete != self._was_current:
@@ -210,14 +216,20 @@ class PeerDaemon:
             elif supervisor.exit_code == 0:
                 self.peer.handle(LeaveRequested("training finished"), now)
             elif not supervisor.restart_later(now):
-                reason = f"the training command {supervisor.describe_exit()}, {supervisor.restarts + 1} times in a row"
-                self._failure = TrainerError(reason, hint="see its output above; run it by hand")
+                times = f", {supervisor.restarts + 1} times in a row" if supervisor.restarts else ""
+                reason = f"the training command {supervisor.describe_exit()}{times}"
+                reason += f"; this peer had turned it away: {self._turned_away}" if self._turned_away else ""
+                self._failure = TrainerError(reason, hint="see its output above")
                 self.peer.handle(LeaveRequested(reason), now)
+            self._turned_away = ""
         try:
             if supervisor.start_if_due(now):
                 self.peer.trainer_starting(now)
         except OSError as error:
-            self._failure = ConfigError(f"the training command cannot be started: {error}", hint="check the path")
+            self._failure = ConfigError(
+                f"the training command cannot be started: {error}",
+                hint="check the program's name and path: wantrain peer '<invite>' -- python train.py",
+            )
             self.peer.handle(LeaveRequested(str(error)), now)
 
     def _end(self, code: int, reason: str, hint: str) -> int:
@@ -346,8 +358,9 @@ class PeerDaemon:
                 segment.bump()
 
     def trainer_refused(self, refusal: Refused) -> None:
+        self._turned_away = refusal.reason
         if refusal.code == "model":
-            self._failure = RefusedError(refusal.reason, hint=refusal.hint)
+            self._failure = ModelMismatchError(refusal.reason, hint=refusal.hint)
 
     def note(self, event: str, details: dict[str, Any]) -> None:
         self._on_event({"event": event, **details})

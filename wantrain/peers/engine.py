@@ -152,6 +152,8 @@ class Engine:
         """Fill the stream's regions for the trainer; see `shared_memory.py` for what they hold by kind."""
         vector = self._vectors[stream]
         out, given = self._trainer.out(stream), self._trainer.given(stream)
+        if vector.stream.state == "grad" and kind == "start":
+            return  # the mean gradient is not to be had: the trainer keeps its own
         if (kind == "grad") != (vector.stream.state == "grad"):
             raise ProtocolBug(f"{kind} cannot be granted to stream {stream} of state {vector.stream.state}")
         for start, stop in vector.bounds:
@@ -316,8 +318,8 @@ def _bytes_of(tensor: Tensor) -> memoryview:
 
 
 def _finite(values: Tensor) -> bool:
-    """Whether all are finite: both extremes pass NaN on, and unlike a sum they do not overflow on finite values."""
-    if not values.numel():
+    """Whether all are finite. A sum is fastest; only if it overflows or is NaN do the extremes have to tell."""
+    if not values.numel() or math.isfinite(values.sum().item()):
         return True
     low, high = torch.aminmax(values)
     return math.isfinite(low.item()) and math.isfinite(high.item())

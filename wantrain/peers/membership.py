@@ -23,7 +23,7 @@ class Greeted:
 
 @dataclass(frozen=True, slots=True)
 class Heard:
-    """A peer reported. `current`: what it holds is the head of the run's log."""
+    """A peer reported. `current`: it holds the run's state, and is at most a few lines behind the head of the log."""
 
     peer: str
     report: Report
@@ -149,11 +149,9 @@ class Membership:
 
     def _greeted(self, event: Greeted, now: float) -> list[MembershipEffect]:
         known = self.peers.get(event.peer)
+        if known is not None and known.hello.boot == event.hello.boot:
+            return self._greeted_again(known, event, now)
         if known is not None and known.alive:
-            if known.hello.boot == event.hello.boot:
-                changed = known.hello != event.hello
-                known.hello = event.hello
-                return self._changed() if changed else []
             if now - known.seen_at < 2 * self._policy.heartbeat_s and known.hinted_at is None:
                 return [IdentityInUse(event.peer)]
         effects: list[MembershipEffect] = []
@@ -162,18 +160,33 @@ class Membership:
         self.peers[event.peer] = PeerState(event.hello, event.curve_key, "joining", now)
         return [*effects, Joined(event.peer), *self._changed()]
 
+    def _greeted_again(self, known: PeerState, event: Greeted, now: float) -> list[MembershipEffect]:
+        """The same process says Hello again. Its reports go on counting, so that an old one stays old."""
+        changed = (known.hello, known.curve_key) != (event.hello, event.curve_key)
+        known.hello, known.curve_key = event.hello, event.curve_key
+        if known.state == "left":
+            return []  # a late copy of what it said before
+        if known.alive:
+            return self._changed() if changed else []
+        self._revive(known, now)
+        return [Joined(event.peer), *self._changed()]
+
+    def _revive(self, known: PeerState, now: float) -> None:
+        known.state, known.seen_at, known.arrivals = "joining", now, Duration()
+
     def _heard(self, event: Heard, now: float) -> list[MembershipEffect]:
         known = self.peers[event.peer]
         effects: list[MembershipEffect] = []
         if not known.alive:
-            known.state = "joining"
-            known.arrivals = Duration()
+            self._revive(known, now)
             effects.append(Joined(event.peer))
         elif known.report is not None:
             known.arrivals.add(now - known.seen_at)
         known.seen_at = now
         known.report = event.report
         known.hinted_at = None
+        if known.state == "member" and event.report.log_number < 0:
+            return self._demote(event.peer)
         if known.state == "joining" and event.current:
             known.state = "member"
             self._order.append(event.peer)

@@ -36,6 +36,7 @@ from wantrain.peers.events import (
     LeaveRequested,
     PeerLink,
     Reduced,
+    ReduceFailed,
     Staged,
     StateDigested,
     Tick,
@@ -65,6 +66,9 @@ from wantrain.transport.direct import Payload
 
 WAITING_EVERY_S = 1.0
 """How often a trainer that waits hears why."""
+
+MAX_SERVED = 256
+"""Chunks of state and updates that wait for one slow connection; a peer that needs more of them asks again."""
 
 TENSOR_RECORDS = (Part, Result, StateChunk, UpdateChunk)
 
@@ -134,7 +138,14 @@ class Peer:
         self._boot = b""
         self._attached: Record | None = None
         self._detaching = False
+        self._segment = ""
+        """The trainer's memory, once it is made."""
+        self._grants: dict[str, int] = {}
+        """Per stream: Granted messages sent to this trainer process."""
         self._tokens: dict[str, int] = {}
+        """Per stream: the trainer's token count up to which its contributions were taken in, or dropped."""
+        self._offered: dict[str, int] = {}
+        """Per stream: its token count at the last contribution."""
         self._staged_at: dict[str, float] = {}
         self._free_stage: set[str] = set()
         self._waited_at = 0.0
@@ -198,8 +209,7 @@ class Peer:
 
     def trainer_gone(self, now: float) -> None:
         """The training process ended."""
-        self._boot, self._attached = b"", None
-        self._staged_at.clear()
+        self._forget_trainer(b"")
         self.handle(TrainerGone(self._detaching), now)
 
     def from_trainer(self, record: Record, now: float) -> None:
@@ -207,13 +217,12 @@ class Peer:
         match record:
             case Attach(manifest, _, boot):
                 if boot != self._boot:
-                    self._boot, self._attached = boot, None
-                    self._tokens, self._free_stage = {}, set()
+                    self._forget_trainer(boot)
                     self.handle(TrainerAttached(boot, manifest), now)
                 elif self._attached is not None:
                     self._around.tell_trainer(self._attached)
-            case GenesisWritten() if self.tensors is not None and self._attached is not None:
-                self.handle(GenesisReady(self.tensors.adopt_genesis()), now)
+            case GenesisWritten() if self.core.takes_genesis:
+                self.handle(GenesisReady(self._genesis()), now)
             case Contribute() if self._attached is not None:
                 self._contributed(record, now)
             case Log(values):
@@ -226,13 +235,31 @@ class Peer:
             case _:
                 pass
 
+    def _forget_trainer(self, boot: bytes) -> None:
+        self._boot, self._attached, self._segment = boot, None, ""
+        self._grants, self._tokens, self._offered = {}, {}, {}
+        self._free_stage = set()
+        self._staged_at.clear()
+
+    def _genesis(self) -> bytes:
+        """Digest of the initial state that the trainer has written, b"" if it is not finite."""
+        try:
+            return self._tensors.adopt_genesis()
+        except CodecError as error:
+            self._around.note("genesis-refused", {"reason": error.message})
+            return b""
+
     def _contributed(self, record: Contribute, now: float) -> None:
         stream = self._streams.get(record.stream)
         if stream is None or self.tensors is None:
             return
+        if record.granted != self._grants.get(stream.name, 0) or not self.core.takes_stage(self._boot, stream.name):
+            # What it holds is a difference to something that a later grant has overwritten, or will.
+            self._around.note("contribution-ignored", {"stream": stream.name, "serial": record.serial})
+            return
         norm, finite = self.tensors.stage(stream.name)
         tokens = record.tokens - self._tokens.get(stream.name, 0)
-        self._tokens[stream.name] = record.tokens
+        self._offered[stream.name] = record.tokens
         weight = float(max(tokens, 1)) if stream.weight == "tokens" else 1.0
         if stream.name not in self._free_stage:
             self._staged_at[stream.name] = now
@@ -246,11 +273,12 @@ class Peer:
             case Tell(to, record):
                 self._around.send(to, record)
             case SendContribution(to) | SendPayload(to) | SendState(to):
-                self._outbox.setdefault(to, deque()).append(effect)
+                self._enqueue(to, effect)
             case ReduceChunk():
                 self._reduce(effect)
             case StoreState(chunk, payload):
                 self._tensors.store_state(chunk, payload)
+                self._digest = None
             case Apply():
                 self._apply(effect)
             case UseStage(stream):
@@ -259,10 +287,12 @@ class Peer:
                 self._grant(effect, now)
             case OpenModel(manifest):
                 self.tensors = self._around.open_model(manifest)
+                self._segment, self._digest = "", None
             case TellTrainer(attached):
                 streams = tuple(asdict(stream) for stream in self._streams.values())
-                segment = self._around.open_segment(self._tensors)
-                self._attached = replace(attached, segment=segment, streams=streams)
+                # A trainer that has to start over keeps the memory that it has mapped.
+                self._segment = self._segment or self._around.open_segment(self._tensors)
+                self._attached = replace(attached, segment=self._segment, streams=streams)
                 self._around.tell_trainer(self._attached)
             case RefuseTrainer(code, reason, hint):
                 refusal = Refused(code, reason, hint)
@@ -291,8 +321,7 @@ class Peer:
         try:
             payload = self._tensors.reduce(sync.stream, chunk, effect.inputs)
         except CodecError as error:
-            # Without this result the attempt stalls, and the coordinator leaves out whom it stalls for.
-            self._around.note("reduce-failed", {"sync": str(sync), "chunk": chunk, "reason": str(error)})
+            self._events.append(ReduceFailed(sync, error.message))
             return
         self._events.append(Reduced(sync, chunk, payload, self._tensors.digest(payload)))
 
@@ -306,43 +335,63 @@ class Peer:
         self._around.note("commit", {**details, "bytes": size_bytes, "digest": record.digest.hex()[:16]})
 
     def _grant(self, effect: Grant, now: float) -> None:
+        rebase = effect.kind == "move" and self._streams[effect.stream].late == "rebase"
         self._tensors.grant(effect.stream, effect.kind)
+        if not rebase and effect.stream in self._offered:
+            self._tokens[effect.stream] = self._offered[effect.stream]
+        self._grants[effect.stream] = self._grants.get(effect.stream, 0) + 1
         staged_at = self._staged_at.pop(effect.stream, None)
         pause_s = 0.0 if staged_at is None else now - staged_at
         self.pause_s += pause_s
-        if effect.kind == "move" and self._streams[effect.stream].late == "rebase":
+        if rebase:
             self._free_stage.add(effect.stream)
         details = {"stream": effect.stream, "index": effect.index, "kind": effect.kind}
         self._around.note("granted", {**details, "pause_s": round(pause_s, 4)})
-        self._around.tell_trainer(
-            Granted(effect.stream, effect.kind, effect.serial, effect.index, effect.global_step)
-        )
+        self._around.tell_trainer(Granted(effect.stream, effect.kind, effect.serial, effect.index, effect.global_step))
 
     # ---- bulk, lazily: bytes are made when the connection can take them
+
+    def _enqueue(self, to: str, item: SendContribution | SendPayload | SendState) -> None:
+        queue = self._outbox.setdefault(to, deque())
+        served = isinstance(item, SendState) or (isinstance(item, SendPayload) and isinstance(item.record, UpdateChunk))
+        if not served or len(queue) < MAX_SERVED:
+            queue.append(item)
 
     def pump(self, now: float) -> None:
         """Send what the connections can take."""
         for to, queue in self._outbox.items():
-            while queue and self._send_bulk(to, queue[0]):
+            while queue and self._send_bulk(to, queue[0], now):
                 queue.popleft()
+        # A contribution that does not encode is an event, and what follows from it must not wait.
+        if self._events:
+            self.handle(self._events.popleft(), now)
 
     @property
     def backlog(self) -> int:
         """Messages with tensor bytes that wait for a connection."""
         return sum(map(len, self._outbox.values()))
 
-    def _send_bulk(self, to: str, item: SendContribution | SendPayload | SendState) -> bool:
+    def _send_bulk(self, to: str, item: SendContribution | SendPayload | SendState, now: float) -> bool:
+        """Whether the item is done with: sent, or of no use any more."""
         match item:
             case SendContribution(_, sync, chunk):
                 if not self.core.moving(sync):
                     return True
-                return self._around.send(to, Part(sync, chunk), self._tensors.part(sync.stream, chunk))
+                try:
+                    part = self._tensors.part(sync.stream, chunk)
+                except CodecError as error:
+                    self._events.append(ReduceFailed(sync, error.message, (self.core.facts.me,)))
+                    return True
+                return self._around.send(to, Part(sync, chunk), part)
+            case SendPayload(_, Result(sync, _), _) if not self.core.moving(sync):
+                return True
             case SendPayload(_, record, payload):
                 return self._around.send(to, record, payload)
             case SendState(_, chunk):
                 if not self.core.complete:
                     return True
-                return self._around.send(to, StateChunk(chunk, self.core.applied), self._tensors.read_state(chunk))
+                state = StateChunk(chunk, self.core.applied, self.core.chain)
+                return self._around.send(to, state, self._tensors.read_state(chunk))
 
     # ---- what can be done between messages
 

@@ -2,9 +2,11 @@
 
 import fcntl
 import os
+import shutil
 import socket
+import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from wantrain.transport.auth import Identity
 
 MAX_SLOTS = 64
 """Most peers of one run on one machine without directories of their own."""
+SCRATCH_PREFIX = "wantrain-"
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +74,36 @@ def open_place(run: bytes, home: Path | None, name: str | None) -> Iterator[Plac
     raise AddressInUseError(
         f"another process uses {candidates[-1]}", hint="give this peer a directory of its own by --home"
     )
+
+
+@contextmanager
+def scratch_directory(place: Place, segments: Path) -> Iterator[Path]:
+    """A directory for the life of this process, for the trainer's socket.
+
+    Its name also begins the names of this process's files of shared memory, in `segments`. A process that was killed
+    leaves all of that behind, gigabytes with a large model; so the next one at the same place removes it first.
+    """
+    note = place.path / "scratch"
+    with suppress(OSError):
+        _sweep(Path(note.read_text(encoding="utf-8")), segments)
+    with (
+        tempfile.TemporaryDirectory(prefix=SCRATCH_PREFIX) as name,
+        (Path(name) / "lock").open("w") as lock,
+    ):
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        note.write_text(name, encoding="utf-8")
+        yield Path(name)
+
+
+def _sweep(former: Path, segments: Path) -> None:
+    """Remove what a process left behind, unless it lives: a copied place names the scratch of the original."""
+    if not former.name.startswith(SCRATCH_PREFIX):
+        return
+    with (former / "lock").open("r+") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        for segment in segments.glob(f"{former.name}-*"):
+            segment.unlink()
+        shutil.rmtree(former)
 
 
 def _identity(path: Path) -> Identity:

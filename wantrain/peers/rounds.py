@@ -36,6 +36,13 @@ class Reported:
 
 
 @dataclass(frozen=True, slots=True)
+class Absent:
+    """A peer has reported and had no line about this stream: it holds nothing for it."""
+
+    peer: str
+
+
+@dataclass(frozen=True, slots=True)
 class Cast:
     """Who is there now: the `live` peers of the view in order.
 
@@ -59,7 +66,7 @@ class Tick:
     """Time has passed."""
 
 
-RoundEvent = Reported | Cast | Persisted | Tick
+RoundEvent = Reported | Absent | Cast | Persisted | Tick
 
 
 # ---- effects
@@ -163,6 +170,9 @@ class Round:
         self._progress_at = 0.0
         self._move = Duration()
         self._excluded: set[str] = set()
+        """Dropped from this sync's further attempts."""
+        self._unfit: set[str] = set()
+        """Those of them whose contribution may be what does not encode."""
         self._ties = 0
         self._bench: dict[str, int] = {}
         self._stalls: Counter[str] = Counter()
@@ -213,10 +223,14 @@ class Round:
         report = event.sync
         if report.index != self.index or report.phase != "ready" or not report.staged:
             return self._brief(event, now)
-        if event.peer not in self._ready:
-            if not self._ready:
-                self._first_ready_at = now
-            self._ready[event.peer] = report
+        if not self._ready:
+            self._first_ready_at = now
+        self._ready[event.peer] = report
+        return self._start_if_ready(now)
+
+    def _gather_absent(self, event: Absent, now: float) -> list[RoundEffect]:
+        if self._ready.pop(event.peer, None) is None:
+            return []
         return self._start_if_ready(now)
 
     def _gather_cast(self, event: Cast, now: float) -> list[RoundEffect]:
@@ -234,14 +248,22 @@ class Round:
         return tuple(p for p in self._cast.expected if p not in self._ready and not self._benched(p))
 
     def _start_if_ready(self, now: float) -> list[RoundEffect]:
-        contributors = [peer for peer in self._cast.live if peer in self._ready and not self._benched(peer)]
-        if not contributors:
+        ready = [peer for peer in self._cast.live if peer in self._ready]
+        contributors = [peer for peer in ready if not self._benched(peer)]
+        late = self._late()
+        policy = self._policy
+        if not ready:
             self._quorum_at = None
             self.reason = ""
             return []
-        late = self._late()
-        policy = self._policy
-        if late:
+        if not contributors:
+            if late and now < self._first_ready_at + policy.grace_ceiling_s:
+                self.reason = f"{self._names(ready)} left out after a failed attempt; waiting for {self._names(late)}"
+                return []
+            # Nobody else is there: better with those who were left out than not at all, the unfit one at a time.
+            fit = [peer for peer in ready if peer not in self._unfit]
+            contributors = fit or [min(ready, key=lambda peer: self._ready[peer].norm)]
+        elif late:
             limit_at = self._first_ready_at + policy.grace_ceiling_s
             if len(contributors) >= math.ceil(policy.quorum * (len(contributors) + len(late))):
                 self._quorum_at = now if self._quorum_at is None else self._quorum_at
@@ -302,12 +324,35 @@ class Round:
             held.done = report.digest
             held.progress_at = self._progress_at = now
             return self._commit_if_done(now)
+        if report.phase == "failed":
+            return self._fail(event, now)
         if report.phase == "moving":
             held.waiting_for = report.waiting_for
             if held.missing < 0 or report.missing < held.missing:
                 held.missing = report.missing
                 held.progress_at = self._progress_at = now
         return []
+
+    def _move_absent(self, event: Absent, now: float) -> list[RoundEffect]:
+        assert self.start is not None
+        held = self._held.get(event.peer)
+        if held is None or held.done:
+            return []
+        if event.peer in self.start.contributors:
+            self._ready.pop(event.peer, None)
+            return self._abort(f"{self._name_of(event.peer)} has lost its contribution", (), now)
+        return self._start_again(event.peer, now)
+
+    def _fail(self, event: Reported, now: float) -> list[RoundEffect]:
+        """A chunk does not encode: values too large, in a contribution or in their sum. Who is blamed is left out."""
+        assert self.start is not None
+        among = self.start.contributors
+        blamed = tuple(peer for peer in event.sync.waiting_for if peer in among)
+        if not blamed:
+            norms = {peer: self._ready[peer].norm for peer in among if peer in self._ready}
+            blamed = (max(norms, key=lambda peer: (norms[peer], among.index(peer))),) if norms else ()
+        self._unfit.update(blamed)
+        return self._abort(f"{self._name_of(event.peer)} cannot encode a chunk", blamed, now)
 
     def _move_cast(self, event: Cast, now: float) -> list[RoundEffect]:
         assert self.start is not None
@@ -316,6 +361,8 @@ class Round:
         lost = [peer for peer in self._held if peer not in event.live]
         if not lost:
             return []
+        for peer in lost:
+            self._briefed_at.pop(peer, None)
         for peer in lost:
             del self._held[peer]
         finished = bool(self._held) and all(held.done for held in self._held.values())
@@ -335,7 +382,9 @@ class Round:
             behind = LeftBehind(self.start.sync, peer, f"received nothing new for {deadline_s:.1f} s")
             return [behind, *self._commit_if_done(now)]
         if not stalled or now - self._progress_at < deadline_s:
-            self.reason = f"moving {self.start.sync}: {len(waiting)} of {len(self._held)} not done: {self._names(waiting)}"
+            self.reason = (
+                f"moving {self.start.sync}: {len(waiting)} of {len(self._held)} not done: {self._names(waiting)}"
+            )
             return []
         culprit = self._culprit(stalled)
         self._stall(culprit)
@@ -393,6 +442,9 @@ class Round:
 
     # ---- committing
 
+    def _commit_absent(self, event: Absent, now: float) -> list[RoundEffect]:
+        return []
+
     def _commit_report(self, event: Reported, now: float) -> list[RoundEffect]:
         return []
 
@@ -406,7 +458,7 @@ class Round:
             self._stalls.pop(peer, None)
         self.index += 1
         self._ready = {}
-        self._excluded = set()
+        self._excluded, self._unfit = set(), set()
         self._ties = 0
         self._quorum_at = None
         self._leave_attempt()
@@ -421,24 +473,35 @@ class Round:
     def _brief(self, event: Reported, now: float) -> list[RoundEffect]:
         """Tell a peer again what its report shows that it does not know."""
         report = event.sync
-        if report.index != self.index or now - self._briefed_at.get(event.peer, -math.inf) < BRIEF_EVERY_S:
+        if report.index != self.index:
             return []
-        self._briefed_at[event.peer] = now
         if self.start is not None and event.peer in self._held:
-            return [Tell(event.peer, self.start)]
-        if report.phase == "ready":
+            return self._start_again(event.peer, now)
+        if report.phase == "ready" or not self._may_brief(event.peer, now):
             return []
         return [Tell(event.peer, Abort(SyncId(self.stream, report.index, report.attempt), "the attempt is over"))]
+
+    def _start_again(self, peer: str, now: float) -> list[RoundEffect]:
+        return [Tell(peer, self.start)] if self.start is not None and self._may_brief(peer, now) else []
+
+    def _may_brief(self, peer: str, now: float) -> bool:
+        if now - self._briefed_at.get(peer, -math.inf) < BRIEF_EVERY_S:
+            return False
+        self._briefed_at[peer] = now
+        return True
 
 
 _TABLE: dict[tuple[Phase, type], Any] = {
     (Phase.GATHERING, Reported): Round._gather_report,
+    (Phase.GATHERING, Absent): Round._gather_absent,
     (Phase.GATHERING, Cast): Round._gather_cast,
     (Phase.GATHERING, Tick): Round._gather_tick,
     (Phase.MOVING, Reported): Round._move_report,
+    (Phase.MOVING, Absent): Round._move_absent,
     (Phase.MOVING, Cast): Round._move_cast,
     (Phase.MOVING, Tick): Round._move_tick,
     (Phase.COMMITTING, Reported): Round._commit_report,
+    (Phase.COMMITTING, Absent): Round._commit_absent,
     (Phase.COMMITTING, Cast): Round._commit_cast,
     (Phase.COMMITTING, Persisted): Round._persisted,
     (Phase.COMMITTING, Tick): Round._idle,

@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from wantrain.addresses import advertised_address
+from wantrain.addresses import advertised_address, split_address
 from wantrain.config import RunSpec, key_path
 from wantrain.errors import UnreachableError
 from wantrain.peers.coordinator import Coordinator
@@ -111,9 +111,12 @@ def query(run_file: Path, timeout_s: float) -> dict[str, Any]:
     """
     spec = RunSpec.load(run_file)
     keys = RunKeys.load(key_path(run_file))
+    hint = f"start it: wantrain coordinator {run_file}"
     try:
         address = address_path(run_file).read_text(encoding="utf-8").strip()
     except OSError:
+        if not spec.coordinator.advertise and split_address(spec.coordinator.bind, lowest_port=0)[1] == 0:
+            raise UnreachableError(f"no coordinator of {run_file} runs on this machine", hint=hint) from None
         address = advertised_address(spec.coordinator.bind, spec.coordinator.advertise)
     link = ZmqLink(spec.run, key=(keys.status_curve_public, keys.status_curve_secret))
     why = "no answer"
@@ -139,7 +142,4 @@ def query(run_file: Path, timeout_s: float) -> dict[str, Any]:
                         return found
     finally:
         link.close()
-    raise UnreachableError(
-        f"the coordinator at {address} does not answer: {why} within {timeout_s:g} s",
-        hint=f"start it: wantrain coordinator {run_file}",
-    )
+    raise UnreachableError(f"the coordinator at {address} does not answer within {timeout_s:g} s: {why}", hint=hint)

@@ -68,6 +68,11 @@ class Supervisor:
         self.restarts += 1
         return True
 
+    def kill(self) -> None:
+        """SIGKILL to the process, if there is one, without waiting for it."""
+        if self._process is not None:
+            self._process.kill()
+
     def end(self) -> None:
         """End the process: SIGTERM, then SIGKILL."""
         self._start_at = None

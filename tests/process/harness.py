@@ -1,0 +1,263 @@
+"""Runs with real processes: a run directory, coordinator and peers as subprocesses, conditions with a deadline.
+
+Nothing here sleeps for a fixed time: `Run.until` polls what the processes write and what the coordinator answers.
+"""
+
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import msgpack
+
+from wantrain.config import store_path
+from wantrain.demo.processes import Children, json_lines
+from wantrain.errors import UnreachableError
+from wantrain.new_run import create_run
+from wantrain.peers.messages import Commit, CommitRecord, unpack
+from wantrain.peers.status import query
+from wantrain.peers.store import Store
+from wantrain.transport.digest import next_link
+from wantrain.transport.wire import Message
+
+ROOT = Path(__file__).parents[2]
+TRAINER = Path(__file__).parent / "trainer.py"
+DEADLINE_S = 90.0
+"""For any one condition; generous, as many imports of PyTorch may share the cores."""
+POLL_S = 0.05
+EVERY = 15
+"""Inner steps per round: with trainer.py's pace some ten rounds a second."""
+TIGHT: dict[str, dict[str, Any]] = {
+    "sync": {"grace_floor_s": 1.0, "grace_ceiling_s": 5.0, "deadline_floor_s": 5.0, "deadline_ceiling_s": 30.0},
+    "liveness": {"heartbeat_s": 0.3, "suspect_floor_s": 4.0, "suspect_ceiling_s": 8.0},
+}
+PERIOD = {"diloco": "every", "local-sgd": "every", "ddp": "resync"}
+
+T = TypeVar("T")
+Event = dict[str, Any]
+
+
+class Run:
+    """One run in a directory of its own. As a context manager it kills every process group at its end.
+
+    Args:
+        folder: for run.toml, logs, events and homes.
+        options: sections of run.toml with the values that differ from TIGHT and the template.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        method: str = "diloco",
+        codec: str = "int8",
+        options: dict[str, dict[str, Any]] | None = None,
+    ) -> None:
+        self.folder = folder
+        self.run_file = folder / "run.toml"
+        self.invite = ""
+        self.address = ""
+        self._children = Children(folder)
+        self._events: dict[str, list[Event]] = {}
+        spec = create_run(self.run_file, method=method, codec=codec, bind="127.0.0.1:0")
+        sections: dict[str, Any] = {
+            name: getattr(spec, name).model_copy(update={**TIGHT.get(name, {}), **(options or {}).get(name, {})})
+            for name in ("sync", "liveness", "log")
+        }
+        period = {**spec.method.options, PERIOD[method]: EVERY}
+        sections["method"] = spec.method.model_copy(update={"options": period})
+        self.run_file.write_text(spec.model_copy(update=sections).to_toml(), encoding="utf-8")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        self._children.__exit__(kind, error, _)
+
+    # ---- processes
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What every process of the run gets, beside this one's environment."""
+        return {"PYTHONPATH": str(ROOT), "XDG_STATE_HOME": str(self.folder / "state")}
+
+    def start(self, name: str, *words: str | Path, environment: dict[str, str] | None = None) -> None:
+        """Start a command under a name, in a process group of its own."""
+        self._children.start(name, [str(word) for word in words], {**self.environment, **(environment or {})})
+
+    def coordinator(self, *words: str) -> None:
+        """Start the coordinator, again at the same address, and wait until it listens."""
+        known = len(self.events("coordinator", "listening"))
+        where = ["--bind", self.address] if self.address else []
+        command = [sys.executable, "-m", "wantrain", "coordinator", self.run_file]
+        self.start("coordinator", *command, "--json", "--events", self._event_file("coordinator"), *where, *words)
+        self.until(lambda: len(self.events("coordinator", "listening")) > known, "the coordinator listens")
+        listening = self.events("coordinator", "listening")[-1]
+        self.address, self.invite = listening["address"], self.invite or listening["invite"]
+
+    def peer(
+        self,
+        name: str,
+        *words: str | Path,
+        trainer: tuple[str, ...] = (),
+        invite: str = "",
+        home: str = "",
+        environment: dict[str, str] | None = None,
+    ) -> None:
+        """Start a peer with trainer.py; `words` are options of `wantrain peer`, `trainer` of the script."""
+        command = [sys.executable, "-m", "wantrain", "peer", invite or self.invite, "--name", name, "--json"]
+        where = ["--home", self.folder / (home or name), "--bind", "127.0.0.1:0", "--events", self._event_file(name)]
+        script = ["--", sys.executable, TRAINER, self.folder, name, *trainer]
+        self.start(name, *command, *where, *words, *script, environment=environment)
+
+    def wantrain(self, *words: str | Path, prepare: str = "") -> "subprocess.CompletedProcess[str]":
+        """Run a wantrain command to its end; `prepare` is Python that changes its modules first."""
+        entry = ["-c", f"{prepare}\nfrom wantrain.cli.main import main\nmain()"] if prepare else ["-m", "wantrain"]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", **self.environment}
+        command = [sys.executable, *entry, *map(str, words)]
+        return subprocess.run(
+            command, env=environment, cwd=self.folder, capture_output=True, text=True, timeout=DEADLINE_S, check=False
+        )
+
+    def signal(self, name: str, number: int, *, group: bool = False) -> None:
+        """Send a signal to a process, or to its whole group."""
+        pid = self._children.pid(name)
+        (os.killpg if group else os.kill)(pid, number)
+
+    def kill(self, name: str) -> None:
+        """SIGKILL to a process's whole group."""
+        self._children.kill(name)
+
+    def exit_code(self, name: str) -> int:
+        """How a process ends; waits for it."""
+        self.until(lambda: self._children.exit_code(name) is not None, f"{name} ends")
+        code = self._children.exit_code(name)
+        assert code is not None
+        return code
+
+    def log(self, name: str) -> str:
+        """What a process and its trainer have printed."""
+        return self._children.log(name).read_text(encoding="utf-8", errors="replace")
+
+    def error(self, name: str) -> dict[str, Any]:
+        """The error with which a command has ended: "error", "hint" and "code"."""
+        return next(line for line in json_lines(self.log(name).encode()) if "error" in line)
+
+    # ---- what happens
+
+    def until(self, condition: Callable[[], T], what: str) -> T:
+        """The condition's value once it is true.
+
+        Raises:
+            AssertionError: not within DEADLINE_S; with the ends of all logs.
+        """
+        deadline = time.monotonic() + DEADLINE_S
+        while not (value := condition()):
+            if time.monotonic() > deadline:
+                raise AssertionError(f"not within {DEADLINE_S:.0f} s: {what}\n{self._story()}")
+            time.sleep(POLL_S)
+        return value
+
+    def events(self, name: str, kind: str = "") -> list[Event]:
+        """Events of a process so far, of one kind or of all."""
+        known = self._events.setdefault(name, [])
+        known += self._children.new_events(name)
+        return [event for event in known if kind in ("", event["event"])]
+
+    def commits(self, *, after: int = 0) -> list[Event]:
+        """Commits that the coordinator has announced, with numbers above `after`: number, sync, contributors."""
+        return [event for event in self.events("coordinator", "commit") if event["number"] > after]
+
+    @property
+    def head(self) -> int:
+        """Number of the newest commit that was announced."""
+        return max((event["number"] for event in self.commits()), default=0)
+
+    def until_commits(self, count: int, *contributors: str, after: int | None = None) -> list[Event]:
+        """Wait for so many commits with all of these contributors, after number `after` (the present head)."""
+        start = self.head if after is None else after
+
+        def found() -> list[Event]:
+            commits = [e for e in self.commits(after=start) if set(contributors) <= set(e["contributors"])]
+            return commits if len(commits) >= count else []
+
+        return self.until(found, f"{count} commits after {start} with {', '.join(contributors) or 'anybody'}")
+
+    def status(self) -> dict[str, Any]:
+        """The coordinator's document; {} if it does not answer."""
+        try:
+            return query(self.run_file, 5.0)
+        except UnreachableError:
+            return {}
+
+    # ---- the end of every test
+
+    def assert_parity(self, *names: str) -> None:
+        """All of these peers hold the head of the log with one chain and one state; training goes on afterwards."""
+        (self.folder / "pause").touch()
+
+        def at_head() -> list[Event]:
+            document = self.status()
+            peers = [peer for peer in document.get("peers", []) if peer["name"] in names and peer["state"] == "member"]
+            head = document["log"]["head"] if document else -1
+            here = [peer for peer in peers if peer["log_number"] == peer["state_number"] == head]
+            settled = len(here) == len(names) and not any(sync["attempt"] for sync in document["syncs"])
+            return here if settled else []
+
+        peers = self.until(at_head, f"{', '.join(names)} are at the head of the log")
+        assert len({(peer["chain"], peer["state_digest"]) for peer in peers}) == 1, peers
+        self.assert_one_history(*names)
+        (self.folder / "pause").unlink()
+
+    def assert_one_history(self, *names: str) -> list[CommitRecord]:
+        """The log is one unbroken chain, nothing is in it twice, and these peers applied just its updates."""
+        with Store(store_path(self.run_file)) as store:
+            genesis, lines, abandoned = store.genesis(), store.commits(1, store.head()), store.abandoned()
+        assert genesis is not None
+        assert not abandoned
+        records = [_record(line) for _, line in lines]
+        assert [record.number for record in records] == list(range(1, len(records) + 1))
+        chain = genesis.chain
+        for record in records:
+            chain = next_link(chain, record.digest)
+            assert record.chain == chain, record.number
+        for stream in {record.sync.stream for record in records}:
+            indices = [record.sync.index for record in records if record.sync.stream == stream]
+            assert indices == list(range(1, len(indices) + 1)), stream
+        for name in names:
+            for event in self.events(name, "commit"):
+                assert records[event["number"] - 1].digest.hex().startswith(event["digest"]), (name, event)
+        return records
+
+    def stop(self, *names: str) -> None:
+        """Let all trainers finish; these peers and the coordinator must end with exit code 0."""
+        (self.folder / "stop").touch()
+        assert {name: self.exit_code(name) for name in names} == dict.fromkeys(names, 0), self._story()
+        self._children.stop("coordinator")
+        assert self.exit_code("coordinator") == 0, self._story()
+
+    def _event_file(self, name: str) -> Path:
+        return self._children.event_file(name)
+
+    def _story(self) -> str:
+        """The ends of all logs, for the message of a test that fails."""
+        logs = sorted(self.folder.glob("*.log"))
+        return "\n".join(f"--- {log.stem}\n{self._children.last_lines(log.stem, 15)}" for log in logs)
+
+
+def invite_in(text: str) -> str:
+    """The first invite in what a command printed."""
+    found = re.search(r"wantrain://[\w.:\[\]-]+/[\w-]+", text)
+    assert found is not None, text
+    return found[0]
+
+
+def _record(line: bytes) -> CommitRecord:
+    commit = unpack(Message("Commit", msgpack.unpackb(line)))
+    assert isinstance(commit, Commit)
+    return commit.records[0]

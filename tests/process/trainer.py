@@ -1,0 +1,61 @@
+"""The training script of the process tests: a tiny model, a few ms a step, steered by files in the run's directory.
+
+    python trainer.py FOLDER NAME [--rounds N] [--hidden N]
+
+FOLDER/pause holds all trainers back and FOLDER/stop ends them; FOLDER/NAME.raise and FOLDER/NAME.nan, taken away when
+seen, make this one fail or spoil its weights.
+"""
+
+import argparse
+import sys
+import time
+import zlib
+from pathlib import Path
+
+import torch
+
+import wantrain
+
+STEP_S = 0.004
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("name")
+    parser.add_argument("--rounds", type=int, default=sys.maxsize)
+    parser.add_argument("--hidden", type=int, default=32)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    torch.manual_seed(zlib.crc32(options.name.encode()))
+    layers = [torch.nn.Linear(16, options.hidden), torch.nn.Tanh(), torch.nn.Linear(options.hidden, 4)]
+    model = torch.nn.Sequential(*layers)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    inputs, targets = torch.randn(64, 16), torch.randn(64, 4)
+    swarm = wantrain.join(model, optimizer)
+    stop, pause = options.folder / "stop", options.folder / "pause"
+    while swarm.round < options.rounds and not stop.exists():
+        time.sleep(STEP_S)
+        if pause.exists():
+            continue
+        if _asked(options.folder / f"{options.name}.raise"):
+            raise RuntimeError("a mistake in the training script")
+        if _asked(options.folder / f"{options.name}.nan"):
+            torch.nn.init.constant_(layers[0].weight, float("nan"))
+        loss = torch.nn.functional.mse_loss(model(inputs), targets)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        swarm.log(loss=loss.item())
+    swarm.leave()
+
+
+def _asked(path: Path) -> bool:
+    if not path.exists():
+        return False
+    path.unlink()
+    return True
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,131 @@
+"""The run's history as the coordinator holds it: initial state, commit log, and what is being written; a pure core.
+
+A part of `coordinator.py`, which alone calls it. Durable before visible: what is written goes out as a `Persist` effect,
+one at a time, and what follows from it happens only when `stored` says that it is on disk.
+"""
+
+from collections import Counter, deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from wantrain.peers.coordinator_events import CoordinatorEffect, Persist, PersistCommit, PersistView
+from wantrain.peers.messages import CommitRecord, SyncId, TensorSpec
+from wantrain.transport.digest import next_link
+
+STORE_RETRY_S = 1.0
+
+FollowUp: TypeAlias = Callable[[float], list[CoordinatorEffect]]
+"""What happens once it is durable, given the time."""
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """What the store holds at start."""
+
+    epoch: int
+    view: int = 0
+    manifest: tuple[TensorSpec, ...] = ()
+    chain0: bytes = b""
+    """chain[0], or b"" if there is no initial state yet."""
+    records: tuple[CommitRecord, ...] = ()
+
+
+class CommitLog:
+    """What is durable, and the queue of what is not yet.
+
+    Args:
+        history: what the store holds at start.
+    """
+
+    def __init__(self, history: History) -> None:
+        self.manifest = history.manifest
+        self.chain0 = history.chain0
+        self.records = list(history.records)
+        self.committed = Counter(record.sync.stream for record in history.records)
+        """Syncs in the log, by stream."""
+        self.trouble = ""
+        """Why the store cannot be written, or ""."""
+        self._pending: deque[tuple[Persist, FollowUp]] = deque()
+        self._retry_at = 0.0
+
+    @property
+    def head(self) -> int:
+        """Last committed log number; 0 is the initial state, -1 means there is none."""
+        return len(self.records) if self.chain0 else -1
+
+    def chain(self, number: int) -> bytes:
+        """Link `number` of the digest chain, b"" for -1."""
+        if number < 0:
+            return b""
+        return self.chain0 if number == 0 else self.records[number - 1].chain
+
+    @property
+    def writing(self) -> bool:
+        """Whether anything is not durable yet."""
+        return bool(self._pending)
+
+    def awaits(self, *kinds: type) -> bool:
+        """Whether something of these kinds is not durable yet."""
+        return any(isinstance(persist, kinds) for persist, _ in self._pending)
+
+    # ---- what becomes of it
+
+    def begin(self, manifest: tuple[TensorSpec, ...], chain0: bytes) -> None:
+        """The run has an initial state."""
+        self.manifest, self.chain0 = manifest, chain0
+
+    def forget(self) -> None:
+        """The run has no state any more; nothing was committed on it."""
+        self.manifest, self.chain0 = (), b""
+
+    def next_record(
+        self, sync: SyncId, contributors: tuple[str, ...], weights: tuple[float, ...], digest: bytes
+    ) -> CommitRecord:
+        """The line that comes after all lines, also those that are being written."""
+        waiting = [persist.record for persist, _ in self._pending if isinstance(persist, PersistCommit)]
+        number, chain = (waiting[-1].number, waiting[-1].chain) if waiting else (self.head, self.chain(self.head))
+        return CommitRecord(number + 1, sync, contributors, weights, digest, next_link(chain, digest))
+
+    def append(self, record: CommitRecord) -> None:
+        """The line is durable."""
+        self.records.append(record)
+        self.committed[record.sync.stream] += 1
+
+    def rewind(self, after: int) -> None:
+        """The lines after `after` are given up."""
+        del self.records[after:]
+        self.committed = Counter(record.sync.stream for record in self.records)
+
+    # ---- durable before visible
+
+    def write(self, persist: Persist, follow_up: FollowUp) -> list[CoordinatorEffect]:
+        """Write something; `follow_up` happens when it is durable. A view that waits is replaced by a newer one."""
+        if isinstance(persist, PersistView):
+            for k in range(len(self._pending) - 1, 0, -1):
+                if isinstance(self._pending[k][0], PersistView):
+                    del self._pending[k]
+        self._pending.append((persist, follow_up))
+        return [persist] if len(self._pending) == 1 else []
+
+    def stored(self, now: float) -> list[CoordinatorEffect]:
+        """The oldest write is durable."""
+        self.trouble = ""
+        _, follow_up = self._pending.popleft()
+        effects = follow_up(now)
+        # The follow-up may have begun a write of its own, if nothing else was waiting.
+        nothing_begun = not any(isinstance(effect, Persist) for effect in effects)
+        return effects + ([self._pending[0][0]] if self._pending and nothing_begun else [])
+
+    def failed(self, reason: str, now: float) -> bool:
+        """The oldest write failed, and is tried again after a while; whether this is news."""
+        news = reason != self.trouble
+        self.trouble, self._retry_at = reason, now + STORE_RETRY_S
+        return news
+
+    def retry(self, now: float) -> list[CoordinatorEffect]:
+        """Try the oldest write again, if it failed and it is time."""
+        if not self.trouble or now < self._retry_at or not self._pending:
+            return []
+        self._retry_at = now + STORE_RETRY_S
+        return [self._pending[0][0]]

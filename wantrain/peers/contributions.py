@@ -1,0 +1,223 @@
+"""The trainer beside a peer as its participant sees it: attached, started, what it has staged and been granted. Pure core.
+
+A part of `participant.py`, which alone calls it. A staged contribution stays as it is until a committed sync has decided
+about it: taken in (merge) or not (move). A trainer that died leaves its contribution behind; its successor's comes next.
+"""
+
+from dataclasses import dataclass, field
+
+from wantrain.optimizers.stream import Stream
+from wantrain.peers.effects import Effect, Grant, RefuseTrainer, TellTrainer, UseStage
+from wantrain.peers.events import Staged
+from wantrain.peers.layout import manifest_difference
+from wantrain.peers.messages import Attached, CommitRecord, Manifest, Start
+from wantrain.peers.recovery import Recovery
+
+CALM_DOWN = "lower the learning rate, or clip gradients"
+
+
+@dataclass(slots=True)
+class _Trainer:
+    boot: bytes
+    manifest: Manifest
+    answered: str = ""
+    """What its Attach was answered with: "", "genesis" (give your weights) or "state" (a state will come)."""
+    started: bool = False
+    granted: dict[str, int] = field(default_factory=dict)
+    """Per stream: the sync that its weights were last moved by."""
+
+
+@dataclass(slots=True)
+class _Stage:
+    event: Staged
+    after: int
+    """Last sync of the stream that the trainer had when it staged: a later one decides."""
+    attempts: set[int] = field(default_factory=set)
+    """Attempts that this very contribution was part of."""
+    decided: bool = False
+    taken: bool = False
+
+
+class Contributions:
+    """The trainer's side of a participant.
+
+    Args:
+        me: this peer.
+        name: its name for people.
+        streams: the run's streams.
+        recovery: where the peer stands in the history; only read here.
+    """
+
+    def __init__(self, me: str, name: str, streams: tuple[Stream, ...], recovery: Recovery) -> None:
+        self.trainer_state = "none"
+        """none, starting, training, waiting or done."""
+        self._me = me
+        self._name = name
+        self._streams = {stream.name: stream for stream in streams}
+        self._recovery = recovery
+        self._trainer: _Trainer | None = None
+        self._stages: dict[str, _Stage] = {}
+        self._queued: dict[str, Staged] = {}
+        """Contributions of a new trainer, behind what its predecessor had staged."""
+        self._gradients: dict[str, int] = {}
+        """Per gradient stream: the sync whose mean gradient is at hand."""
+
+    @property
+    def started(self) -> bool:
+        """Whether a trainer has the run's state and trains."""
+        return self._trainer is not None and self._trainer.started
+
+    @property
+    def gives_genesis(self) -> bool:
+        """Whether the attached trainer was asked for the initial weights."""
+        return self._trainer is not None and self._trainer.answered == "genesis"
+
+    @property
+    def manifest(self) -> Manifest:
+        """The attached trainer's model; () if there is no trainer."""
+        return self._trainer.manifest if self._trainer is not None else ()
+
+    @property
+    def staged(self) -> dict[str, Staged]:
+        """What is staged and not decided, by stream."""
+        return {name: stage.event for name, stage in self._stages.items() if not stage.decided}
+
+    @property
+    def outstanding(self) -> bool:
+        """Whether anything is staged."""
+        return bool(self._stages)
+
+    def takes_stage(self, boot: bytes, stream: str) -> bool:
+        """Whether this trainer may stage the stream now; if not, the shell must not touch its contribution."""
+        stage, queued = self._stages.get(stream), self._queued.get(stream)
+        if self._trainer is None or not self._trainer.started or self._trainer.boot != boot:
+            return False
+        return (stage is None or stage.event.boot != boot) and (queued is None or queued.boot != boot)
+
+    # ---- it comes and goes
+
+    def attached(self, boot: bytes, manifest: Manifest) -> None:
+        """A trainer process presented its model."""
+        self._trainer = _Trainer(boot, manifest)
+        self.trainer_state = "starting"
+
+    def gone(self, *, finished: bool) -> None:
+        """Its process ended."""
+        self._trainer = None
+        self.trainer_state = "done" if finished else "none"
+
+    def refuse(self, code: str, reason: str, hint: str) -> list[Effect]:
+        """Turn it away."""
+        self.gone(finished=False)
+        return [RefuseTrainer(code, reason, hint)]
+
+    def answer(self, manifest: Manifest | None) -> list[Effect]:
+        """Answer its Attach, if that is not done: with the run's model, or None if its own becomes the run's."""
+        trainer = self._trainer
+        if trainer is None or trainer.answered:
+            return []
+        if manifest is not None and (difference := manifest_difference(manifest, trainer.manifest)):
+            reason = "the model differs from the run's:\n    " + "\n    ".join(difference)
+            return self.refuse("model", reason, "train the model that the run was started with")
+        trainer.answered = "genesis" if manifest is None else "state"
+        return [TellTrainer(Attached(self._me, self._name, "", (), manifest is None))]
+
+    def start(self) -> list[Effect]:
+        """Hand the state to a trainer that has attached, once there is a state."""
+        trainer = self._trainer
+        if trainer is None or not trainer.answered or trainer.started or not self._recovery.complete:
+            return []
+        trainer.answered, trainer.started = "state", True
+        self.trainer_state = "training"
+        indices = self._recovery.indices
+        trainer.granted = dict(indices)
+        params = [name for name, stream in self._streams.items() if stream.state == "param"]
+        return [Grant(name, "start", 0, indices[name], self._global_step()) for name in params]
+
+    def reset(self) -> None:
+        """The state was not the run's: nothing staged counts, and the trainer starts again once there is a new one."""
+        self._stages, self._queued, self._gradients = {}, {}, {}
+        if self._trainer is not None:
+            self._trainer.answered, self._trainer.started = "", False
+            self.trainer_state = "starting"
+
+    def _global_step(self) -> int:
+        """The run's step count at the last applied sync: that of the stream that is furthest, H times its index."""
+        return max(self._recovery.indices[name] * stream.every for name, stream in self._streams.items())
+
+    # ---- contributions
+
+    def stage(self, event: Staged) -> list[Effect]:
+        """It has staged a contribution."""
+        trainer, stream = self._trainer, event.stream
+        if trainer is None or not self.takes_stage(event.boot, stream):
+            return []
+        if not event.finite:
+            reason = f"the contribution to stream {stream} at step {event.step} has NaN or Inf in it"
+            return self.refuse("non-finite", reason, CALM_DOWN)
+        if stream in self._stages:
+            self._queued[stream] = event
+            self.trainer_state = "waiting"
+            return []
+        after, now = trainer.granted[stream], self._recovery.indices[stream]
+        if after < now and self._recovery.complete:
+            # The sync that this was meant for went on without it.
+            return [self._grant(event, taken=False)]
+        self._stages[stream] = _Stage(event, after, decided=after < now)
+        self.trainer_state = "waiting"
+        return [UseStage(stream)]
+
+    def joins(self, start: Start) -> bool:
+        """Whether what is staged can go into this attempt; from then on it is known to be part of it."""
+        stage = self._stages.get(start.sync.stream)
+        if stage is None or stage.decided:
+            return False
+        stage.attempts.add(start.sync.attempt)
+        return True
+
+    def discard(self, stream: str, why: str) -> list[Effect]:
+        """What is staged cannot become part of any sync."""
+        stage = self._stages.pop(stream, None)
+        self._queued.pop(stream, None)
+        if stage is None or self._trainer is None or self._trainer.boot != stage.event.boot:
+            return []
+        reason = f"the contribution to stream {stream} at step {stage.event.step}: {why}"
+        return self.refuse("non-finite", reason, CALM_DOWN)
+
+    def decide(self, record: CommitRecord) -> None:
+        """A sync is committed: what was staged for it is decided."""
+        stage = self._stages.get(record.sync.stream)
+        if stage is not None and not stage.decided and record.sync.index > stage.after:
+            stage.decided = True
+            stage.taken = self._me in record.contributors and record.sync.attempt in stage.attempts
+
+    def gradient_came(self, stream: str, index: int) -> None:
+        """The mean gradient of this sync is at hand."""
+        self._gradients[stream] = index
+
+    def release(self) -> list[Effect]:
+        """Give the trainer the outcome of what it staged, now that the state at hand is consistent."""
+        effects: list[Effect] = []
+        for name, stage in list(self._stages.items()):
+            if not stage.decided:
+                continue
+            del self._stages[name]
+            if self._trainer is not None and self.started and self._trainer.boot == stage.event.boot:
+                effects.append(self._grant(stage.event, taken=stage.taken))
+            if (queued := self._queued.pop(name, None)) is not None:
+                effects += self.stage(queued)
+        if not self._stages and self.trainer_state == "waiting":
+            self.trainer_state = "training"
+        return effects
+
+    def _grant(self, event: Staged, *, taken: bool) -> Grant:
+        assert self._trainer is not None
+        name = event.stream
+        index = self._recovery.indices[name]
+        self._trainer.granted[name] = index
+        if self._streams[name].state == "grad":
+            # A mean gradient that a snapshot has skipped is not to be had any more: the trainer goes on with its own.
+            kind = "grad" if self._gradients.get(name) == index else "start"
+        else:
+            kind = "merge" if taken else "move"
+        return Grant(name, kind, event.serial, index, self._global_step())

@@ -1,0 +1,378 @@
+"""Where a peer stands in the run's history, and how it gets what it lacks: lines of the log, updates, a snapshot. Pure core.
+
+A part of `participant.py`, which alone calls it and applies what is found here. A snapshot is fuzzy: its chunks come from
+several peers at different log numbers, and each is replayed from its own. Every chunk carries the link of the chain that
+it was taken at, so that nothing of a history that the run has given up gets into the state.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from wantrain.optimizers.stream import Stream
+from wantrain.peers import catchup
+from wantrain.peers.effects import Effect, Note, StoreState, Tell
+from wantrain.peers.events import FromPeer
+from wantrain.peers.layout import stream_chunks
+from wantrain.peers.messages import CommitRecord, Manifest, StateChunk, WantRecords, WantState, WantUpdate, Welcome
+from wantrain.transport.digest import next_link, update_digest
+from wantrain.transport.direct import Payload
+
+ASK_RECORDS_S = 1.0
+STUCK_S = 30.0
+"""A replay that has not moved for so long begins again with a fresh snapshot: what it stands on may have been given up."""
+VAIN_ROUNDS = 5
+"""Rounds of asking everybody in vain before a mean gradient is done without: no state depends on it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """A place in the history: log number, link of the chain, and the last sync of every stream there."""
+
+    number: int
+    chain: bytes
+    indices: dict[str, int]
+
+
+class Recovery:
+    """Position, known lines ahead of it, and what is being fetched.
+
+    Args:
+        streams: the run's streams.
+        coordinator: name under which the coordinator is told things.
+    """
+
+    def __init__(self, streams: Sequence[Stream], coordinator: str) -> None:
+        self.applied = -1
+        """Last commit applied to the state at hand; -1 before there is a state."""
+        self.chain = b""
+        self.indices = {stream.name: 0 for stream in streams}
+        """Last applied sync of every stream. The same object for ever."""
+        self.manifest: Manifest = ()
+        self.chunks: dict[str, int] = {}
+        """Chunks of every stream."""
+        self.head = -1
+        """Last commit that the coordinator is known to have."""
+        self.state_digest = (-1, b"")
+        """Log number and digest of the state at hand, as computed last."""
+        self.given_up = False
+        """Whether the run has given up the history that this peer stood in: then only `reset` helps."""
+        self._streams = {stream.name: stream for stream in streams}
+        self._coordinator = coordinator
+        self._records: dict[int, CommitRecord] = {}
+        self._anchor: Position | None = None
+        """A known place in the history, to tell from it what a snapshot contains."""
+        self._own_anchor = False
+        """Whether the anchor is where this peer stood itself; what is staged then depends on the lines after it."""
+        self._sources: tuple[str, ...] = ()
+        self._state: catchup.Fetch | None = None
+        self._taken: dict[int, tuple[int, bytes]] = {}
+        """Chunks of the state that are ahead of `applied`: log number and link that each was taken at."""
+        self._update: catchup.Fetch | None = None
+        self._update_number = 0
+        self._update_chunks: dict[int, FromPeer] = {}
+        self._update_dropped = False
+        """Whether somebody has answered that it no longer keeps the update."""
+        self._vain = 0
+        self._asked_at = -ASK_RECORDS_S
+        self._moved_at = 0.0
+
+    # ---- what is at hand
+
+    @property
+    def complete(self) -> bool:
+        """Whether the state at hand is one consistent state of the run, at log number `applied`."""
+        return self.applied >= 0 and not self._taken
+
+    @property
+    def state_chunks(self) -> list[tuple[str, int]]:
+        """The state's chunks in order: (stream, chunk) of every `param` stream."""
+        params = [name for name, stream in self._streams.items() if stream.state == "param"]
+        return [(name, chunk) for name in params for chunk in range(self.chunks[name])]
+
+    @property
+    def fetching_state(self) -> bool:
+        """Whether chunks of the state are missing."""
+        return self._state is not None and bool(self._state.missing)
+
+    def wants_state(self, chunk: int) -> bool:
+        """Whether this chunk of the state is of use."""
+        return self._state is not None and chunk in self._state.missing
+
+    def wants_update(self, number: int, chunk: int) -> bool:
+        """Whether this chunk of an update is of use."""
+        return self._update is not None and number == self._update_number and chunk in self._update.missing
+
+    def stream_of(self, number: int) -> str | None:
+        """The stream of a line ahead, if the line is known."""
+        record = self._records.get(number)
+        return None if record is None else record.sync.stream
+
+    def in_words(self, name_of: Callable[[str], str]) -> str:
+        """What is being fetched and from whom, or ""."""
+        if self._state is not None and self._state.missing:
+            have = len(self.state_chunks) - len(self._state.missing)
+            sources = ", ".join(map(name_of, self._state.sources)) or "a peer that holds it"
+            return f"fetching the state from {sources}: {have} of {len(self.state_chunks)} chunks"
+        if not self.complete:
+            return f"replaying updates: at {self.applied} of {self.head}"
+        if self._update is not None:
+            sources = ", ".join(map(name_of, self._update.sources)) or "a peer that holds it"
+            return f"fetching update {self._update_number} from {sources}"
+        return ""
+
+    # ---- beginnings
+
+    def open(self, manifest: Manifest) -> None:
+        """The model is known."""
+        self.manifest = manifest
+        self.chunks = {name: stream_chunks(stream, manifest) for name, stream in self._streams.items()}
+
+    def start_at(self, chain: bytes) -> None:
+        """The state at hand is the run's initial one."""
+        self._forget_state()
+        self.applied, self.chain = 0, chain
+
+    def welcomed(self, welcome: Welcome, now: float) -> list[Effect]:
+        """The coordinator has said where the run is; begin to fetch the state if there is none here."""
+        self.head = welcome.head
+        if welcome.head < 0 or self.applied >= 0:
+            return []
+        if not self._own_anchor:
+            indices = {name: welcome.indices.get(name, 0) for name in self.indices}
+            self._anchor = Position(welcome.head, welcome.chain, indices)
+        if self._state is not None:
+            return []
+        self._state = catchup.Fetch(range(len(self.state_chunks)))
+        return self._fetch_state(catchup.Sources(self._sources), now)
+
+    def sources_changed(self, sources: tuple[str, ...], now: float) -> list[Effect]:
+        """Other peers hold the run's state now."""
+        self._sources = sources
+        effects = self._fetch_state(catchup.Sources(sources), now)
+        return effects + self._fetch_update(catchup.Sources(sources), now)
+
+    def learn(self, records: Iterable[CommitRecord], head: int) -> None:
+        """Lines of the commit log have come, in any order and maybe late."""
+        self.head = max(self.head, head)
+        for record in records:
+            if record.number <= self.applied:
+                continue
+            known = self._records.get(record.number)
+            # After a rewind the same number comes again, from a later attempt.
+            if known is None or known.sync.attempt < record.sync.attempt:
+                self._records[record.number] = record
+                if known is not None and record.number == self._update_number:
+                    self._drop_update()
+
+    # ---- a snapshot
+
+    def state_came(self, source: str, record: StateChunk, payload: Payload, now: float) -> list[Effect]:
+        """A chunk of the state, from one who should hold it."""
+        if not self.wants_state(record.chunk) or source not in self._sources:
+            return []
+        self._moved_at = now
+        self._taken[record.chunk] = (record.number, record.chain)
+        effects: list[Effect] = [StoreState(record.chunk, payload)]
+        return effects + self._fetch_state(catchup.Came(source, record.chunk), now)
+
+    def take_snapshot(self, now: float) -> tuple[list[Effect], list[CommitRecord]]:
+        """When the whole state is here, go on from the oldest of its chunks.
+
+        Returns:
+            effects, and the lines that the snapshot has skipped since this peer last stood in the history itself.
+        """
+        anchor = self._anchor
+        if self.applied >= 0 or anchor is None or self._state is None or self._state.missing:
+            return [], []
+        base, chain = min(self._taken.values(), default=(anchor.number, anchor.chain))
+        lines = self._lines_between(base, anchor.number)
+        if any(number not in self._records for number in lines):
+            return [], []
+        between = [self._records[number] for number in lines]
+        first, last = (chain, anchor.chain) if base < anchor.number else (anchor.chain, chain)
+        follows = True
+        for record in between:
+            follows = follows and next_link(first, record.digest) == record.chain
+            first = record.chain
+        if not follows or first != last or self._foreign(base, chain):
+            for number in lines:
+                del self._records[number]
+            self.given_up = self._own_anchor
+            return self.snapshot_again(now), []
+        sign = -1 if base < anchor.number else 1
+        for name in self.indices:
+            self.indices[name] = anchor.indices[name] + sign * sum(record.sync.stream == name for record in between)
+        skipped = between if self._own_anchor and sign > 0 else []
+        self.applied, self.chain, self._anchor, self._own_anchor = base, chain, None, False
+        self._records = {number: record for number, record in self._records.items() if number > base}
+        self._leave_behind()
+        self._moved_at = now
+        return [Note("snapshot", {"number": base})], skipped
+
+    def _lines_between(self, base: int, other: int) -> range:
+        return range(min(base, other) + 1, max(base, other) + 1)
+
+    def _foreign(self, number: int, chain: bytes) -> bool:
+        """Whether a chunk was taken at this number, but in another history."""
+        return any(taken == number and link != chain for taken, link in self._taken.values())
+
+    def _leave_behind(self) -> None:
+        """Chunks that the others have caught up with are like the others now."""
+        if all(number <= self.applied for number, _ in self._taken.values()):
+            self._taken, self._state = {}, None
+
+    def snapshot_again(self, now: float) -> list[Effect]:
+        """Fetch the whole state afresh; what is staged stays staged, to be decided by the lines that are skipped."""
+        effects: list[Effect] = []
+        if self.applied >= 0:
+            effects.append(Note("behind", {"from": self.applied}))
+            self._anchor, self._own_anchor = Position(self.applied, self.chain, dict(self.indices)), True
+        self._forget_state()
+        self._state = catchup.Fetch(range(len(self.state_chunks)))
+        self._moved_at = now
+        return effects + self._fetch_state(catchup.Sources(self._sources), now)
+
+    def reset(self) -> None:
+        """Forget everything but the model: it was not the run's."""
+        self._forget_state()
+        self._records, self._anchor, self._own_anchor = {}, None, False
+        self.head, self.given_up = -1, False
+        for name in self.indices:
+            self.indices[name] = 0
+
+    def _forget_state(self) -> None:
+        self.applied, self.chain = -1, b""
+        self.state_digest = (-1, b"")
+        self._state, self._taken = None, {}
+        self._drop_update()
+
+    # ---- the next line and its update
+
+    def next_line(self, now: float) -> tuple[list[Effect], CommitRecord | None]:
+        """The line after the last applied one, if it is known and follows from it."""
+        record = self._records.get(self.applied + 1) if self.applied >= 0 else None
+        if record is None:
+            return [], None
+        if next_link(self.chain, record.digest) == record.chain and not self._foreign(record.number, record.chain):
+            return [], record
+        # The line, or the state at hand, is of a history that was given up; the coordinator will know which.
+        del self._records[record.number]
+        return ([] if self.complete else self.snapshot_again(now)), None
+
+    def covered(self, record: CommitRecord) -> bool:
+        """Whether every chunk of the line's stream was fetched at this line or later: there is nothing to replay."""
+        chunks = [k for k, (stream, _) in enumerate(self.state_chunks) if stream == record.sync.stream]
+        return bool(self._taken) and all(self._taken.get(k, (-1, b""))[0] >= record.number for k in chunks)
+
+    def fetched(self, record: CommitRecord) -> tuple[Payload, ...] | None:
+        """The fetched update of a line: its chunks; none of them if it is done without; None if it is not here."""
+        if self._update is None or self._update_number != record.number:
+            return None
+        if self._streams[record.sync.stream].state == "grad" and (self._update_dropped or self._vain >= VAIN_ROUNDS):
+            return ()
+        if self._update.missing:
+            return None
+        return tuple(self._update_chunks[chunk].payload for chunk in range(len(self._update_chunks)))
+
+    def fetch(self, record: CommitRecord, now: float) -> list[Effect]:
+        """Get the update of this line from other peers."""
+        if self._update is not None and self._update_number == record.number:
+            return []
+        self._drop_update()
+        self._update_number = record.number
+        self._update = catchup.Fetch(range(self.chunks[record.sync.stream]))
+        return self._fetch_update(catchup.Sources(self._sources), now)
+
+    def step(self, record: CommitRecord, now: float) -> frozenset[int]:
+        """The line is applied now; chunks of its stream that have it in already."""
+        skip = frozenset(
+            chunk
+            for k, (stream, chunk) in enumerate(self.state_chunks)
+            if stream == record.sync.stream and self._taken.get(k, (-1, b""))[0] >= record.number
+        )
+        self.applied, self.chain = record.number, record.chain
+        self.indices[record.sync.stream] = record.sync.index
+        del self._records[record.number]
+        self._drop_update()
+        self._leave_behind()
+        self._moved_at = now
+        return skip
+
+    def update_came(self, event: FromPeer, number: int, chunk: int, now: float) -> list[Effect]:
+        """A chunk of the update that is being fetched."""
+        if not self.wants_update(number, chunk) or self._update is None or number not in self._records:
+            return []
+        self._moved_at = now
+        self._update_chunks[chunk] = event
+        effects = self._fetch_update(catchup.Came(event.source, chunk), now)
+        if self._update.missing:
+            return effects
+        chunks = [self._update_chunks[c] for c in range(len(self._update_chunks))]
+        record = self._records[number]
+        if update_digest(c.digest for c in chunks) == record.digest:
+            return effects
+        # Somebody's bytes are false; those who sent a chunk are asked again only after all others.
+        sources = sorted({c.source for c in chunks})
+        effects.append(Note("false-update", {"number": number, "sources": sources}))
+        self._drop_update()
+        effects += self.fetch(record, now)
+        return effects + [effect for source in sources for effect in self._fetch_update(catchup.Denied(source), now)]
+
+    def not_held(self, source: str, number: int, held: int, now: float) -> list[Effect]:
+        """`source` does not hold what it was asked for: the state (number -1) or an update."""
+        if number < 0:
+            return self._fetch_state(catchup.Denied(source), now)
+        if self._update is None or number != self._update_number:
+            return []
+        self._update_dropped = self._update_dropped or held >= number
+        return self._fetch_update(catchup.Denied(source), now)
+
+    def _drop_update(self) -> None:
+        self._update, self._update_number, self._update_chunks = None, 0, {}
+        self._update_dropped, self._vain = False, 0
+
+    # ---- fetching
+
+    def _fetch_state(self, event: catchup.FetchEvent, now: float) -> list[Effect]:
+        wants = [] if self._state is None else self._state.handle(event, now)
+        return [Tell(want.source, WantState(want.chunks)) for want in wants if isinstance(want, catchup.Want)]
+
+    def _fetch_update(self, event: catchup.FetchEvent, now: float) -> list[Effect]:
+        effects: list[Effect] = []
+        for effect in [] if self._update is None else self._update.handle(event, now):
+            match effect:
+                case catchup.Want(source, chunks):
+                    effects.append(Tell(source, WantUpdate(self._update_number, chunks)))
+                case catchup.Exhausted():
+                    self._vain += 1
+                    stream = self.stream_of(self._update_number)
+                    if self._update_dropped and stream is not None and self._streams[stream].state == "param":
+                        return effects + self.snapshot_again(now)
+        return effects
+
+    def tick(self, now: float) -> list[Effect]:
+        """Time has passed."""
+        effects = self._fetch_state(catchup.Tick(), now) + self._fetch_update(catchup.Tick(), now)
+        replaying = self._state is not None and not self._state.missing and not self.complete
+        if replaying and now - self._moved_at >= STUCK_S:
+            self.given_up = self._own_anchor
+            effects += self.snapshot_again(now)
+        return effects + self._ask_lines(now)
+
+    def _ask_lines(self, now: float) -> list[Effect]:
+        """Ask for lines of the commit log that are missing: around a snapshot, or in a gap."""
+        if now - self._asked_at < ASK_RECORDS_S:
+            return []
+        if self.applied >= 0:
+            tops = (self.head, *self._records, *(number for number, _ in self._taken.values()))
+            wanted = range(self.applied + 1, max(tops) + 1)
+        elif self._anchor is not None and self._state is not None and not self._state.missing:
+            base, _ = min(self._taken.values(), default=(self._anchor.number, b""))
+            wanted = self._lines_between(base, self._anchor.number)
+        else:
+            return []
+        absent = next((number for number in wanted if number not in self._records), None)
+        if absent is None:
+            return []
+        self._asked_at = now
+        return [Tell(self._coordinator, WantRecords(absent))]
