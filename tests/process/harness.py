@@ -148,6 +148,14 @@ class Run:
         """The error with which a command has ended: "error", "hint" and "code"."""
         return next(line for line in json_lines(self.log(name).encode()) if "error" in line)
 
+    def pause(self) -> None:
+        """Hold all trainers back; what is in flight is still decided."""
+        (self.folder / "pause").touch()
+
+    def resume(self) -> None:
+        """Let them go on."""
+        (self.folder / "pause").unlink()
+
     # ---- what happens
 
     def until(self, condition: Callable[[], T], what: str) -> T:
@@ -199,7 +207,7 @@ class Run:
 
     def assert_parity(self, *names: str) -> None:
         """All of these peers hold the head of the log with one chain and one state; training goes on afterwards."""
-        (self.folder / "pause").touch()
+        self.pause()
 
         def at_head() -> list[Event]:
             document = self.status()
@@ -212,7 +220,7 @@ class Run:
         peers = self.until(at_head, f"{', '.join(names)} are at the head of the log")
         assert len({(peer["chain"], peer["state_digest"]) for peer in peers}) == 1, peers
         self.assert_one_history(*names)
-        (self.folder / "pause").unlink()
+        self.resume()
 
     def assert_one_history(self, *names: str) -> list[CommitRecord]:
         """The log is one unbroken chain, nothing is in it twice, and these peers applied just its updates."""

@@ -6,9 +6,11 @@ import os
 import random
 import sys
 import time
-from collections.abc import Iterable
+import traceback
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from multiprocessing import get_context
 
 from tests.sim import symbols
 from tests.sim.faults import heal, methods, schedule, weather
@@ -19,6 +21,7 @@ FAULTY_S = 25.0
 CALM_S = 90.0
 """Longest that a run may take to recover: the largest ceiling of the policy three times over."""
 QUIET_S = 45.0
+PROGRESS_SEEDS = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +35,7 @@ class Outcome:
     trace: tuple[str, ...] = ()
 
 
-def run_seed(seed: int, world_class: type[World] = World) -> Outcome:
+def run_seed(seed: int, world_class: type[World] = World, *, keep_trace: bool = False) -> Outcome:
     """Simulate a whole run from a seed, then check everything."""
     rng = random.Random(seed)
     symbols.SymbolicTensors._idents = itertools.count(1)
@@ -42,9 +45,11 @@ def run_seed(seed: int, world_class: type[World] = World) -> Outcome:
     try:
         _play(world)
         failure = ""
-    except Exception as error:  # noqa: BLE001 - whatever goes wrong is the seed's finding
+    except Exception as error:  # whatever goes wrong is the seed's finding
         failure = f"{type(error).__name__}: {error}"
-    trace = tuple(world.trace.lines) if failure else ()
+        if not isinstance(error, Violation):
+            world.trace.lines += traceback.format_exception(error, limit=-8)
+    trace = tuple(world.trace.lines) if failure or keep_trace else ()
     return Outcome(seed, failure, world.checkers.commits, world.net.delivered, trace)
 
 
@@ -100,13 +105,14 @@ def _rests(world: World) -> None:
                 raise Violation(f"inner steps {sorted(lost)[:5]} of {peer.name} are in no commit and not in its weights")
 
 
-def run_seeds(seeds: Iterable[int], *, workers: int) -> Iterable[Outcome]:
+def run_seeds(seeds: Iterable[int], *, workers: int) -> Iterator[Outcome]:
     """Outcomes of many seeds, as they come."""
     if workers == 1:
         yield from map(run_seed, seeds)
         return
-    with ProcessPoolExecutor(workers) as pool:
-        yield from pool.map(run_seed, seeds, chunksize=20)
+    # Not forked: the caller may have threads.
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        yield from pool.map(run_seed, seeds, chunksize=10)
 
 
 def main() -> int:
@@ -115,7 +121,8 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=1000, help="how many seeds (1000)")
     parser.add_argument("--from", dest="first", type=int, default=0, help="the first seed (0)")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (one per core)")
-    parser.add_argument("--trace", action="store_true", help="print the last events of the first failing seed")
+    parser.add_argument("--trace", action="store_true", help="print what led to the first failure")
+    parser.add_argument("--lines", type=int, default=200, help="how many events of the trace (200)")
     options = parser.parse_args()
     started = time.monotonic()
     failures = commits = deliveries = 0
@@ -128,9 +135,10 @@ def main() -> int:
             failures += 1
             print(f"seed {outcome.seed}: {outcome.failure}", flush=True)
             if options.trace and failures == 1:
-                print("\n".join(outcome.trace))
-        if done % 500 == 0:
-            print(f"{done} seeds, {failures} failures, {commits} commits, {time.monotonic() - started:.0f} s", flush=True)
+                print("\n".join(outcome.trace[-options.lines :]))
+        if done % PROGRESS_SEEDS == 0:
+            seconds = time.monotonic() - started
+            print(f"{done} seeds, {failures} failures, {commits} commits, {seconds:.0f} s", flush=True)
     print(
         f"{options.seeds} seeds from {options.first}: {failures} failures, {commits} commits, {deliveries} events, "
         f"{time.monotonic() - started:.1f} s"

@@ -7,13 +7,13 @@ import hashlib
 import random
 import re
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tests.sim.checkers import Checkers
 from tests.sim.network import Network, Trace, Weather
-from tests.sim.symbols import Regions, SymbolicTensors, Weights
+from tests.sim.symbols import PartOf, Regions, SumOf, SymbolicTensors, Violation, Weights
 from wantrain.optimizers.stream import Stream
 from wantrain.peers import coordinator as co
 from wantrain.peers.coordinator import Coordinator, History, RunFacts
@@ -97,12 +97,17 @@ class SimCoordinator:
         disk = self.disk
         disk.epoch += 1
         self.life += 1
-        history = History(disk.epoch, disk.view, disk.manifest, disk.chain0, tuple(disk.records))
+        history = self.history()
         facts = RunFacts(RUN, "", b"spec", self.world.streams, "int8", "0", POLICY)
         self.core = self.core_class(facts, history)
         self.world.net.on(COORDINATOR, TICK_S, lambda life=self.life: self._tick(life))
         for peer in self.world.peers.values():
             peer.coordinator_link(up=True)
+
+    def history(self) -> History:
+        """What a new process finds on the disk."""
+        disk = self.disk
+        return History(disk.epoch, disk.view, disk.manifest, disk.chain0, tuple(disk.records))
 
     def die(self) -> None:
         """Crash; what is on disk stays."""
@@ -150,6 +155,8 @@ class SimCoordinator:
                 return None
             case co.Announce(event, details):
                 world.trace.add(world.net.now, COORDINATOR, f"{event} {details}")
+                if event in ("joined", "lost", "left"):
+                    world.somebody_changed()
                 return None
         if disk.full:
             return co.StoreFailed("disk full")
@@ -187,10 +194,18 @@ class CheckedTensors(SymbolicTensors):
         super().__init__(f"{peer.name}/{peer.boot}", manifest, streams)
         self._peer = peer
 
-    def use_stage(self, stream: str) -> None:
-        super().use_stage(stream)
+    def part(self, stream: str, chunk: int) -> PartOf:
+        self._show(stream)
+        return super().part(stream, chunk)
+
+    def reduce(self, stream: str, chunk: int, inputs: Sequence[tuple[float, PartOf | None]]) -> SumOf:
+        if any(payload is None for _, payload in inputs):
+            self._show(stream)
+        return super().reduce(stream, chunk, inputs)
+
+    def _show(self, stream: str) -> None:
         core = self._peer.shell.core
-        # A peer that forgets its state, or turns its trainer away, gets another contribution in its stead.
+        # A peer that forgets its state, or drops a contribution that does not encode, gets another one in its stead.
         history = (core.chain, stream, core.indices[stream] + 1, self._peer.discards)
         self._peer.world.checkers.contributes(self.who, history, self._staged[stream])
 
@@ -218,6 +233,7 @@ class SimPeer:
 
     core_class: type[Participant] = Participant
     shell_class: type[Peer] = CheckedPeer
+    tensors_class: type[CheckedTensors] = CheckedTensors
 
     def __init__(self, world: "World", name: str) -> None:
         self.world = world
@@ -228,6 +244,7 @@ class SimPeer:
         self.trainer: SimTrainer | None = None
         self.alive = False
         self.gone_for_good = False
+        self.leaving = False
         self.crash_after: int | None = None
         self.dialled: set[str] = set()
         self.discards = 0
@@ -239,6 +256,7 @@ class SimPeer:
         """Start the daemon without any state, and its trainer."""
         self.boot += 1
         self.alive = True
+        self.leaving = False
         self.world.somebody_changed()
         self.dialled = set()
         boot = f"{self.name}:{self.boot:03}".encode()[-8:].rjust(8, b"-")
@@ -336,7 +354,7 @@ class SimPeer:
         self.dialled.discard(peer)
 
     def open_model(self, manifest: Manifest) -> CheckedTensors:
-        self.tensors = CheckedTensors(self, manifest, self.world.streams)
+        self.tensors = self.tensors_class(self, manifest, self.world.streams)
         return self.tensors
 
     def open_segment(self, tensors: Any) -> str:
@@ -352,7 +370,7 @@ class SimPeer:
         pass
 
     def note(self, event: str, details: dict[str, Any]) -> None:
-        self.discards += event in ("refetch", "trainer-refused")
+        self.discards += event in ("refetch", "contribution-dropped")
         self.world.trace.add(self.world.net.now, self.name, f"{event} {details}")
 
     def exit(self, code: int, reason: str, hint: str) -> None:
@@ -416,6 +434,7 @@ class SimTrainer:
 
     def leave(self) -> None:
         """swarm.leave()."""
+        self.peer.leaving = True
         self._later(0.0, lambda: self._tell(Detach("done")))
         self.started = False
 
@@ -520,7 +539,7 @@ class SimTrainer:
             self.theta[stream] = Weights(given, frozenset())
             return
         if theta.base != out.base:
-            raise AssertionError(f"{self.peer.name}: weights and reference have different bases")
+            raise Violation(f"{self.peer.name}: its weights and the reference handed over have different bases")
         dropped = theta.steps if kind == "move" and late == "adopt" else out.steps
         self.theta[stream] = Weights(given, theta.steps - dropped)
 
@@ -573,7 +592,8 @@ class World:
     def holders(self) -> list[SimPeer]:
         """Live peers that hold the newest committed state."""
         head = len(self.coordinator.disk.records)
-        return [p for p in self.peers.values() if p.alive and p.shell.core.complete and p.shell.core.applied >= head]
+        staying = [peer for peer in self.peers.values() if peer.alive and not peer.leaving]
+        return [peer for peer in staying if peer.shell.core.complete and peer.shell.core.applied >= head]
 
     def may_crash(self, peer: SimPeer) -> bool:
         """Whether somebody else holds the run's state (losing it with its last holder is no bug)."""

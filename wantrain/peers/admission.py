@@ -24,6 +24,14 @@ IDENTITY_PATIENCE_S = 60.0
 """How long to wait for a former process of this peer to count as dead, before another live one is certain."""
 
 
+def other_protocol(reason: str) -> RefusedError:
+    """The error for a coordinator whose messages were dropped because their protocol version is another."""
+    return RefusedError(
+        f"the coordinator speaks another protocol: {reason} (wantrain {__version__})",
+        hint="install the same version of wantrain on both sides",
+    )
+
+
 class Admission:
     """The conversation until Welcome. `events` that came with it are left for whoever goes on.
 
@@ -116,10 +124,7 @@ class Admission:
             case Disconnected(peer, reason) if peer == COORDINATOR:
                 self._disconnected(reason)
             case Dropped(source, reason) if source == COORDINATOR and reason.startswith("protocol "):
-                raise RefusedError(
-                    f"the coordinator speaks another protocol: {reason} (wantrain {__version__})",
-                    hint="install the same version of wantrain on both sides",
-                )
+                raise other_protocol(reason)
             case Received(source, _, message) if source == COORDINATOR:
                 try:
                     return self._answered(unpack(message))

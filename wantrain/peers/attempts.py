@@ -49,9 +49,9 @@ class Attempts:
     _early: list[FromPeer] = field(default_factory=list)
 
     def of(self, sync: SyncId) -> Attempt | None:
-        """The running attempt, if it is this very one."""
+        """The running attempt, if it is this very one and has not failed: then nothing more is sent for it."""
         attempt = self.running.get(sync.stream)
-        return attempt if attempt is not None and attempt.sync == sync else None
+        return attempt if attempt is not None and attempt.sync == sync and attempt.failed is None else None
 
     def accepts(self, sync: SyncId) -> bool:
         """Whether parts and sums of it are of use, now or soon."""
@@ -144,14 +144,14 @@ class Attempts:
     def reduce_failed(self, event: ReduceFailed) -> list[Effect]:
         """The shell cannot encode a chunk; the next report says so, and the coordinator aborts."""
         attempt = self.of(event.sync)
-        if attempt is None or attempt.failed is not None:
+        if attempt is None:
             return []
         attempt.failed = event.blamed
         return [Note("reduce-failed", {"sync": str(event.sync), "reason": event.reason})]
 
     def tick(self, now: float) -> list[Effect]:
         """Time has passed."""
-        return [effect for a in list(self.running.values()) for effect in self._move(a, direct.Tick(), now)]
+        return [effect for a in self.running.values() if a.failed is None for effect in self._move(a, direct.Tick(), now)]
 
     def _move(self, attempt: Attempt, event: direct.DirectEvent, now: float) -> list[Effect]:
         sync = attempt.sync

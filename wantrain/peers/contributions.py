@@ -7,7 +7,7 @@ about it: taken in (merge) or not (move). A trainer that died leaves its contrib
 from dataclasses import dataclass, field
 
 from wantrain.optimizers.stream import Stream
-from wantrain.peers.effects import Effect, Grant, RefuseTrainer, TellTrainer, UseStage
+from wantrain.peers.effects import Effect, Grant, Note, RefuseTrainer, TellTrainer, UseStage
 from wantrain.peers.events import Staged
 from wantrain.peers.layout import manifest_difference
 from wantrain.peers.messages import Attached, CommitRecord, Manifest, Start
@@ -23,6 +23,8 @@ class _Trainer:
     answered: str = ""
     """What its Attach was answered with: "", "genesis" (give your weights) or "state" (a state will come)."""
     started: bool = False
+    again: bool = False
+    """Whether it had started before, and may wait for mean gradients that will not come."""
     granted: dict[str, int] = field(default_factory=dict)
     """Per stream: the sync that its weights were last moved by."""
 
@@ -131,13 +133,14 @@ class Contributions:
         self.trainer_state = "training"
         indices = self._recovery.indices
         trainer.granted = dict(indices)
-        params = [name for name, stream in self._streams.items() if stream.state == "param"]
-        return [Grant(name, "start", 0, indices[name], self._global_step()) for name in params]
+        names = [name for name, stream in self._streams.items() if stream.state == "param" or trainer.again]
+        return [Grant(name, "start", 0, indices[name], self._global_step()) for name in names]
 
     def reset(self) -> None:
         """The state was not the run's: nothing staged counts, and the trainer starts again once there is a new one."""
         self._stages, self._queued, self._gradients = {}, {}, {}
         if self._trainer is not None:
+            self._trainer.again = self._trainer.again or self._trainer.started
             self._trainer.answered, self._trainer.started = "", False
             self.trainer_state = "starting"
 
@@ -178,11 +181,15 @@ class Contributions:
     def discard(self, stream: str, why: str) -> list[Effect]:
         """What is staged cannot become part of any sync."""
         stage = self._stages.pop(stream, None)
-        self._queued.pop(stream, None)
-        if stage is None or self._trainer is None or self._trainer.boot != stage.event.boot:
+        if stage is None:
             return []
         reason = f"the contribution to stream {stream} at step {stage.event.step}: {why}"
-        return self.refuse("non-finite", reason, CALM_DOWN)
+        effects: list[Effect] = [Note("contribution-dropped", {"stream": stream, "reason": reason})]
+        if self._trainer is not None and self._trainer.boot == stage.event.boot:
+            effects += self.refuse("non-finite", reason, CALM_DOWN)
+        if (queued := self._queued.pop(stream, None)) is not None:
+            effects += self.stage(queued)
+        return effects
 
     def decide(self, record: CommitRecord) -> None:
         """A sync is committed: what was staged for it is decided."""

@@ -109,6 +109,9 @@ class Coordinator:
         self._attempts = history.epoch * ATTEMPTS_PER_EPOCH
         self._revision = history.epoch * ATTEMPTS_PER_EPOCH
         self._candidate = ""
+        self._fresh: dict[str, float] = {}
+        """Peers that have not been ready since they, or their trainers, came into the running run; and until when
+        nobody waits for them."""
         self._asked_at = 0.0
         self._said_at = 0.0
         self._stranded_at: float | None = None
@@ -118,6 +121,8 @@ class Coordinator:
         """Per peer: the view that it did not know, and since when, or when it got it again."""
         self._votes: dict[int, dict[str, bytes]] = {}
         """Digests of the state at a log number, by the peer that reported it, the first one first."""
+        self._split_at: float | None = None
+        """Since when states differ without a majority for one."""
         self._timing: dict[int, dict[str, float]] = {}
         self._shown = View(history.view, ())
         """The newest view that is durable."""
@@ -258,6 +263,7 @@ class Coordinator:
                 case Gone(peer, reason):
                     event = "left" if reason == "left" else "lost"
                     effects.append(Announce(event, {"peer": peer, "name": self.name_of(peer), "reason": reason}))
+                    self._fresh.pop(peer, None)
                     if peer == self._candidate:
                         self._candidate = ""
                 case IdentityInUse(peer):
@@ -301,6 +307,7 @@ class Coordinator:
         if report.view < self._shown.number:
             effects += self._show_again(peer, now)
         effects += self._compare_state(peer, report, now)
+        self._note_fresh(peer, report, now)
         if before is None or (before.trainer, before.log_number) != (report.trainer, report.log_number):
             effects += self._recast(now)
         lines = {line.stream: line for line in report.syncs} if report.log_number >= 0 else {}
@@ -309,6 +316,16 @@ class Coordinator:
             event = rounds.Absent(peer) if line is None else rounds.Reported(peer, line)
             effects += self._round(stream, event, now)
         return effects
+
+    def _note_fresh(self, peer: str, report: Report, now: float) -> None:
+        """Nobody waits for the first contribution of a newcomer, or of a trainer that was started again.
+
+        Not for ever, though: where rounds are shorter than a message takes it would never be in time by itself.
+        """
+        if any(line.staged and line.phase == "ready" for line in report.syncs):
+            self._fresh.pop(peer, None)
+        elif self.head > 0 and (report.log_number < 0 or report.trainer == "starting"):
+            self._fresh[peer] = now + self.facts.policy.grace_ceiling_s
 
     def _foreign_history(self, report: Report) -> str:
         """Why a peer's log cannot be this run's, or ""."""
@@ -329,7 +346,10 @@ class Coordinator:
         return effects + self._member(Outdated(peer), now)
 
     def _compare_state(self, peer: str, report: Report, now: float) -> list[CoordinatorEffect]:
-        """Who holds another state than most at its log number fetches the state anew; among two the first stands."""
+        """Who holds another state than most at its log number fetches the state anew.
+
+        While no state has the most votes nobody can tell who is right; if that lasts, the one reported first stands.
+        """
         number = report.state_number
         if number < 0 or number != report.log_number or not report.state_digest:
             return []
@@ -338,7 +358,12 @@ class Coordinator:
         while len(self._votes) > VOTES_KEPT:
             del self._votes[next(iter(self._votes))]
         digest, count = Counter(votes.values()).most_common(1)[0]
-        if 2 * count <= len(self.membership.members) and len(votes) < len(self.membership.members):
+        if len(set(votes.values())) == 1:
+            self._split_at = None if len(votes) > 1 else self._split_at
+            return []
+        self._split_at = now if self._split_at is None else self._split_at
+        majority = 2 * count > max(len(votes), len(self.membership.members))
+        if not majority and now - self._split_at < self.facts.policy.grace_ceiling_s:
             return []
         effects: list[CoordinatorEffect] = []
         for other in [p for p, voted in votes.items() if voted != digest]:
@@ -435,7 +460,8 @@ class Coordinator:
             report = self.membership.peers[peer].report
             if report is not None and report.log_number == self.head:
                 abreast.add(peer)
-            if report is not None and report.trainer in ("starting", "training", "waiting"):
+            trains = report is not None and report.trainer in ("starting", "training", "waiting")
+            if report is not None and trains and now >= self._fresh.get(peer, now):
                 seen_at = self.membership.peers[peer].seen_at
                 expected[peer] = seen_at + report.eta_s if report.eta_s >= 0 else None
         cast = rounds.Cast(self.membership.view, self.membership.members, frozenset(abreast), expected)

@@ -200,11 +200,12 @@ class CoordinatorDaemon:
                     self._on_event({"event": "dropped", "peer": source, "reason": error.message})
                     return
                 self._received(source, connection, record)
-            case Dropped(source, reason):
+            case Dropped(source, reason, connection):
                 self._on_event({"event": "dropped", "peer": source, "reason": reason})
                 if source and reason.startswith("protocol "):
                     # It cannot read this either, but what it cannot read names our version to it.
-                    self.link.send(source, pack(Refused("protocol", f"the run speaks protocol {PROTOCOL_VERSION}")))
+                    refusal = Refused("protocol", f"the run speaks protocol {PROTOCOL_VERSION}")
+                    self.link.reply(connection, pack(refusal))
 
     def _received(self, source: str, connection: bytes, record: Record) -> None:
         if source == OWNER:

@@ -14,7 +14,7 @@ import torch
 from wantrain.addresses import advertised_address
 from wantrain.config import RunSpec
 from wantrain.errors import ConfigError, ModelMismatchError, RefusedError, TrainerError, WantrainError, WireError
-from wantrain.peers.admission import COORDINATOR, Admission
+from wantrain.peers.admission import COORDINATOR, Admission, other_protocol
 from wantrain.peers.engine import Engine
 from wantrain.peers.events import LeaveRequested, Progress
 from wantrain.peers.messages import Attach, Granted, Manifest, Record, Refused, Welcome, pack, unpack
@@ -212,25 +212,26 @@ class PeerDaemon:
             self._trainer_connection = b""
             self.peer.trainer_gone(now)
             if self._failure is not None:
-                self.exit(self._failure.exit_code, self._failure.message, self._failure.hint)
+                self.peer.handle(LeaveRequested(self._failure.message), now)
             elif supervisor.exit_code == 0:
                 self.peer.handle(LeaveRequested("training finished"), now)
             elif not supervisor.restart_later(now):
                 times = f", {supervisor.restarts + 1} times in a row" if supervisor.restarts else ""
                 reason = f"the training command {supervisor.describe_exit()}{times}"
                 reason += f"; this peer had turned it away: {self._turned_away}" if self._turned_away else ""
-                self._failure = TrainerError(reason, hint="see its output above")
-                self.peer.handle(LeaveRequested(reason), now)
+                self._fail(TrainerError(reason, hint="see its output above"), now)
             self._turned_away = ""
         try:
             if supervisor.start_if_due(now):
                 self.peer.trainer_starting(now)
         except OSError as error:
-            self._failure = ConfigError(
-                f"the training command cannot be started: {error}",
-                hint="check the program's name and path: wantrain peer '<invite>' -- python train.py",
-            )
-            self.peer.handle(LeaveRequested(str(error)), now)
+            hint = "check the program's name and path: wantrain peer '<invite>' -- python train.py"
+            self._fail(ConfigError(f"the training command cannot be started: {error}", hint=hint), now)
+
+    def _fail(self, failure: WantrainError, now: float) -> None:
+        """Leave the run, and end with this error."""
+        self._failure = failure
+        self.peer.handle(LeaveRequested(failure.message), now)
 
     def _end(self, code: int, reason: str, hint: str) -> int:
         supervisor = self._supervisor
@@ -273,6 +274,8 @@ class PeerDaemon:
                 self.peer.link_changed(peer, False, reason, now)
             case Dropped(source, reason):
                 self.note("dropped", {"peer": source, "reason": reason})
+                if source == COORDINATOR and reason.startswith("protocol "):
+                    self._fail(other_protocol(reason), now)
 
     def _take_from_trainer(self, event: LinkEvent) -> None:
         now = time.monotonic()

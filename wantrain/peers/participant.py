@@ -78,7 +78,7 @@ from wantrain.transport.direct import Payload
 COORDINATOR = "coordinator"
 HELLO_AGAIN_S = 2.0
 LEAVE_PATIENCE_S = 10.0
-"""How long a leaving peer waits for what it has in flight to be decided."""
+"""How long a leaving peer waits for what it has in flight to be decided, and for others to take over the state."""
 IDENTITY_PATIENCE_S = 60.0
 """How long a restarted peer waits until its former process counts as dead."""
 IDENTITY_PAUSE_S = 10.0
@@ -511,7 +511,12 @@ class Participant:
         if self._leaving is None:
             return []
         reason, since = self._leaving
-        if (self._mine.outstanding or self._attempts.running) and now - since < LEAVE_PATIENCE_S and self._up:
+        heirs = [member.current for member in self.members.values()]
+        in_flight = self._mine.outstanding or bool(self._attempts.running)
+        needed = self.complete and bool(heirs) and not any(heirs)
+        # The last report is to say what state was reached.
+        undigested = self.complete and self.digested != self.applied
+        if (in_flight or needed or undigested) and now - since < LEAVE_PATIENCE_S and self._up:
             return []
         self.left = True
         return [Tell(COORDINATOR, self._report(now)), Tell(COORDINATOR, Leave(reason)), Exit(0, reason, "")]

@@ -268,7 +268,7 @@ class Recovery:
         """The fetched update of a line: its chunks; none of them if it is done without; None if it is not here."""
         if self._update is None or self._update_number != record.number:
             return None
-        if self._streams[record.sync.stream].state == "grad" and (self._update_dropped or self._vain >= VAIN_ROUNDS):
+        if self._streams[record.sync.stream].state == "grad" and self._vain >= (1 if self._update_dropped else VAIN_ROUNDS):
             return ()
         if self._update.missing:
             return None

@@ -46,8 +46,8 @@ class Supervisor:
         """
         if self._process is not None or self._start_at is None or now < self._start_at:
             return False
-        self._process = subprocess.Popen(self._command, env=self._environment)
         self._started_at, self._start_at, self.exit_code = now, None, None
+        self._process = subprocess.Popen(self._command, env=self._environment)
         return True
 
     def ended(self, now: float) -> bool:

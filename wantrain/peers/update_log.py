@@ -33,6 +33,8 @@ class UpdateLog:
 
     def append(self, record: CommitRecord, payloads: Sequence[Payload], size_bytes: int) -> None:
         """Add an entry; the oldest go while the budget is exceeded."""
+        known = self._entries.pop(record.number, None)
+        self._size_bytes -= known.size_bytes if known is not None else 0
         self._entries[record.number] = Entry(record, tuple(payloads), size_bytes)
         self._size_bytes += size_bytes
         while len(self._entries) > 1 and (

@@ -36,10 +36,14 @@ class Disconnected:
 
 @dataclass(frozen=True, slots=True)
 class Dropped:
-    """Bytes that were not a valid message were dropped; `source` is "" where nobody was authenticated."""
+    """Bytes that were not a valid message were dropped; `source` is "" where nobody was authenticated.
+
+    `connection` names the one they came in on, for a `reply`; b"" if there is none.
+    """
 
     source: str
     reason: str
+    connection: bytes = b""
 
 
 LinkEvent = Received | Connected | Disconnected | Dropped

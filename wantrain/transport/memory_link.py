@@ -131,7 +131,7 @@ class MemoryLink:
             message = decode(frames, self._run)
         except WireError as error:
             counted.dropped += 1
-            return Dropped(source, error.message)
+            return Dropped(source, error.message, connection.token)
         counted.messages_received += 1
         counted.bytes_received += _total(frames)
         if connection.server is self:

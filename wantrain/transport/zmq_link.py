@@ -400,7 +400,7 @@ class ZmqLink:
         try:
             message = decode(buffers, self._run)
         except WireError as error:
-            self._drop(events, source, error.message)
+            self._drop(events, source, error.message, connection)
             return False
         counted = self._stats.setdefault(source, LinkStats())
         counted.messages_received += 1
@@ -408,9 +408,9 @@ class ZmqLink:
         events.append(Received(source, connection, message))
         return True
 
-    def _drop(self, events: list[LinkEvent], source: str, reason: str) -> None:
+    def _drop(self, events: list[LinkEvent], source: str, reason: str, connection: bytes = b"") -> None:
         self._stats.setdefault(source, LinkStats()).dropped += 1
-        events.append(Dropped(source, reason))
+        events.append(Dropped(source, reason, connection))
 
     def _send(self, socket: _Socket, peer: str, frames: Sequence[Buffer], done: Done | None) -> bool:
         trackers: list[zmq.MessageTracker] = []

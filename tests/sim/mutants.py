@@ -1,0 +1,130 @@
+"""Bugs planted on purpose, one class each: what the checkers must catch. A world is run with one of them in place."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from tests.sim.symbols import PartOf, SumOf
+from tests.sim.world import CheckedTensors, SimCoordinator, SimPeer, World
+from wantrain.peers import coordinator as co
+from wantrain.peers.commit_log import History
+from wantrain.peers.contributions import Contributions
+from wantrain.peers.effects import Effect
+from wantrain.peers.events import Event
+from wantrain.peers.messages import CommitRecord
+from wantrain.peers.participant import Participant, PeerFacts
+from wantrain.transport.digest import next_link
+
+
+class _AppliesBeforeCommit(Participant):
+    """Applies an update as soon as it holds all of it."""
+
+    def _react(self, event: Event, now: float) -> list[Effect]:
+        effects = super()._react(event, now)
+        for attempt in list(self._attempts.running.values()):
+            if attempt.done is not None and self.complete:
+                start, digest = attempt.start, attempt.done.digest
+                chain = next_link(self.chain, digest)
+                record = CommitRecord(self.applied + 1, start.sync, start.contributors, start.weights, digest, chain)
+                self._recovery.learn([record], record.number)
+                effects += self._advance(now)
+        return effects
+
+
+class _MergeAsMove(Contributions):
+    """Tells the trainer that its contribution was not in the sync when it was."""
+
+    def decide(self, record: CommitRecord) -> None:
+        super().decide(record)
+        for stage in self._stages.values():
+            stage.taken = False
+
+
+class _MoveAsMerge(Contributions):
+    """Tells the trainer that its contribution was in the sync when it was not."""
+
+    def decide(self, record: CommitRecord) -> None:
+        super().decide(record)
+        for stage in self._stages.values():
+            stage.taken = stage.decided
+
+
+class _CountsTwice(Participant):
+    def __init__(self, facts: PeerFacts) -> None:
+        super().__init__(facts)
+        self._mine = _MergeAsMove(facts.me, facts.hello.name, facts.streams, self._recovery)
+
+
+class _Loses(Participant):
+    def __init__(self, facts: PeerFacts) -> None:
+        super().__init__(facts)
+        self._mine = _MoveAsMerge(facts.me, facts.hello.name, facts.streams, self._recovery)
+
+
+class _SumsRetryTwice(CheckedTensors):
+    """Sums the parts of an aborted attempt into the next one."""
+
+    def reduce(self, stream: str, chunk: int, inputs: Sequence[tuple[float, PartOf | None]]) -> SumOf:
+        before: dict[tuple[str, int], SumOf] = self.__dict__.setdefault("before", {})
+        index = self._peer.shell.core.indices[stream]
+        kept = before.get((stream, chunk))
+        whole = super().reduce(stream, chunk, inputs)
+        before[stream, chunk] = replace(whole, chunk=index)
+        return replace(whole, inputs=kept.inputs + whole.inputs) if kept is not None and kept.chunk == index else whole
+
+
+class _WrongReference(CheckedTensors):
+    """Moves the reference for differences when an update is applied, not when the trainer is given it."""
+
+    def apply(self, stream: str, payloads: Sequence[SumOf], skip: frozenset[int]) -> None:
+        super().apply(stream, payloads, skip)
+        if stream in self.phi and stream in self.regions.given:
+            self.regions.given[stream] = tuple(self.phi[stream])
+
+
+class _OverwritesInput(SimPeer):
+    """An abort replaces what is staged (as error feedback would that is written too early)."""
+
+    def note(self, event: str, details: dict[str, Any]) -> None:
+        super().note(event, details)
+        if event == "abort" and self.tensors is not None:
+            staged = self.tensors._staged
+            for stream in staged:
+                staged[stream] = replace(staged[stream], ident=next(self.tensors._idents))
+
+
+class _ForgetsLog(SimCoordinator):
+    """A restarted coordinator does not read the commit log."""
+
+    def history(self) -> History:
+        return replace(super().history(), records=())
+
+
+class _AnnouncesTooEarly(SimCoordinator):
+    """A commit is announced before it is on disk, and a crash forgets it."""
+
+    def _perform(self, effect: co.CoordinatorEffect) -> co.CoordinatorEvent | None:
+        if isinstance(effect, co.PersistCommit) and self.crash_after is not None:
+            return co.Stored()
+        return super()._perform(effect)
+
+
+def _peers(**parts: type) -> type[World]:
+    """A world whose peers have these parts."""
+    return type("MutantWorld", (World,), {"peer_class": type("MutantPeer", (SimPeer,), parts)})
+
+
+def _coordinator(kind: type[SimCoordinator]) -> type[World]:
+    return type("MutantWorld", (World,), {"coordinator_class": kind})
+
+
+MUTANTS: dict[str, type[World]] = {
+    "applies before the commit": _peers(core_class=_AppliesBeforeCommit),
+    "treats a merge as a move": _peers(core_class=_CountsTwice),
+    "treats a move as a merge": _peers(core_class=_Loses),
+    "sums a retry's parts twice": _peers(tensors_class=_SumsRetryTwice),
+    "takes the difference to a phi that the weights were not moved by": _peers(tensors_class=_WrongReference),
+    "overwrites a staged input before the commit": type("MutantWorld", (World,), {"peer_class": _OverwritesInput}),
+    "forgets the commit log on restart": _coordinator(_ForgetsLog),
+    "announces a commit before it is durable": _coordinator(_AnnouncesTooEarly),
+}

@@ -1,0 +1,365 @@
+"""The coordinator: durable before visible, one line per sync, and an answer for everything that got lost or is foreign."""
+
+from typing import Any
+
+import pytest
+
+from wantrain.optimizers.stream import Stream
+from wantrain.peers.commit_log import STORE_RETRY_S
+from wantrain.peers.coordinator import (
+    Announce,
+    Coordinator,
+    CoordinatorEffect,
+    CoordinatorEvent,
+    FromPeer,
+    History,
+    PersistCommit,
+    PersistDropGenesis,
+    PersistGenesis,
+    PersistRewind,
+    PersistView,
+    RunFacts,
+    Send,
+    Stored,
+    StoreFailed,
+    Tick,
+)
+from wantrain.peers.messages import (
+    Commit,
+    CommitRecord,
+    Genesis,
+    Hello,
+    Leave,
+    Record,
+    Refetch,
+    Refused,
+    Report,
+    Start,
+    SyncId,
+    SyncReport,
+    TensorSpec,
+    View,
+    WantGenesis,
+    WantHello,
+    WantRecords,
+    Welcome,
+)
+from wantrain.peers.timing import Policy
+from wantrain.transport.digest import first_link, next_link
+from wantrain.transport.wire import PROTOCOL_VERSION
+
+RUN = b"run-id-8"
+MANIFEST = (TensorSpec("w", (10,), "float32"),)
+CHAIN0 = first_link(RUN, b"s" * 32)
+POLICY = Policy(quorum=0.5, grace_ceiling_s=10.0, deadline_ceiling_s=30.0, suspect_floor_s=5.0)
+FACTS = RunFacts(RUN, "spec", b"spec", (Stream("param"),), "int8", "0.1", POLICY)
+
+
+def line(number: int, digest: bytes = b"d" * 32) -> CommitRecord:
+    chain = CHAIN0
+    for _ in range(number):
+        chain = next_link(chain, digest)
+    return CommitRecord(number, SyncId("param", number, number), ("a",), (1.0,), digest, chain)
+
+
+def history(lines: int) -> History:
+    return History(2, 5, MANIFEST, CHAIN0, tuple(line(k) for k in range(1, lines + 1)))
+
+
+def hello(peer: str, **changes: Any) -> Hello:
+    fields = {"protocol": PROTOCOL_VERSION, "version": "0.1", "spec_digest": b"", "name": peer, "boot": b"bootboot"}
+    return Hello(**(fields | {"address": "h:1", "codecs": ("int8",)} | changes))
+
+
+class Run:
+    """A coordinator whose disk always works, unless told otherwise."""
+
+    def __init__(self, core: Coordinator) -> None:
+        self.core = core
+        self.disk_works = True
+        self.written: list[object] = []
+        self.sent: list[Send] = []
+        self.said: list[Announce] = []
+        self._sequence = 0
+
+    def handle(self, event: CoordinatorEvent, now: float = 0.0) -> list[CoordinatorEffect]:
+        events, all_effects = [event], []
+        while events:
+            effects = self.core.handle(events.pop(0), now)
+            all_effects += effects
+            for effect in effects:
+                if isinstance(effect, Send):
+                    self.sent.append(effect)
+                elif isinstance(effect, Announce):
+                    self.said.append(effect)
+                elif self.disk_works:
+                    self.written.append(effect)
+                    events.append(Stored())
+                else:
+                    events.append(StoreFailed("disk full"))
+        return all_effects
+
+    def tell(self, peer: str, record: Record, now: float = 0.0) -> list[Record]:
+        """What is sent because of a record of a peer."""
+        before = len(self.sent)
+        self.handle(FromPeer(peer, record, b"k" * 32), now)
+        return [send.record for send in self.sent[before:]]
+
+    def report(self, peer: str, log_number: int, now: float = 0.0, **changes: Any) -> list[Record]:
+        self._sequence += 1
+        fields: dict[str, Any] = {"boot": b"bootboot", "sequence": self._sequence, "log_number": log_number}
+        fields |= {"chain": self.core.chain(min(log_number, self.core.head)), "state_number": -1, "state_digest": b""}
+        fields |= {"trainer": "training", "syncs": (), "suspects": {}, "eta_s": -1.0, "waiting": "", "stats": {}}
+        fields |= {"view": self.core.membership.view}
+        return self.tell(peer, Report(**(fields | changes)), now)
+
+
+def run(*peers: str, lines: int = 3) -> Run:
+    """A run with these members at the head of its log."""
+    made = Run(Coordinator(FACTS, history(lines)))
+    for peer in peers:
+        made.tell(peer, hello(peer))
+        made.report(peer, lines)
+    assert made.core.membership.members == peers
+    return made
+
+
+def of(kind: type, records: list[Record]) -> list[Any]:
+    return [record for record in records if isinstance(record, kind)]
+
+
+def ready(index: int) -> tuple[SyncReport, ...]:
+    return (SyncReport("param", index, "ready"),)
+
+
+def done(start: Start) -> tuple[SyncReport, ...]:
+    return (SyncReport("param", start.sync.index, "done", attempt=start.sync.attempt, digest=b"e" * 32),)
+
+
+# ---- commits
+
+
+def test_a_sync_is_written_before_it_is_announced_and_to_all() -> None:
+    one = run("a", "b")
+    one.report("a", 3, syncs=ready(4))
+    start = of(Start, one.report("b", 3, syncs=ready(4)))[0]
+    one.report("a", 3, syncs=done(start))
+    one.disk_works = False
+    assert of(Commit, one.report("b", 3, syncs=done(start))) == []
+    assert one.core.head == 3
+    assert one.core.reason() == "the commit log cannot be written: disk full"
+    one.disk_works = True
+    before = len(one.sent)
+    effects = one.handle(Tick(), STORE_RETRY_S)
+    commits = [send for send in one.sent[before:] if isinstance(send.record, Commit)]
+    assert {send.to for send in commits} == {"a", "b"}
+    record = commits[0].record.records[0]  # type: ignore[union-attr]
+    assert (record.number, record.contributors, record.chain) == (4, ("a", "b"), next_link(line(3).chain, b"e" * 32))
+    assert effects.index(PersistCommit(record)) < effects.index(commits[0])
+    assert one.core.head == 4
+
+
+def test_a_full_disk_is_told_once_and_tried_again_without_piling_up_views() -> None:
+    one = run("a")
+    one.disk_works = False
+    for k in range(50):
+        one.tell("b", hello("b", boot=bytes([k]) * 8), 10.0 * k)
+    assert len([said for said in one.said if said.event == "store-failed"]) == 1
+    assert len(one.core.log._pending) <= 2
+    one.disk_works = True
+    one.handle(Tick(), 1000.0)
+    assert isinstance(one.written[-1], PersistView)
+    assert not one.core.trouble
+
+
+def test_after_a_restart_no_line_is_forgotten_and_attempts_go_on_above_all_former_ones() -> None:
+    one = run("a", lines=7)
+    assert one.core.head == 7
+    (start,) = of(Start, one.report("a", 7, syncs=ready(8)))
+    assert start.sync.index == 8
+    assert start.sync.attempt > 2 * 10**9
+    assert of(Start, one.report("a", 7, syncs=ready(7), now=9.0)) == []
+
+
+def test_a_view_is_shown_only_once_it_is_durable() -> None:
+    one = run("a")
+    shown = one.core.membership.view
+    one.disk_works = False
+    views = of(View, one.tell("b", hello("b")))
+    assert {view.number for view in views} <= {shown}
+
+
+# ---- peers that missed something
+
+
+def test_a_lost_view_is_sent_again() -> None:
+    one = run("a", "b")
+    number = one.core.membership.view
+    assert of(View, one.report("a", 3, 1.0, view=number - 1)) == []  # it may be on its way
+    (view,) = of(View, one.report("a", 3, 1.5, view=number - 1) + one.report("a", 3, 2.1, view=number - 1))
+    assert view.number == number
+    assert of(View, one.report("a", 3, 4.0, view=number)) == []
+
+
+def test_a_peer_that_stays_behind_gets_the_missing_lines() -> None:
+    one = run("a", "b")
+    assert of(Commit, one.report("b", 1, 1.0)) == []
+    (commit,) = of(Commit, one.report("b", 1, 2.1))
+    assert [record.number for record in commit.records] == [2, 3]
+    assert of(Commit, one.tell("b", WantRecords(3)))[0].records == (line(3),)
+    assert one.tell("b", WantRecords(0)) == one.tell("b", WantRecords(4)) == []
+
+
+def test_a_peer_without_state_that_stays_without_is_welcomed_again() -> None:
+    one = run("a")
+    one.tell("b", hello("b"))
+    assert of(Welcome, one.report("b", -1, 1.0)) == []
+    (welcome,) = of(Welcome, one.report("b", -1, 2.1))
+    assert (welcome.head, welcome.chain, welcome.indices) == (3, line(3).chain, {"param": 3})
+
+
+def test_who_is_a_few_lines_behind_is_in_the_view_and_who_is_far_behind_is_not_yet() -> None:
+    one = run("a", lines=10)
+    for peer in "bc":
+        one.tell(peer, hello(peer))
+    one.report("b", 9)
+    one.report("c", 2)
+    assert one.core.membership.members == ("a", "b")
+
+
+def test_an_unknown_peer_is_asked_to_introduce_itself() -> None:
+    one = run("a")
+    assert of(WantHello, one.report("x", 3)) == [WantHello()]
+    assert of(WantHello, one.report("a", 3, boot=b"another1")) == [WantHello()]
+
+
+def test_an_old_report_changes_nothing() -> None:
+    one = run("a", "b")
+    one.report("a", 3, sequence=100, syncs=ready(4))
+    one.report("a", 3, sequence=99)
+    assert one.core.rounds["param"].ready == ("a",)
+
+
+def test_what_one_who_left_still_says_changes_nothing() -> None:
+    one = run("a", "b")
+    one.tell("a", Leave("done"))
+    assert one.report("a", 3, syncs=ready(4)) == []
+    assert one.core.membership.members == ("b",)
+
+
+# ---- refused and foreign
+
+
+@pytest.mark.parametrize(
+    ("changes", "code"),
+    [
+        ({"protocol": PROTOCOL_VERSION + 1}, "protocol"),
+        ({"spec_digest": b"other"}, "spec"),
+        ({"codecs": ("fp32",)}, "codec"),
+    ],
+)
+def test_a_peer_that_does_not_fit_is_refused_with_a_next_step(changes: dict[str, Any], code: str) -> None:
+    one = run("a")
+    (refused,) = of(Refused, one.tell("b", hello("b", **changes)))
+    assert refused.code == code
+    assert refused.hint
+    assert "b" not in one.core.membership.peers
+
+
+def test_a_second_process_with_a_live_identity_is_refused() -> None:
+    one = run("a")
+    (refused,) = of(Refused, one.tell("a", hello("a", boot=b"another1"), 0.5))
+    assert refused.code == "identity-in-use"
+    assert one.core.membership.members == ("a",)
+
+
+@pytest.mark.parametrize(("number", "chain"), [(9, b"x" * 32), (2, b"x" * 32)])
+def test_a_state_of_another_history_is_to_be_fetched_anew(number: int, chain: bytes) -> None:
+    one = run("a", "b")
+    told = one.report("b", number, chain=chain, syncs=ready(4))
+    assert of(Refetch, told)[0].log_number == number
+    assert one.core.membership.members == ("a",)
+    assert one.core.rounds["param"].ready == ()
+
+
+def test_the_state_of_the_minority_is_to_be_fetched_anew() -> None:
+    one = run("a", "b", "c")
+    assert one.report("a", 3, state_number=3, state_digest=b"x" * 32) == []
+    assert one.report("b", 3, state_number=3, state_digest=b"y" * 32) == []
+    one.report("c", 3, state_number=3, state_digest=b"y" * 32)
+    assert [send.to for send in one.sent if isinstance(send.record, Refetch)] == ["a"]
+
+
+def test_between_two_states_the_first_stands_but_only_after_a_while() -> None:
+    one = run("a", "b")
+    one.report("a", 3, state_number=3, state_digest=b"x" * 32)
+    assert of(Refetch, one.report("b", 3, 1.0, state_number=3, state_digest=b"y" * 32)) == []
+    assert of(Refetch, one.report("b", 3, 11.1, state_number=3, state_digest=b"y" * 32))
+
+
+# ---- the initial state
+
+
+def test_one_peer_gives_the_initial_state_and_only_when_it_was_asked() -> None:
+    one = Run(Coordinator(FACTS, History(1)))
+    genesis = Genesis(MANIFEST, b"s" * 32)
+    for peer in "ab":
+        one.tell(peer, hello(peer))
+    one.report("b", -1, trainer="none")
+    one.report("a", -1, trainer="starting")
+    one.tell("a", genesis)
+    assert one.core.head == -1
+    one.handle(Tick(), 1.0)
+    assert [send.to for send in one.sent if isinstance(send.record, WantGenesis)] == ["a"]
+    one.tell("b", genesis, 1.1)
+    assert one.core.head == -1
+    welcomes = of(Welcome, one.tell("a", genesis, 1.2))
+    assert len(welcomes) == 2
+    assert PersistGenesis(MANIFEST, b"s" * 32, CHAIN0) in one.written
+    assert (one.core.head, one.core.chain(0)) == (0, CHAIN0)
+
+
+def test_another_is_asked_when_the_first_has_no_trainer_any_more() -> None:
+    one = Run(Coordinator(FACTS, History(1)))
+    for peer in "ab":
+        one.tell(peer, hello(peer))
+        one.report(peer, -1, trainer="starting")
+    one.handle(Tick(), 1.0)
+    one.report("a", -1, 2.0, trainer="none")
+    one.report("b", -1, 6.5, trainer="starting")
+    one.handle(Tick(), 6.6)
+    assert [send.to for send in one.sent if isinstance(send.record, WantGenesis)] == ["a", "b"]
+
+
+# ---- when the state is lost
+
+
+def test_lines_that_nobody_holds_are_given_up_only_after_a_long_wait() -> None:
+    one = run("a", lines=3)
+    one.tell("b", hello("b"))
+    for second in range(1, 40):
+        one.report("b", 2, float(second))
+        one.handle(Tick(), float(second))
+        if second < 35:
+            assert one.core.head == 3
+    assert [w.after for w in one.written if isinstance(w, PersistRewind)] == [2]
+    assert (one.core.head, one.core.rounds["param"].index) == (2, 3)
+
+
+def test_a_peer_that_still_holds_the_head_keeps_the_lines() -> None:
+    one = run("a", "b", lines=3)
+    for second in range(1, 60):
+        one.report("b", 2, float(second))
+        one.report("a", 3, float(second))
+        one.handle(Tick(), float(second))
+    assert one.core.head == 3
+
+
+def test_an_initial_state_that_nobody_holds_is_given_up_and_asked_for_again() -> None:
+    one = Run(Coordinator(FACTS, history(0)))
+    one.tell("a", hello("a"))
+    for second in range(1, 40):
+        one.report("a", -1, float(second), trainer="starting")
+        one.handle(Tick(), float(second))
+    assert PersistDropGenesis() in one.written
+    assert any(isinstance(send.record, WantGenesis) for send in one.sent)

@@ -1,0 +1,432 @@
+"""The shell around a participant: bytes are checked first, contributions that crossed a grant are left alone, queues stay short."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from wantrain.errors import CodecError
+from wantrain.optimizers.stream import Stream
+from wantrain.peers.events import CoordinatorLink
+from wantrain.peers.messages import (
+    Abort,
+    Attach,
+    Attached,
+    Commit,
+    CommitRecord,
+    Contribute,
+    Detach,
+    Detached,
+    Genesis,
+    GenesisWritten,
+    Granted,
+    Hello,
+    Manifest,
+    Member,
+    Part,
+    Record,
+    Refetch,
+    Refused,
+    Report,
+    Result,
+    Start,
+    StateChunk,
+    SyncId,
+    TensorSpec,
+    UpdateChunk,
+    View,
+    Waiting,
+    WantGenesis,
+    WantState,
+    WantUpdate,
+    Welcome,
+)
+from wantrain.peers.participant import COORDINATOR, Participant, PeerFacts
+from wantrain.peers.peer import MAX_SERVED, Peer
+from wantrain.transport.digest import first_link, next_link, update_digest
+
+RUN = b"run-id-8"
+MANIFEST = (TensorSpec("w", (10,), "float32"),)
+CHAIN0 = first_link(RUN, b"s" * 32)
+BOOT = b"trainer1"
+SYNC = SyncId("param", 1, 5)
+DIGEST = b"d" * 32
+
+
+class Tensors:
+    """Notes what it is asked to do; payloads are strings."""
+
+    def __init__(self) -> None:
+        self.did: list[Any] = []
+        self.finite = True
+        self.encodes = True
+        self.sums = True
+
+    def adopt_genesis(self) -> bytes:
+        if not self.finite:
+            raise CodecError("NaN in it")
+        return b"s" * 32
+
+    def stage(self, stream: str) -> tuple[float, bool]:
+        self.did.append(("stage", stream))
+        return 1.0, self.finite
+
+    def use_stage(self, stream: str) -> None:
+        self.did.append(("use", stream))
+
+    def part(self, stream: str, chunk: int) -> str:
+        if not self.encodes:
+            raise CodecError("too large")
+        return "mine"
+
+    def reduce(self, stream: str, chunk: int, inputs: Sequence[tuple[float, Any]]) -> str:
+        if not self.sums:
+            raise CodecError("too large")
+        return "sum"
+
+    def check(self, stream: str, chunk: int, payload: Any) -> str | None:
+        return "false bytes" if payload == "false" else None
+
+    def digest(self, payload: Any) -> bytes:
+        return DIGEST
+
+    def size_bytes(self, payload: Any) -> int:
+        return len(payload)
+
+    def apply(self, stream: str, payloads: Sequence[Any], skip: frozenset[int]) -> None:
+        self.did.append(("apply", tuple(payloads)))
+
+    def grant(self, stream: str, kind: str) -> None:
+        self.did.append(("grant", kind))
+
+    def read_state(self, k: int) -> str:
+        return "state"
+
+    def check_state(self, k: int, payload: Any) -> str | None:
+        return "false bytes" if payload == "false" else None
+
+    def store_state(self, k: int, payload: Any) -> None:
+        self.did.append(("store", payload))
+
+    def digest_steps(self) -> Iterator[bytes | None]:
+        yield None
+        yield b"s" * 32
+
+
+class Around:
+    """What a peer is connected to; nothing passes to a peer in `stuck`."""
+
+    def __init__(self) -> None:
+        self.tensors = Tensors()
+        self.sent: list[tuple[str, Record, Any]] = []
+        self.to_trainer: list[Record] = []
+        self.refusals: list[Refused] = []
+        self.notes: list[str] = []
+        self.exits: list[int] = []
+        self.segments = 0
+        self.models = 0
+        self.stuck: set[str] = set()
+
+    def send(self, to: str, record: Record, payload: Any = None) -> bool:
+        if to in self.stuck:
+            return False
+        self.sent.append((to, record, payload))
+        return True
+
+    def dial(self, peer: str, address: str, curve_key: bytes) -> None: ...
+
+    def hang_up(self, peer: str) -> None: ...
+
+    def open_model(self, manifest: Manifest) -> Tensors:
+        self.models += 1
+        return self.tensors
+
+    def open_segment(self, tensors: Any) -> str:
+        self.segments += 1
+        return f"segment-{self.segments}"
+
+    def tell_trainer(self, record: Record) -> None:
+        self.to_trainer.append(record)
+
+    def trainer_refused(self, refusal: Refused) -> None:
+        self.refusals.append(refusal)
+
+    def note(self, event: str, details: dict[str, Any]) -> None:
+        self.notes.append(event)
+
+    def exit(self, code: int, reason: str, hint: str) -> None:
+        self.exits.append(code)
+
+
+class One:
+    """A peer shell with a core that has welcomed the run."""
+
+    def __init__(self, stream: Stream, head: int = 0) -> None:
+        hello = Hello(1, "0", b"", "me", b"bootboot", "", ("int8",))
+        self.around = Around()
+        self.peer = Peer(Participant(PeerFacts("me", RUN, hello, (stream,))), self.around)
+        self.revision = 0
+        self.peer.handle(CoordinatorLink(True), 0.0)
+        self.welcome(head)
+
+    def welcome(self, head: int) -> None:
+        self.revision += 1
+        state = (CHAIN0, CHAIN0, {"param": 0}, MANIFEST) if head >= 0 else (b"", b"", {}, ())
+        self.hear(Welcome("me", self.revision, "", head, *state))
+
+    def hear(self, record: Record, source: str = COORDINATOR, payload: Any = None) -> None:
+        self.peer.receive(source, record, payload, 0.0)
+
+    def say(self, record: Record, now: float = 0.0) -> None:
+        self.peer.from_trainer(record, now)
+
+    def start(self, attempt: int = 5, contributors: tuple[str, ...] = ("b", "me")) -> None:
+        shards = (1,) + (0,) * (len(contributors) - 1)
+        sync = replace(SYNC, attempt=attempt)
+        self.hear(Start(sync, 1, contributors, (1.0,) * len(contributors), (), shards))
+
+    def commit(self, contributors: tuple[str, ...], number: int = 1, attempt: int = 5) -> None:
+        chain = CHAIN0
+        for _ in range(number):
+            chain = next_link(chain, update_digest([DIGEST]))
+        sync = SyncId("param", number, attempt)
+        weights = (1.0,) * len(contributors)
+        self.hear(Commit((CommitRecord(number, sync, contributors, weights, update_digest([DIGEST]), chain),), number))
+
+    def reports(self) -> list[Report]:
+        return [record for _, record, _ in self.around.sent if isinstance(record, Report)]
+
+    def parts(self) -> list[tuple[str, Any]]:
+        return [(to, payload) for to, record, payload in self.around.sent if isinstance(record, Part)]
+
+    def granted(self) -> list[str]:
+        return [record.kind for record in self.around.to_trainer if isinstance(record, Granted)]
+
+
+def running(stream: Stream | None = None) -> One:
+    """A peer with the state at line 0, and a trainer that has started."""
+    one = One(stream or Stream("param", every=10))
+    one.hear(View(1, tuple(Member(peer, peer, "h:1", b"k" * 32, True) for peer in "bc")))
+    one.hear(StateChunk(0, 0, CHAIN0), "b", "state")
+    one.say(Attach(MANIFEST, 1, BOOT))
+    assert one.granted() == ["start"]
+    one.around.tensors.did.clear()
+    return one
+
+
+# ---- bytes from others
+
+
+@pytest.mark.parametrize("record", [Part(SYNC, 0), Result(SYNC, 0), StateChunk(0, 0, CHAIN0), UpdateChunk(1, 0)])
+def test_false_bytes_never_reach_the_core_and_end_nothing(record: Record) -> None:
+    one = running()
+    one.say(Contribute("param", 1, 10, 0, 1))
+    one.start()
+    before = len(one.around.sent)
+    one.hear(record, "b", "false")
+    one.hear(record, "b", None)
+    assert len(one.around.sent) == before
+    assert one.peer.core.applied == 0
+
+
+def test_bytes_that_nobody_asked_for_are_dropped_before_they_are_looked_at() -> None:
+    one = running()
+    one.hear(StateChunk(0, 0, CHAIN0), "b", "state")
+    one.hear(Part(replace(SYNC, index=9), 0), "b", "part")
+    assert one.around.tensors.did == []
+    assert "rejected" not in one.around.notes
+
+
+# ---- contributions
+
+
+def test_a_contribution_is_staged_reported_and_granted_with_the_outcome() -> None:
+    one = running()
+    one.say(Contribute("param", 1, 10, 0, 1))
+    assert one.around.tensors.did == [("stage", "param"), ("use", "param")]
+    one.start(contributors=("me",))
+    assert one.around.tensors.did[2:] == []
+    one.commit(("me",))
+    assert one.around.tensors.did[2:] == [("apply", ("sum",)), ("grant", "merge")]
+    assert one.around.to_trainer[-1] == Granted("param", "merge", 1, 1, 10)
+
+
+def test_a_contribution_that_crossed_a_grant_is_left_alone() -> None:
+    """What it holds is a difference to weights that the grant has replaced."""
+    one = running()
+    one.hear(Refetch(0, CHAIN0, "digest differs"))
+    one.say(Contribute("param", 1, 10, 0, 1))  # the state is gone
+    one.welcome(0)
+    one.hear(StateChunk(0, 0, CHAIN0), "b", "state")
+    assert one.granted() == ["start", "start"]
+    one.say(Contribute("param", 1, 10, 0, 1))  # sent before the second start came
+    assert ("stage", "param") not in one.around.tensors.did
+    one.say(Contribute("param", 2, 20, 0, 2))
+    assert ("stage", "param") in one.around.tensors.did
+
+
+def test_a_contribution_that_comes_twice_is_staged_once() -> None:
+    one = running()
+    one.say(Contribute("param", 1, 10, 0, 1))
+    one.say(Contribute("param", 1, 10, 0, 1))
+    assert one.around.tensors.did.count(("stage", "param")) == 1
+
+
+def test_tokens_count_since_the_last_contribution_that_was_taken_in() -> None:
+    one = running(Stream("param", every=10, weight="tokens"))
+    one.say(Contribute("param", 1, 10, 100, 1))
+    assert one.reports()[-1].syncs[0].weight == 100.0
+    one.start(attempt=5, contributors=("b",))
+    one.commit(("b",))  # went on without it
+    one.hear(UpdateChunk(1, 0), "b", "sum")
+    one.say(Contribute("param", 2, 15, 130, 2))
+    assert one.reports()[-1].syncs[0].weight == 130.0
+    one.hear(Start(SyncId("param", 2, 6), 1, ("me",), (130.0,), (), (1,)))
+    one.commit(("me",), number=2, attempt=6)
+    assert one.granted()[-1] == "merge"
+    one.say(Contribute("param", 3, 25, 150, 3))
+    assert one.reports()[-1].syncs[0].weight == 20.0
+
+
+def test_tokens_of_dropped_progress_do_not_count() -> None:
+    one = running(Stream("param", every=10, weight="tokens", late="adopt"))
+    one.say(Contribute("param", 1, 10, 100, 1))
+    one.commit(("b",))
+    one.hear(UpdateChunk(1, 0), "b", "sum")
+    assert one.granted()[-1] == "move"
+    one.say(Contribute("param", 2, 20, 130, 2))
+    assert one.reports()[-1].syncs[0].weight == 30.0
+
+
+def test_a_sum_that_does_not_encode_is_reported() -> None:
+    one = running()
+    one.around.tensors.sums = False
+    one.say(Contribute("param", 1, 10, 0, 1))
+    one.start(contributors=("me", "b"))
+    one.hear(Part(SYNC, 0), "b", "part")
+    assert one.reports()[-1].syncs[0].phase == "failed"
+    assert one.around.refusals == []
+
+
+def test_a_contribution_that_does_not_encode_is_refused_and_ends_no_process() -> None:
+    one = running()
+    one.around.tensors.encodes = False
+    one.say(Contribute("param", 1, 10, 0, 1))
+    one.start()
+    assert one.reports()[-1].syncs[0].phase == "failed"
+    assert [refusal.code for refusal in one.around.refusals] == ["non-finite"]
+    one.around.tensors.encodes = True
+    one.peer.pump(1.0)
+    assert one.parts() == []
+
+
+# ---- the trainer
+
+
+def test_a_trainer_that_asks_again_gets_the_same_answer_and_a_new_one_gets_memory_of_its_own() -> None:
+    one = running()
+    one.say(Attach(MANIFEST, 1, BOOT))
+    answers = [record for record in one.around.to_trainer if isinstance(record, Attached)]
+    assert [answer.segment for answer in answers] == ["segment-1", "segment-1"]
+    one.peer.trainer_gone(1.0)
+    one.say(Attach(MANIFEST, 2, b"trainer2"))
+    assert one.around.to_trainer[-2].segment == "segment-2"  # type: ignore[union-attr]
+
+
+def test_a_trainer_that_starts_over_keeps_its_memory() -> None:
+    one = running()
+    one.hear(Refetch(0, CHAIN0, "digest differs"))
+    one.welcome(0)
+    one.hear(StateChunk(0, 0, CHAIN0), "b", "state")
+    assert (one.around.segments, one.around.models) == (1, 1)
+
+
+def test_initial_weights_are_taken_only_while_they_are_asked_for() -> None:
+    one = One(Stream("param"), head=-1)
+    one.say(Attach(MANIFEST, 1, BOOT))
+    one.say(GenesisWritten())
+    one.hear(WantGenesis())
+    one.say(GenesisWritten())
+    assert [record for _, record, _ in one.around.sent if isinstance(record, Genesis)] == [Genesis(MANIFEST, b"s" * 32)]
+    one.welcome(0)
+    one.around.tensors.adopt_genesis = lambda: pytest.fail("the state of the run was overwritten")  # type: ignore[method-assign]
+    one.say(GenesisWritten())
+
+
+def test_initial_weights_that_are_not_finite_are_refused() -> None:
+    one = One(Stream("param"), head=-1)
+    one.say(Attach(MANIFEST, 1, BOOT))
+    one.hear(WantGenesis())
+    one.around.tensors.finite = False
+    one.say(GenesisWritten())
+    assert [refusal.code for refusal in one.around.refusals] == ["non-finite"]
+    assert not any(isinstance(record, Genesis) for _, record, _ in one.around.sent)
+
+
+def test_a_waiting_trainer_hears_for_whom_about_once_a_second() -> None:
+    one = running()
+    one.say(Contribute("param", 1, 10, 0, 1))
+    one.hear(Waiting("waiting for b"))
+    for tenth in range(1, 31):
+        one.peer.tick(tenth / 10)
+    reasons = [record.reason for record in one.around.to_trainer if isinstance(record, Waiting)]
+    assert reasons == ["waiting for b"] * 3
+
+
+def test_a_trainer_that_takes_its_leave_is_told_when_it_may_end() -> None:
+    one = running()
+    one.say(Detach("training finished"))
+    assert one.around.exits == []  # the digest of its last state is to be reported first
+    while one.peer.idle_work(0.0):
+        pass
+    assert one.reports()[-1].state_digest == b"s" * 32
+    assert one.around.to_trainer[-1] == Detached()
+    assert one.around.exits == [0]
+
+
+# ---- queues
+
+
+def test_what_a_full_connection_refuses_goes_later_in_order() -> None:
+    one = running()
+    one.say(Contribute("param", 1, 10, 0, 1))
+    one.around.stuck = {"b"}
+    one.start()
+    assert (one.parts(), one.peer.backlog) == ([], 1)
+    one.around.stuck = set()
+    one.peer.pump(1.0)
+    assert (one.parts(), one.peer.backlog) == ([("b", "mine")], 0)
+
+
+def test_what_is_of_no_use_any_more_is_not_sent() -> None:
+    one = running()
+    one.say(Contribute("param", 1, 10, 0, 1))
+    one.around.stuck = {"b"}
+    one.start()
+    one.hear(Abort(SYNC, "lost b"))
+    one.around.stuck = set()
+    one.peer.pump(1.0)
+    assert (one.parts(), one.peer.backlog) == ([], 0)
+
+
+def test_one_who_asks_for_more_than_its_connection_takes_makes_no_endless_queue() -> None:
+    one = running()
+    one.around.stuck = {"d"}
+    for _ in range(3 * MAX_SERVED):
+        one.hear(WantState((0,)), "d")
+        one.hear(WantUpdate(1, (0,)), "d")
+    assert one.peer.backlog <= MAX_SERVED
+
+
+# ---- between messages
+
+
+def test_the_state_is_digested_in_steps_and_anew_when_it_was_replaced() -> None:
+    one = running()
+    assert one.peer.idle_work(0.0)
+    one.hear(Refetch(0, CHAIN0, "digest differs"))
+    one.welcome(0)
+    one.hear(StateChunk(0, 0, CHAIN0), "b", "state")
+    assert [one.peer.idle_work(0.0) for _ in range(3)] == [True, True, False]
+    assert (one.reports()[-1].state_number, one.reports()[-1].state_digest) == (0, b"s" * 32)

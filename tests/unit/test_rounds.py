@@ -1,0 +1,294 @@
+"""The syncs of one stream: who is waited for, what ends an attempt, and that a commit is durable before it is known."""
+
+import itertools
+
+import pytest
+
+from wantrain.errors import ProtocolBug
+from wantrain.peers.messages import Abort, Start, SyncReport
+from wantrain.peers.rounds import (
+    Absent,
+    Aborted,
+    Cast,
+    Committed,
+    LeftBehind,
+    Persist,
+    Persisted,
+    Phase,
+    Reported,
+    Round,
+    RoundEffect,
+    Tell,
+    Tick,
+)
+from wantrain.peers.timing import Policy
+
+POLICY = Policy(
+    quorum=0.5, grace_floor_s=1.0, grace_ceiling_s=10.0, deadline_floor_s=5.0, deadline_ceiling_s=60.0, heartbeat_s=1.0
+)
+
+
+def cast(live: str, *, eta: dict[str, float | None] | None = None, abreast: str | None = None, view: int = 1) -> Cast:
+    expected = dict.fromkeys(live) if eta is None else eta
+    return Cast(view, tuple(live), frozenset(live if abreast is None else abreast), expected)
+
+
+def round_of(live: str, *, chunks: int = 4, eta: dict[str, float | None] | None = None) -> Round:
+    attempts = itertools.count(1)
+    current = Round("param", chunks, 1, POLICY, lambda: next(attempts))
+    current.handle(cast(live, eta=eta), 0.0)
+    return current
+
+
+def ready(peer: str, index: int = 1, *, weight: float = 1.0, norm: float = 1.0) -> Reported:
+    return Reported(peer, SyncReport("param", index, "ready", weight, norm))
+
+
+def moving(peer: str, attempt: int, *, missing: int = 1, waiting_for: str = "") -> Reported:
+    line = SyncReport("param", 1, "moving", attempt=attempt, missing=missing, waiting_for=tuple(waiting_for))
+    return Reported(peer, line)
+
+
+def done(peer: str, attempt: int, digest: bytes = b"d" * 32) -> Reported:
+    return Reported(peer, SyncReport("param", 1, "done", attempt=attempt, digest=digest))
+
+
+def failed(peer: str, attempt: int, blamed: str = "") -> Reported:
+    return Reported(peer, SyncReport("param", 1, "failed", attempt=attempt, waiting_for=tuple(blamed)))
+
+
+def starts(effects: list[RoundEffect]) -> dict[str, Start]:
+    return {effect.to: effect.record for effect in effects if isinstance(effect, Tell) and isinstance(effect.record, Start)}
+
+
+def begun(live: str, now: float = 0.0) -> Round:
+    """A round whose first attempt moves among `live`."""
+    current = round_of(live)
+    effects = [effect for peer in live for effect in current.handle(ready(peer), now)]
+    assert set(starts(effects)) == set(live)
+    return current
+
+
+def aborts(effects: list[RoundEffect]) -> list[Aborted]:
+    return [effect for effect in effects if isinstance(effect, Aborted)]
+
+
+# ---- gathering
+
+
+def test_it_starts_when_everybody_is_ready_in_the_order_of_the_view() -> None:
+    current = round_of("abc")
+    assert current.handle(ready("c", weight=3.0), 0.0) == []
+    assert current.handle(ready("a", weight=1.0), 0.5) == []
+    start = starts(current.handle(ready("b", weight=2.0), 0.6))["a"]
+    assert (start.contributors, start.weights, start.receivers) == (("a", "b", "c"), (1.0, 2.0, 3.0), ())
+    assert sum(start.shards) == 4
+
+
+def test_a_lone_peer_starts_at_once() -> None:
+    assert starts(round_of("a").handle(ready("a"), 0.0))["a"].contributors == ("a",)
+
+
+def test_below_the_quorum_it_waits_for_the_ceiling_and_says_for_whom() -> None:
+    current = round_of("abcde")
+    current.handle(ready("a"), 0.0)
+    assert current.handle(Tick(), 9.9) == []
+    assert current.reason.startswith("waiting for 4 of 5 to be ready: b, c, d, e")
+    assert starts(current.handle(Tick(), 10.0))["b"].receivers == ("b", "c", "d", "e")
+
+
+def test_with_a_quorum_a_peer_that_is_expected_soon_is_waited_for_and_one_that_is_not_is_left_out() -> None:
+    soon = round_of("abc", eta={"a": 0.0, "b": 0.0, "c": 4.0})
+    soon.handle(ready("a"), 0.0)
+    soon.handle(ready("b"), 0.0)
+    assert soon.handle(Tick(), 5.9) == []
+    assert starts(soon.handle(Tick(), 6.1))
+    never = round_of("abc", eta={"a": 0.0, "b": 0.0, "c": 100.0})
+    never.handle(ready("a"), 0.0)
+    never.handle(ready("b"), 0.0)
+    assert starts(never.handle(Tick(), 1.1))["c"].receivers == ("c",)
+
+
+def test_a_peer_that_does_not_train_is_not_waited_for_and_receives() -> None:
+    current = round_of("abc", eta={"a": None, "b": None})
+    current.handle(ready("a"), 0.0)
+    assert starts(current.handle(ready("b"), 0.0))["c"].receivers == ("c",)
+
+
+def test_who_is_behind_the_log_need_not_receive() -> None:
+    current = round_of("ab")
+    current.handle(cast("abc", eta={"a": None, "b": None}, abreast="ab"), 0.0)
+    current.handle(ready("a"), 0.0)
+    assert starts(current.handle(ready("b"), 0.0))["a"].receivers == ()
+
+
+def test_a_peer_that_lost_what_it_was_ready_with_is_not_started_with() -> None:
+    current = round_of("abc", eta={"a": None, "b": None, "c": None})
+    current.handle(ready("a"), 0.0)
+    current.handle(ready("b"), 0.0)
+    assert current.handle(Absent("b"), 0.1) == []
+    assert current.ready == ("a",)
+
+
+def test_a_report_of_another_sync_does_not_make_ready() -> None:
+    current = round_of("a")
+    assert current.handle(ready("a", index=2), 0.0) == []
+    assert current.handle(ready("a", index=0), 0.0) == []
+
+
+# ---- moving
+
+
+def test_it_commits_when_all_are_done_with_one_digest_and_only_after_it_is_durable() -> None:
+    current = begun("ab")
+    assert current.handle(done("a", 1), 1.0) == []
+    (persist,) = current.handle(done("b", 1), 2.0)
+    assert isinstance(persist, Persist)
+    assert (persist.digest, persist.move_s) == (b"d" * 32, 2.0)
+    assert current.phase is Phase.COMMITTING
+    assert current.handle(done("a", 1), 2.1) == current.handle(Tick(), 99.0) == current.handle(cast("a"), 99.0) == []
+    assert current.handle(Persisted(), 2.5) == [Committed()]
+    assert (current.index, current.phase) == (2, Phase.GATHERING)
+    assert current.handle(ready("a", index=1), 3.0) == []
+
+
+@pytest.mark.parametrize("lost", "abc")
+def test_losing_a_contributor_starts_anew_with_the_others(lost: str) -> None:
+    current = begun("abc")
+    effects = current.handle(cast("abc".replace(lost, "")), 1.0)
+    assert [abort.reason for abort in aborts(effects)] == [f"lost {lost}"]
+    start = starts(effects)
+    assert {s.contributors for s in start.values()} == {tuple("abc".replace(lost, ""))}
+    assert {s.sync.attempt for s in start.values()} == {2}
+
+
+def test_a_peer_lost_after_all_others_are_done_does_not_undo_their_work() -> None:
+    current = begun("abc")
+    current.handle(done("a", 1), 1.0)
+    current.handle(done("b", 1), 1.0)
+    assert isinstance(current.handle(cast("ab"), 2.0)[0], Persist)
+
+
+def test_when_all_are_lost_the_attempt_ends_and_nothing_starts() -> None:
+    current = begun("ab")
+    assert aborts(current.handle(cast(""), 1.0))
+    assert current.phase is Phase.GATHERING
+    assert current.handle(Tick(), 100.0) == []
+
+
+def test_a_receiver_that_is_stuck_is_left_behind_and_the_sync_commits() -> None:
+    current = round_of("ab", eta={"a": None})
+    assert starts(current.handle(ready("a"), 0.0))["a"].receivers == ("b",)
+    current.handle(done("a", 1), 0.1)
+    effects = current.handle(Tick(), 5.0)
+    assert isinstance(effects[0], LeftBehind)
+    assert isinstance(effects[1], Persist)
+
+
+def test_without_progress_the_one_whom_most_wait_for_is_left_out_and_benched_longer_each_time() -> None:
+    current = begun("abc")
+    current.handle(moving("a", 1, waiting_for="b"), 0.1)
+    current.handle(moving("c", 1, waiting_for="b"), 0.1)
+    effects = current.handle(Tick(), 5.2)
+    assert aborts(effects)[0].dropped == ("b",)
+    assert starts(effects)["a"].contributors == ("a", "c")
+
+
+def test_progress_puts_the_deadline_off() -> None:
+    current = begun("ab")
+    for step in range(1, 10):
+        assert current.handle(moving("a", 1, missing=20 - step), 4.0 * step) == []
+        assert aborts(current.handle(Tick(), 4.0 * step + 3.9)) == []
+    assert aborts(current.handle(Tick(), 4.0 * 9 + 5.0))
+
+
+def test_a_peer_that_is_left_alone_after_it_was_dropped_goes_on_alone() -> None:
+    """Seeds 8, 299 and 464: the only peer was excluded from its own sync for ever."""
+    current = begun("a")
+    effects = current.handle(Tick(), 5.0)
+    assert aborts(effects)[0].dropped == ("a",)
+    assert starts(effects)["a"].contributors == ("a",)
+
+
+def test_a_dropped_peer_waits_for_the_others_before_it_goes_on_alone() -> None:
+    current = begun("ab")
+    current.handle(moving("a", 1, waiting_for="b"), 0.1)
+    effects = current.handle(Tick(), 5.2)
+    assert starts(effects)["a"].contributors == ("a",)
+    current.handle(cast("bc"), 6.0)
+    assert current.handle(Tick(), 9.9) == []
+    assert current.reason == "b left out after a failed attempt; waiting for c"
+    assert starts(current.handle(Tick(), 10.0))["b"].contributors == ("b",)
+
+
+def test_a_digest_that_differs_is_not_committed_and_the_minority_is_left_out() -> None:
+    current = begun("abc")
+    current.handle(done("a", 1), 1.0)
+    current.handle(done("b", 1, b"x" * 32), 1.0)
+    effects = current.handle(done("c", 1), 1.0)
+    assert aborts(effects)[0].dropped == ("b",)
+    assert starts(effects)["a"].contributors == ("a", "c")
+
+
+def test_two_digests_without_a_majority_are_tried_again_before_one_is_left_out() -> None:
+    current = begun("ab")
+    for attempt in (1, 2):
+        current.handle(done("a", attempt), 1.0)
+        effects = current.handle(done("b", attempt, b"x" * 32), 1.0)
+        assert aborts(effects)[0].dropped == ()
+    current.handle(done("a", 3), 1.0)
+    assert aborts(current.handle(done("b", 3, b"x" * 32), 1.0))[0].dropped == ("b",)
+
+
+def test_a_chunk_that_does_not_encode_ends_the_attempt_at_once_without_the_largest() -> None:
+    current = round_of("abc")
+    for peer, norm in (("a", 1.0), ("b", 1e30), ("c", 2.0)):
+        current.handle(ready(peer, norm=norm), 0.0)
+    effects = current.handle(failed("c", 1), 0.1)
+    assert aborts(effects)[0].dropped == ("b",)
+    assert starts(effects)["a"].contributors == ("a", "c")
+
+
+def test_a_peer_that_blames_itself_is_left_out() -> None:
+    current = begun("abc")
+    assert aborts(current.handle(failed("a", 1, blamed="a"), 0.1))[0].dropped == ("a",)
+
+
+def test_a_contributor_that_lost_its_contribution_ends_the_attempt_at_once() -> None:
+    current = begun("ab")
+    effects = current.handle(Absent("b"), 0.1)
+    assert aborts(effects)
+    assert current.phase is Phase.GATHERING  # a waits for b again
+    assert starts(current.handle(ready("b"), 0.2))
+
+
+# ---- what got lost
+
+
+def test_a_start_that_got_lost_is_sent_again_but_not_at_every_report() -> None:
+    current = round_of("ab", eta={"a": None})
+    current.handle(ready("a"), 0.0)
+    assert set(starts(current.handle(ready("a"), 0.1))) == {"a"}
+    assert set(starts(current.handle(Absent("b"), 0.1))) == {"b"}
+    assert current.handle(ready("a"), 0.5) == current.handle(Absent("b"), 0.5) == []
+    assert set(starts(current.handle(ready("a"), 0.7))) == {"a"}
+
+
+def test_an_abort_that_got_lost_is_sent_again() -> None:
+    current = round_of("ab")
+    (tell,) = current.handle(moving("a", 7), 1.0)
+    assert isinstance(tell, Tell)
+    assert isinstance(tell.record, Abort)
+    assert tell.record.sync.attempt == 7
+
+
+def test_late_reports_of_an_older_attempt_count_for_nothing() -> None:
+    current = begun("ab")
+    current.handle(cast("a"), 1.0)
+    current.handle(cast("ab"), 1.0)
+    assert not any(isinstance(effect, Persist) for effect in current.handle(done("a", 1), 1.1))
+
+
+def test_an_impossible_event_raises_with_the_history() -> None:
+    with pytest.raises(ProtocolBug, match="Persisted"):
+        round_of("a").handle(Persisted(), 0.0)

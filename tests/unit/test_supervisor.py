@@ -1,0 +1,81 @@
+"""The training process: started again with back-off, not too often, ended for certain, and described in words."""
+
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from wantrain.peers.supervisor import BACK_OFF_FIRST_S, FORGIVE_AFTER_S, Supervisor
+
+FAIL = (sys.executable, "-c", "import os, sys; sys.exit(int(os.environ['CODE']))")
+STAY = "import pathlib, sys, time; pathlib.Path(sys.argv[1]).touch(); time.sleep(600)"
+STUBBORN = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); " + STAY
+
+
+@contextmanager
+def supervisor(command: Sequence[str], max_restarts: int = 2) -> Iterator[Supervisor]:
+    made = Supervisor(command, {"CODE": "3"}, max_restarts)
+    try:
+        yield made
+    finally:
+        made.kill()
+        made.wait()
+
+
+def until_ended(made: Supervisor, now: float) -> None:
+    deadline = time.monotonic() + 30
+    while not made.ended(now):
+        assert time.monotonic() < deadline
+
+
+def test_a_failing_command_is_started_again_with_back_off_and_not_too_often() -> None:
+    with supervisor(FAIL) as made:
+        now = 100.0
+        for pause_s in (BACK_OFF_FIRST_S, 2 * BACK_OFF_FIRST_S):
+            assert made.start_if_due(now)
+            assert not made.start_if_due(now)
+            until_ended(made, now)
+            assert made.describe_exit() == "ended with exit code 3"
+            assert made.restart_later(now)
+            assert not made.start_if_due(now + 0.9 * pause_s)
+            now += pause_s
+        assert made.start_if_due(now)
+        until_ended(made, now)
+        assert not made.restart_later(now)
+        assert not made.start_if_due(now + 1e6)
+
+
+def test_a_command_that_ran_long_starts_with_a_clean_record() -> None:
+    with supervisor(FAIL, max_restarts=1) as made:
+        made.start_if_due(0.0)
+        until_ended(made, 1.0)
+        assert made.restart_later(1.0)
+        made.start_if_due(10.0)
+        until_ended(made, 10.0 + FORGIVE_AFTER_S)
+        assert made.restart_later(10.0 + FORGIVE_AFTER_S)
+
+
+@pytest.mark.parametrize(("script", "end"), [(STAY, "SIGTERM"), (STUBBORN, "SIGKILL")])
+def test_end_asks_then_kills(script: str, end: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("wantrain.peers.supervisor.END_PATIENCE_S", 5.0 if end == "SIGTERM" else 0.1)
+    ready = tmp_path / "ready"
+    with supervisor((sys.executable, "-c", script, str(ready))) as made:
+        made.start_if_due(0.0)
+        assert made.describe_exit() == "still runs"
+        deadline = time.monotonic() + 30
+        while not ready.exists():
+            assert time.monotonic() < deadline
+        made.end()
+        assert made.describe_exit() == f"was killed by {end}"
+        assert not made.running
+        assert not made.start_if_due(1e6)
+
+
+def test_a_command_that_cannot_be_started_is_not_tried_for_ever() -> None:
+    with supervisor(("no-such-program",)) as made:
+        with pytest.raises(OSError, match="no-such-program"):
+            made.start_if_due(0.0)
+        assert not made.start_if_due(1.0)
