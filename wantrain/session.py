@@ -163,7 +163,8 @@ class Swarm:
         """
         for name, value in numbers.items():
             try:
-                number = float(value) if not isinstance(value, str) else None
+                plain = value.detach() if isinstance(value, torch.Tensor) else value
+                number = float(plain) if not isinstance(plain, str) else None
             except (TypeError, ValueError, RuntimeError):
                 number = None
             if number is None or (name == "tokens" and number < 0):

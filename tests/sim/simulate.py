@@ -54,8 +54,8 @@ def run_seed(seed: int, world_class: type[World] = World, *, keep_trace: bool = 
 
 
 def _play(world: World) -> None:
-    for _ in range(world.rng.randint(1, 4)):
-        world.net.at(world.rng.uniform(0.0, 3.0), lambda name=world.new_name(): world.join(name))
+    for name in [world.new_name() for _ in range(world.rng.randint(1, 4))]:
+        world.net.at(world.rng.uniform(0.0, 3.0), lambda name=name: world.join(name))
     schedule(world, FAULTY_S)
     world.net.run_until(FAULTY_S)
     heal(world)
@@ -102,7 +102,9 @@ def _rests(world: World) -> None:
         for stream, theta in trainer.theta.items():
             lost = {step for step in trainer.made - theta.steps if (stream, step) not in world.checkers.taken}
             if lost:
-                raise Violation(f"inner steps {sorted(lost)[:5]} of {peer.name} are in no commit and not in its weights")
+                raise Violation(
+                    f"inner steps {sorted(lost)[:5]} of {peer.name} are in no commit and not in its weights"
+                )
 
 
 def run_seeds(seeds: Iterable[int], *, workers: int) -> Iterator[Outcome]:

@@ -1,6 +1,6 @@
-"""Tensors that remember what they are made of: the same interface as the real engine, and any sum shows who is in it.
+"""Tensors that remember what they are made of: the real engine's interface, and any sum shows who is in it.
 
-A chunk of phi is a link of a hash chain over the updates applied to it; the trainer's weights are the phi that they were
+A chunk of phi is a link of a hash chain over the updates applied to it; a trainer's weights are the phi that they were
 last moved by plus a set of own inner steps. A contribution is that set. Nothing is rounded, so equality is exact.
 """
 
@@ -17,7 +17,7 @@ from wantrain.peers.layout import stream_chunks
 from wantrain.peers.messages import TensorSpec
 
 
-class Violation(AssertionError):
+class Violation(AssertionError):  # noqa: N818 - it is a finding, not an error of the program
     """A guarantee was broken."""
 
 
@@ -58,7 +58,7 @@ class SumOf:
 
 
 def link(previous: str, what: object) -> str:
-    """The next state of a chunk. What comes from a flipped bit is marked with "!", which the code under test cannot see."""
+    """The next state of a chunk. What comes from a flipped bit is marked with "!", which the tested code cannot see."""
     return "!" * previous.startswith("!") + hashlib.blake2b(f"{previous}|{what}".encode(), digest_size=12).hexdigest()
 
 
@@ -79,9 +79,7 @@ class SymbolicTensors:
         self.who = who
         self.streams = {stream.name: stream for stream in streams}
         self.chunks = {stream.name: stream_chunks(stream, manifest) for stream in streams}
-        self.phi: dict[str, list[str]] = {
-            s.name: [""] * self.chunks[s.name] for s in streams if s.state == "param"
-        }
+        self.phi: dict[str, list[str]] = {s.name: [""] * self.chunks[s.name] for s in streams if s.state == "param"}
         self.gradient: dict[str, Any] = {}
         self.regions = Regions()
         self._incoming: dict[str, Contribution] = {}

@@ -64,7 +64,7 @@ POLICY = Policy(
 )
 
 
-class Crash(Exception):
+class Crash(Exception):  # noqa: N818 - what it says is meant
     """The process is dead from here on."""
 
 
@@ -183,7 +183,9 @@ class SimCoordinator:
 
 def short(record: Record) -> str:
     """A record in a few words."""
-    text = re.sub(r"b'[^']*'|b\"[^\"]*\"", lambda found: "#" + hashlib.md5(found[0].encode()).hexdigest()[:4], repr(record))
+    text = re.sub(
+        r"b'[^']*'|b\"[^\"]*\"", lambda found: "#" + hashlib.md5(found[0].encode()).hexdigest()[:4], repr(record)
+    )
     return text if len(text) < 240 else text[:240] + "…"
 
 

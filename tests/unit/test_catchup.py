@@ -1,4 +1,4 @@
-"""Fetching in chunks from several peers: a window for each, no source waited for for ever, none asked in vain for ever."""
+"""Fetching in chunks from several peers: a window for each, and no source is waited for or asked in vain for ever."""
 
 from wantrain.peers.catchup import (
     SILENCE_FLOOR_S,

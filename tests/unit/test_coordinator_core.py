@@ -1,4 +1,4 @@
-"""The coordinator: durable before visible, one line per sync, and an answer for everything that got lost or is foreign."""
+"""The coordinator: durable before visible, one line per sync, and an answer for all that got lost or is foreign."""
 
 from typing import Any
 
@@ -295,6 +295,26 @@ def test_between_two_states_the_first_stands_but_only_after_a_while() -> None:
     one.report("a", 3, state_number=3, state_digest=b"x" * 32)
     assert of(Refetch, one.report("b", 3, 1.0, state_number=3, state_digest=b"y" * 32)) == []
     assert of(Refetch, one.report("b", 3, 11.1, state_number=3, state_digest=b"y" * 32))
+
+
+# ---- newcomers
+
+
+def test_the_first_contribution_of_a_newcomer_is_not_waited_for_but_not_for_ever() -> None:
+    one = run("a")
+    one.tell("b", hello("b"))
+    one.report("b", -1, 1.0, trainer="starting")
+    one.report("b", 3, 1.1)
+    assert of(Start, one.report("a", 3, 2.0, syncs=ready(4)))[0].receivers == ("b",)
+    late = run("a")
+    late.tell("b", hello("b"))
+    late.report("b", -1, 1.0, trainer="starting")
+    late.report("b", 3, 1.1)
+    late.report("a", 3, 11.1)
+    late.report("b", 3, 11.1)
+    late.handle(Tick(), 11.15)
+    assert of(Start, late.report("a", 3, 11.2, syncs=ready(4))) == []
+    assert "waiting for 1 of 2 to be ready: b" in late.core.reason()
 
 
 # ---- the initial state

@@ -1,4 +1,4 @@
-"""A peer's decisions: apply only what is committed, keep what is staged until it is decided, catch up without losing it."""
+"""A peer's decisions: apply only what is committed, keep what is staged until it is decided, catch up, serve, leave."""
 
 from typing import Any
 
@@ -76,7 +76,9 @@ def chunk_digest(number: int) -> bytes:
     return bytes([number]) * 32
 
 
-def line(number: int, contributors: str = "b", *, attempt: int = 0, salt: int = 0, stream: str = "param") -> CommitRecord:
+def line(
+    number: int, contributors: str = "b", *, attempt: int = 0, salt: int = 0, stream: str = "param"
+) -> CommitRecord:
     """Line `number` of a history in which every line is a sync of one stream; another salt is another history."""
     chain = CHAIN0
     for k in range(1, number + 1):
@@ -431,7 +433,9 @@ def test_an_update_with_false_bytes_is_not_applied_and_fetched_from_another() ->
     one.commit(line(1))
     effects = one.hear(UpdateChunk(1, 0), "b", "false", b"x" * 32)
     assert of(Apply, effects) == []
-    assert [effect.to for effect in effects if isinstance(effect, Tell) and isinstance(effect.record, WantUpdate)][-1] == "c"
+    assert [effect.to for effect in effects if isinstance(effect, Tell) and isinstance(effect.record, WantUpdate)][
+        -1
+    ] == "c"
 
 
 def test_an_update_that_nobody_has_yet_is_waited_for() -> None:
@@ -556,6 +560,7 @@ def test_leaving_waits_for_what_is_in_flight_but_not_for_ever() -> None:
 
 def test_the_last_holder_waits_for_a_joiner_before_it_leaves() -> None:
     one = joined()
+    one.do(StateDigested(0, b"s" * 32))
     one.view(joining=("d",))
     assert of(Exit, one.do(LeaveRequested("done"))) == []
     assert of(Exit, one.view("d"))

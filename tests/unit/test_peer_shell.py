@@ -1,4 +1,4 @@
-"""The shell around a participant: bytes are checked first, contributions that crossed a grant are left alone, queues stay short."""
+"""The shell around a participant: bytes are checked first, a late contribution is left alone, queues stay short."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace

@@ -7,8 +7,8 @@ import pytest
 from wantrain.errors import ProtocolBug
 from wantrain.peers.messages import Abort, Start, SyncReport
 from wantrain.peers.rounds import (
-    Absent,
     Aborted,
+    Absent,
     Cast,
     Committed,
     LeftBehind,
@@ -58,7 +58,9 @@ def failed(peer: str, attempt: int, blamed: str = "") -> Reported:
 
 
 def starts(effects: list[RoundEffect]) -> dict[str, Start]:
-    return {effect.to: effect.record for effect in effects if isinstance(effect, Tell) and isinstance(effect.record, Start)}
+    return {
+        effect.to: effect.record for effect in effects if isinstance(effect, Tell) and isinstance(effect.record, Start)
+    }
 
 
 def begun(live: str, now: float = 0.0) -> Round:

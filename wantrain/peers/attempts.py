@@ -151,7 +151,9 @@ class Attempts:
 
     def tick(self, now: float) -> list[Effect]:
         """Time has passed."""
-        return [effect for a in self.running.values() if a.failed is None for effect in self._move(a, direct.Tick(), now)]
+        return [
+            effect for a in self.running.values() if a.failed is None for effect in self._move(a, direct.Tick(), now)
+        ]
 
     def _move(self, attempt: Attempt, event: direct.DirectEvent, now: float) -> list[Effect]:
         sync = attempt.sync

@@ -62,7 +62,7 @@ class Want:
 
 @dataclass(frozen=True, slots=True)
 class Exhausted:
-    """Every known source has denied. The denials are forgotten: the sources may come to hold it, and are asked again."""
+    """Every known source has denied. The denials are forgotten: the sources may come to hold it and are asked again."""
 
 
 FetchEffect = Want | Exhausted

@@ -1,7 +1,7 @@
 """The run's history as the coordinator holds it: initial state, commit log, and what is being written; a pure core.
 
-A part of `coordinator.py`, which alone calls it. Durable before visible: what is written goes out as a `Persist` effect,
-one at a time, and what follows from it happens only when `stored` says that it is on disk.
+A part of `coordinator.py`, which alone calls it. Durable before visible: what is written goes out as a `Persist`
+effect, one at a time, and what follows from it happens only when `stored` says that it is on disk.
 """
 
 from collections import Counter, deque

@@ -1,7 +1,8 @@
-"""The trainer beside a peer as its participant sees it: attached, started, what it has staged and been granted. Pure core.
+"""The trainer beside a peer as its participant sees it: attached, started, what it has staged; a pure core.
 
-A part of `participant.py`, which alone calls it. A staged contribution stays as it is until a committed sync has decided
-about it: taken in (merge) or not (move). A trainer that died leaves its contribution behind; its successor's comes next.
+A part of `participant.py`, which alone calls it. A staged contribution stays as it is until a committed sync has
+decided about it: taken in (merge) or not (move). A trainer that died leaves its contribution behind; its successor's
+comes next.
 """
 
 from dataclasses import dataclass, field

@@ -570,7 +570,7 @@ class Coordinator:
 
 
 __all__ = [
-    "Announce", "Coordinator", "CoordinatorEffect", "CoordinatorEvent", "FromPeer", "History", "Persist", "PersistCommit",
-    "PersistDropGenesis", "PersistGenesis", "PersistRewind", "PersistView", "RunFacts", "Send", "StoreFailed", "Stored",
-    "Tick",
+    "Announce", "Coordinator", "CoordinatorEffect", "CoordinatorEvent", "FromPeer", "History", "Persist",
+    "PersistCommit", "PersistDropGenesis", "PersistGenesis", "PersistRewind", "PersistView", "RunFacts", "Send",
+    "StoreFailed", "Stored", "Tick",
 ]  # fmt: skip

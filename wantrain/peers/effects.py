@@ -1,4 +1,4 @@
-"""What a participant wants done; its shell `peer.py` does it, in order."""
+"""What a participant wants done; the shell does it, in order."""
 
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
@@ -51,7 +51,10 @@ class StoreState:
 
 @dataclass(frozen=True, slots=True)
 class ReduceChunk:
-    """Weighted mean of decoded payloads in this order (None: the staged contribution), encoded; come back with Reduced."""
+    """Weighted mean of decoded payloads in this order (None: the staged contribution), encoded.
+
+    Comes back as Reduced, or ReduceFailed if it does not encode.
+    """
 
     sync: SyncId
     chunk: int

@@ -1,4 +1,4 @@
-"""What of a model a stream covers, counted in elements and chunks; equal on every peer because only the manifest decides."""
+"""What of a model a stream covers, in elements and chunks; equal on every peer, as only the manifest decides."""
 
 import math
 from collections.abc import Sequence

@@ -151,9 +151,9 @@ class Membership:
         known = self.peers.get(event.peer)
         if known is not None and known.hello.boot == event.hello.boot:
             return self._greeted_again(known, event, now)
-        if known is not None and known.alive:
-            if now - known.seen_at < 2 * self._policy.heartbeat_s and known.hinted_at is None:
-                return [IdentityInUse(event.peer)]
+        recent = known is not None and now - known.seen_at < 2 * self._policy.heartbeat_s
+        if known is not None and known.alive and recent and known.hinted_at is None:
+            return [IdentityInUse(event.peer)]
         effects: list[MembershipEffect] = []
         if known is not None and known.alive:
             effects += self._remove(event.peer, "lost", "restarted")

@@ -276,7 +276,7 @@ class Abort:
 
 @dataclass(frozen=True, slots=True)
 class Refetch:
-    """The state that the receiver reported is not the run's: if it still is at that one, it fetches a fresh snapshot."""
+    """The state that the receiver reported is not the run's: if it still is at that one it fetches a fresh snapshot."""
 
     log_number: Count
     chain: Annotated[bytes, Field(strict=True, max_length=32)]

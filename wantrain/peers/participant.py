@@ -1,7 +1,8 @@
 """A peer's part in the run as a pure core: contribute, move, apply what is committed, catch up, serve others.
 
-It decides; `peer.py` does: tensors, links and the trainer are behind the effects. An update is applied only after its
-COMMIT has come, and a staged contribution stays as it is until it is known whether a committed sync has taken it in.
+It decides; `wantrain.peers.peer` does: tensors, links and the trainer are behind the effects. An update is applied only
+after its COMMIT has come, and a staged contribution stays as it is until it is known whether a committed sync has taken
+it in.
 `attempts.py`, `contributions.py` and `recovery.py` are parts of it; `handle` is the only mutator of the whole.
 """
 
@@ -172,7 +173,7 @@ class Participant:
         return self._mine.takes_stage(boot, stream)
 
     def accepts(self, source: str, record: object) -> bool:
-        """Whether a message with tensor bytes is of use now; lets the shell drop stale ones before it looks at the bytes."""
+        """Whether a message with tensor bytes is of use now; the shell drops others before it looks at the bytes."""
         match record:
             case Part(sync, _) | Result(sync, _):
                 return self._attempts.accepts(sync)

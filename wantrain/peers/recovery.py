@@ -1,8 +1,8 @@
-"""Where a peer stands in the run's history, and how it gets what it lacks: lines of the log, updates, a snapshot. Pure core.
+"""Where a peer stands in the run's history, and how it gets the lines, updates or snapshot it lacks; a pure core.
 
-A part of `participant.py`, which alone calls it and applies what is found here. A snapshot is fuzzy: its chunks come from
-several peers at different log numbers, and each is replayed from its own. Every chunk carries the link of the chain that
-it was taken at, so that nothing of a history that the run has given up gets into the state.
+A part of `participant.py`, which alone calls it and applies what is found here. A snapshot is fuzzy: its chunks come
+from several peers at different log numbers, and each is replayed from its own. Every chunk carries the link of the
+chain that it was taken at, so that nothing of a history that the run has given up gets into the state.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -19,7 +19,7 @@ from wantrain.transport.direct import Payload
 
 ASK_RECORDS_S = 1.0
 STUCK_S = 30.0
-"""A replay that has not moved for so long begins again with a fresh snapshot: what it stands on may have been given up."""
+"""A replay that has not moved for so long begins again with a snapshot: what it stands on may have been given up."""
 VAIN_ROUNDS = 5
 """Rounds of asking everybody in vain before a mean gradient is done without: no state depends on it."""
 
@@ -268,7 +268,9 @@ class Recovery:
         """The fetched update of a line: its chunks; none of them if it is done without; None if it is not here."""
         if self._update is None or self._update_number != record.number:
             return None
-        if self._streams[record.sync.stream].state == "grad" and self._vain >= (1 if self._update_dropped else VAIN_ROUNDS):
+        if self._streams[record.sync.stream].state == "grad" and self._vain >= (
+            1 if self._update_dropped else VAIN_ROUNDS
+        ):
             return ()
         if self._update.missing:
             return None

@@ -1,4 +1,4 @@
-"""What a peer tells the coordinator about itself: the lines of its report, and when one is due at once. Pure functions."""
+"""What a peer tells the coordinator about itself: lines of its report, and when one is due at once; pure functions."""
 
 from collections.abc import Iterable
 from dataclasses import replace

@@ -1,7 +1,7 @@
 """The syncs of one stream as the coordinator sees them: gather who is ready, start an attempt, commit it or abort it.
 
-Pure core. It decides for one stream and one index at a time; the coordinator numbers commits and keeps the log. Decisions
-are durable before they are visible: `Persist` comes first, and only `Persisted` lets the commit be known.
+Pure core. It decides for one stream and one index at a time; the coordinator numbers commits and keeps the log.
+Decisions are durable before they are visible: `Persist` comes first, and only `Persisted` lets the commit be known.
 """
 
 import math
@@ -46,8 +46,8 @@ class Absent:
 class Cast:
     """Who is there now: the `live` peers of the view in order.
 
-    `abreast` are those at the head of the log; `expected` maps those that train to the time when they are expected to be
-    ready (absolute, seconds), or None if unknown.
+    `abreast` are those at the head of the log; `expected` maps those that train to the time when they are expected to
+    be ready (absolute, seconds), or None if unknown.
     """
 
     view: int
@@ -391,7 +391,7 @@ class Round:
         return self._abort(f"{self._name_of(culprit)} stalled the sync for {deadline_s:.1f} s", (culprit,), now)
 
     def _culprit(self, stalled: list[str]) -> str:
-        """The one whom most of the stalled wait for; among equals the one that is stalled itself, then the last in order."""
+        """The one whom most of the stalled wait for; among equals one that is stalled itself, then the last of them."""
         assert self.start is not None
         votes = Counter(peer for reporter in stalled for peer in self._held[reporter].waiting_for)
         order = {peer: k for k, peer in enumerate(self.start.contributors)}

@@ -24,7 +24,7 @@ class Duration:
             self.mean_s += GAIN * (sample_s - self.mean_s)
 
     def usual_s(self, floor_s: float, ceiling_s: float, *, times: float = 1.0) -> float:
-        """`times` the longest duration that would still be usual, within floor and ceiling; the floor if none was seen."""
+        """`times` the longest duration that would be usual, within floor and ceiling; the floor if none was seen."""
         if self.mean_s is None:
             return floor_s
         return min(ceiling_s, max(floor_s, times * (self.mean_s + DEVIATIONS * self.deviation_s)))

@@ -89,7 +89,7 @@ class SendPart:
 
 @dataclass(frozen=True, slots=True)
 class Reduce:
-    """Sum weight * decoded payload in this order, divide by the sum of weights, encode. None stands for our own input."""
+    """Sum weight * decoded payload in this order, divide by the sum of weights, encode. None is our own input."""
 
     chunk: int
     inputs: tuple[tuple[float, Payload | None], ...]
