@@ -74,5 +74,5 @@ class CodecError(WantrainError):
     """Encoded bytes that do not decode to finite values of the expected size, or input that is not finite."""
 
 
-class ProtocolBug(AssertionError):
+class ProtocolBug(AssertionError):  # noqa: N818 - a bug of ours, not an error of a user
     """Our own mistake: a core met an event that its transition table does not list; carries its history."""

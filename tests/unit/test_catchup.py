@@ -8,6 +8,7 @@ from wantrain.peers.catchup import (
     Exhausted,
     Fetch,
     FetchEffect,
+    Reachable,
     Sources,
     Tick,
     Want,
@@ -41,6 +42,13 @@ def test_what_a_silent_source_owes_is_asked_of_another() -> None:
     fetch.handle(Came("b", 1), 0.1)
     assert fetch.handle(Tick(), SILENCE_FLOOR_S - 0.1) == []
     assert asked(fetch.handle(Tick(), SILENCE_FLOOR_S)) == {"b": (0,)}
+
+
+def test_a_source_that_becomes_reachable_is_asked_again_at_once() -> None:
+    fetch = Fetch(range(2))
+    fetch.handle(Sources(("a",)), 0.0)
+    assert asked(fetch.handle(Reachable("a"), 0.1)) == {"a": (0, 1)}
+    assert asked(fetch.handle(Reachable("b"), 0.2)) == {}
 
 
 def test_what_a_lost_source_owes_is_asked_of_another() -> None:

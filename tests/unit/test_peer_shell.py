@@ -374,6 +374,18 @@ def test_a_waiting_trainer_hears_for_whom_about_once_a_second() -> None:
     assert reasons == ["waiting for b"] * 3
 
 
+def test_a_trainer_that_waits_for_its_first_state_hears_what_for() -> None:
+    one = One(Stream("param", every=10))
+    one.hear(View(1, (Member("b", "b", "h:1", b"k" * 32, True),)))
+    one.say(Attach(MANIFEST, 1, BOOT))
+    one.peer.tick(1.0)
+    (said,) = [record.reason for record in one.around.to_trainer if isinstance(record, Waiting)]
+    assert said == "fetching the state from b: 0 of 1 chunks"
+    one.hear(StateChunk(0, 0, CHAIN0), "b", "state")
+    one.peer.tick(2.0)
+    assert len([record for record in one.around.to_trainer if isinstance(record, Waiting)]) == 1
+
+
 def test_a_trainer_that_takes_its_leave_is_told_when_it_may_end() -> None:
     one = running()
     one.say(Detach("training finished"))

@@ -35,6 +35,13 @@ class Came:
 
 
 @dataclass(frozen=True, slots=True)
+class Reachable:
+    """The connection to `source` came up: what was asked before may never have reached it."""
+
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
 class Denied:
     """`source` does not hold it, or sent something false: it is not asked again before all others were."""
 
@@ -46,7 +53,7 @@ class Tick:
     """Time has passed."""
 
 
-FetchEvent = Sources | Came | Denied | Tick
+FetchEvent = Sources | Reachable | Came | Denied | Tick
 
 
 # ---- effects
@@ -84,6 +91,8 @@ class Fetch:
             case Sources(peers):
                 self._sources = peers
                 self._asked = {c: asked for c, asked in self._asked.items() if asked[0] in peers}
+            case Reachable(source):
+                self._asked = {c: asked for c, asked in self._asked.items() if asked[0] != source}
             case Came(source, chunk):
                 asked = self._asked.pop(chunk, None)
                 self.missing.pop(chunk, None)

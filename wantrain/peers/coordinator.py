@@ -175,7 +175,13 @@ class Coordinator:
             who = f"from {self.name_of(self._candidate)}" if self._candidate else "of a peer whose trainer has started"
             return f"waiting for the initial weights {who}"
         if not self.membership.members:
-            return f"no live peer holds the run's state at log number {self.head} yet"
+            reports = [known.report for known in self.membership.peers.values() if known.alive]
+            if any(report is not None and report.log_number >= 0 for report in reports):
+                return f"no live peer has caught up with log number {self.head} yet"
+            return (
+                f"every peer that held the run's state at log number {self.head} is gone: "
+                "bring one of them back, or make a new run with `wantrain init`"
+            )
         return "; ".join(r.reason for r in self.rounds.values() if r.reason)
 
     # ---- the one mutator

@@ -247,7 +247,8 @@ class Participant:
             case PeerLink(peer, up, reason):
                 if up:
                     self._suspects.pop(peer, None)
-                elif peer in self.members:
+                    return self._recovery.reachable(peer, now)
+                if peer in self.members:
                     self._suspects[peer] = reason
                 return []
             case TrainerStarting():

@@ -138,6 +138,8 @@ class Peer:
         self._boot = b""
         self._attached: Record | None = None
         self._detaching = False
+        self._starting = False
+        """Whether a trainer has attached and has no state yet."""
         self._segment = ""
         """The trainer's memory, once it is made."""
         self._grants: dict[str, int] = {}
@@ -197,7 +199,7 @@ class Peer:
     def tick(self, now: float) -> None:
         """Time has passed."""
         self.handle(Tick(), now)
-        if self._staged_at and self._boot and now - self._waited_at >= WAITING_EVERY_S:
+        if (self._staged_at or self._starting) and now - self._waited_at >= WAITING_EVERY_S:
             self._waited_at = now
             self._around.tell_trainer(Waiting(self.core.waiting(now)))
 
@@ -237,6 +239,7 @@ class Peer:
 
     def _forget_trainer(self, boot: bytes) -> None:
         self._boot, self._attached, self._segment = boot, None, ""
+        self._starting = bool(boot)
         self._grants, self._tokens, self._offered = {}, {}, {}
         self._free_stage = set()
         self._staged_at.clear()
@@ -337,6 +340,7 @@ class Peer:
     def _grant(self, effect: Grant, now: float) -> None:
         rebase = effect.kind == "move" and self._streams[effect.stream].late == "rebase"
         self._tensors.grant(effect.stream, effect.kind)
+        self._starting = self._starting and effect.kind != "start"
         if not rebase and effect.stream in self._offered:
             self._tokens[effect.stream] = self._offered[effect.stream]
         self._grants[effect.stream] = self._grants.get(effect.stream, 0) + 1

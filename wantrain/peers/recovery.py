@@ -151,6 +151,11 @@ class Recovery:
         effects = self._fetch_state(catchup.Sources(sources), now)
         return effects + self._fetch_update(catchup.Sources(sources), now)
 
+    def reachable(self, source: str, now: float) -> list[Effect]:
+        """The connection to a peer came up: ask it again at once."""
+        effects = self._fetch_state(catchup.Reachable(source), now)
+        return effects + self._fetch_update(catchup.Reachable(source), now)
+
     def learn(self, records: Iterable[CommitRecord], head: int) -> None:
         """Lines of the commit log have come, in any order and maybe late."""
         self.head = max(self.head, head)
