@@ -5,6 +5,7 @@ import ctypes
 import os
 import signal
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from wantrain.errors import ConfigError, ModelMismatchError, RefusedError, Train
 from wantrain.peers.admission import COORDINATOR, Admission, other_protocol
 from wantrain.peers.engine import Engine
 from wantrain.peers.events import LeaveRequested, Progress
-from wantrain.peers.messages import Attach, Granted, Manifest, Record, Refused, Welcome, pack, unpack
+from wantrain.peers.messages import Attach, Granted, Manifest, Record, Refused, Waiting, Welcome, pack, unpack
 from wantrain.peers.participant import Participant, PeerFacts
 from wantrain.peers.peer import Peer
 from wantrain.peers.place import Place, open_place, scratch_directory
@@ -119,6 +120,7 @@ class PeerDaemon:
         self._directory = directory
         self._trainer_link = ZmqLink(LOCAL_RUN, bind=f"ipc://{directory}/trainer.sock")
         self._trainer_connection = b""
+        self._to_trainer: deque[Record] = deque()
         self._supervisor: Supervisor | None = None
         self._kill_switch = KillSwitch.from_environment()
         self._engines: list[Engine] = []
@@ -177,6 +179,7 @@ class PeerDaemon:
                     tick_at = now + TICK_S
                     self._tick(now)
                 self.peer.pump(now)
+                self._flush_to_trainer()
                 idle = not events and not said and self.peer.idle_work(now)
             return self._end(*self._exit)
         finally:
@@ -210,6 +213,7 @@ class PeerDaemon:
         if supervisor.ended(now):
             self.note("trainer-exit", {"reason": supervisor.describe_exit(), "restarts": supervisor.restarts})
             self._trainer_connection = b""
+            self._to_trainer.clear()
             self.peer.trainer_gone(now)
             if self._failure is not None:
                 self.peer.handle(LeaveRequested(self._failure.message), now)
@@ -287,6 +291,8 @@ class PeerDaemon:
             self.note("dropped", {"peer": "trainer", "reason": error.message})
             return
         if isinstance(record, Attach):
+            if self._trainer_connection != event.connection:
+                self._to_trainer.clear()
             self._trainer_connection = event.connection
             self.note("attached", {"pid": record.pid})
         if event.connection == self._trainer_connection:
@@ -354,11 +360,23 @@ class PeerDaemon:
     def tell_trainer(self, record: Record) -> None:
         if not self._trainer_connection:
             return
-        self._trainer_link.reply(self._trainer_connection, pack(record))
-        if isinstance(record, Granted):
-            segment = self._engines[-1].segment
-            if segment is not None:
-                segment.bump()
+        # A grant must not get lost: from then on trainer and peer would count differently.
+        if self._to_trainer and isinstance(record, Waiting):
+            return
+        self._to_trainer.append(record)
+        self._flush_to_trainer()
+
+    def _flush_to_trainer(self) -> None:
+        """Send what the trainer's connection takes; the rest with the next turn of the loop."""
+        while self._to_trainer and self._trainer_connection:
+            record = self._to_trainer[0]
+            if not self._trainer_link.reply(self._trainer_connection, pack(record)):
+                return
+            self._to_trainer.popleft()
+            if isinstance(record, Granted):
+                segment = self._engines[-1].segment
+                if segment is not None:
+                    segment.bump()
 
     def trainer_refused(self, refusal: Refused) -> None:
         self._turned_away = refusal.reason
