@@ -13,6 +13,20 @@ from typing import Any
 
 from wantrain.errors import ProtocolBug
 from wantrain.peers.messages import Abort, Start, SyncId, SyncReport
+from wantrain.peers.round_events import (
+    Aborted,
+    Absent,
+    Cast,
+    Committed,
+    LeftBehind,
+    Persist,
+    Persisted,
+    Reported,
+    RoundEffect,
+    RoundEvent,
+    Tell,
+    Tick,
+)
 from wantrain.peers.timing import Duration, Policy
 from wantrain.transport.partition import split_chunks
 
@@ -22,98 +36,6 @@ MAX_BENCH_SYNCS = 64
 """Longest that a peer which stalled syncs is left out, in syncs; it doubles with each stall."""
 BRIEF_EVERY_S = 0.5
 """A peer whose report shows that it missed a START or ABORT gets it again, at most this often."""
-
-
-# ---- events
-
-
-@dataclass(frozen=True, slots=True)
-class Reported:
-    """A current peer's line about this stream, from its report."""
-
-    peer: str
-    sync: SyncReport
-
-
-@dataclass(frozen=True, slots=True)
-class Absent:
-    """A peer has reported and had no line about this stream: it holds nothing for it."""
-
-    peer: str
-
-
-@dataclass(frozen=True, slots=True)
-class Cast:
-    """Who is there now: the `live` peers of the view in order.
-
-    `abreast` are those at the head of the log; `expected` maps those that train to the time when they are expected to
-    be ready (absolute, seconds), or None if unknown.
-    """
-
-    view: int
-    live: tuple[str, ...]
-    abreast: frozenset[str]
-    expected: dict[str, float | None]
-
-
-@dataclass(frozen=True, slots=True)
-class Persisted:
-    """The commit is durable."""
-
-
-@dataclass(frozen=True, slots=True)
-class Tick:
-    """Time has passed."""
-
-
-RoundEvent = Reported | Absent | Cast | Persisted | Tick
-
-
-# ---- effects
-
-
-@dataclass(frozen=True, slots=True)
-class Tell:
-    """Send START or ABORT to a peer."""
-
-    to: str
-    record: Start | Abort
-
-
-@dataclass(frozen=True, slots=True)
-class Persist:
-    """Write the commit of this attempt to the log, then come back with Persisted."""
-
-    start: Start
-    digest: bytes
-    gather_s: float
-    move_s: float
-
-
-@dataclass(frozen=True, slots=True)
-class Committed:
-    """The commit is durable: announce it to all."""
-
-
-@dataclass(frozen=True, slots=True)
-class Aborted:
-    """An attempt ended without a trace; `dropped` are not part of the next one."""
-
-    sync: SyncId
-    reason: str
-    dropped: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class LeftBehind:
-    """A receiver did not get the update in time; the sync goes on without it and it fetches the update later."""
-
-    sync: SyncId
-    peer: str
-    reason: str
-
-
-RoundEffect = Tell | Persist | Committed | Aborted | LeftBehind
 
 
 class Phase(Enum):
@@ -506,3 +428,20 @@ _TABLE: dict[tuple[Phase, type], Any] = {
     (Phase.COMMITTING, Persisted): Round._persisted,
     (Phase.COMMITTING, Tick): Round._idle,
 }
+
+__all__ = [
+    "Aborted",
+    "Absent",
+    "Cast",
+    "Committed",
+    "LeftBehind",
+    "Persist",
+    "Persisted",
+    "Reported",
+    "RoundEffect",
+    "RoundEvent",
+    "Tell",
+    "Tick",
+    "Phase",
+    "Round",
+]

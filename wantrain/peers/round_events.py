@@ -1,0 +1,96 @@
+"""What happens to the syncs of one stream, and what `Round` wants done about it."""
+
+from dataclasses import dataclass
+
+from wantrain.peers.messages import Abort, Start, SyncId, SyncReport
+
+# ---- events
+
+
+@dataclass(frozen=True, slots=True)
+class Reported:
+    """A current peer's line about this stream, from its report."""
+
+    peer: str
+    sync: SyncReport
+
+
+@dataclass(frozen=True, slots=True)
+class Absent:
+    """A peer has reported and had no line about this stream: it holds nothing for it."""
+
+    peer: str
+
+
+@dataclass(frozen=True, slots=True)
+class Cast:
+    """Who is there now: the `live` peers of the view in order.
+
+    `abreast` are those at the head of the log; `expected` maps those that train to the time when they are expected to
+    be ready (absolute, seconds), or None if unknown.
+    """
+
+    view: int
+    live: tuple[str, ...]
+    abreast: frozenset[str]
+    expected: dict[str, float | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Persisted:
+    """The commit is durable."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """Time has passed."""
+
+
+RoundEvent = Reported | Absent | Cast | Persisted | Tick
+
+
+# ---- effects
+
+
+@dataclass(frozen=True, slots=True)
+class Tell:
+    """Send START or ABORT to a peer."""
+
+    to: str
+    record: Start | Abort
+
+
+@dataclass(frozen=True, slots=True)
+class Persist:
+    """Write the commit of this attempt to the log, then come back with Persisted."""
+
+    start: Start
+    digest: bytes
+    gather_s: float
+    move_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Committed:
+    """The commit is durable: announce it to all."""
+
+
+@dataclass(frozen=True, slots=True)
+class Aborted:
+    """An attempt ended without a trace; `dropped` are not part of the next one."""
+
+    sync: SyncId
+    reason: str
+    dropped: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class LeftBehind:
+    """A receiver did not get the update in time; the sync goes on without it and it fetches the update later."""
+
+    sync: SyncId
+    peer: str
+    reason: str
+
+
+RoundEffect = Tell | Persist | Committed | Aborted | LeftBehind
