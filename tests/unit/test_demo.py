@@ -31,7 +31,8 @@ if role == "coordinator":
     time.sleep(60)
 folder = Path(words[words.index("--events") + 1]).parent
 with open(words[words.index("--events") + 1], "w") as events:
-    print(json.dumps({"event": "current", "number": 6, "time_unix": time.time()}), file=events)
+    granted = {"event": "granted", "stream": "param", "kind": "start", "index": 6, "time_unix": time.time()}
+    print(json.dumps(granted), file=events)
 while not (folder / "finished").exists():
     if "WANTRAIN_KILL_AT" in os.environ and (folder / "kill").exists():
         os.killpg(0, signal.SIGKILL)
@@ -164,7 +165,7 @@ def recorded() -> Recording:
     for at, source, event in (
         (12.0, "demo", {"event": "killed", "peer": "peer-4", "round": 4}),
         (15.5, "demo", {"event": "joins", "peer": "peer-5", "round": 5}),
-        (21.5, "peer-5", {"event": "current", "number": 7}),
+        (21.5, "peer-5", {"event": "granted", "stream": "param", "kind": "start", "index": 7, "pause_s": 0.0}),
     ):
         recording.events.append({"time_s": at, "from": source, **event})
     recording.events.sort(key=lambda line: line["time_s"])

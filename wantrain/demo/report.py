@@ -1,6 +1,7 @@
 """What a demo run amounts to: figures, verdicts, text and picture, computed from what was recorded. Starts nothing."""
 
 import json
+import math
 import re
 import statistics
 from collections.abc import Iterator, Mapping
@@ -105,23 +106,23 @@ def churn(recording: Recording) -> list[Json]:
 
 
 def _arrival(recording: Recording, name: str) -> Json:
-    """When a newcomer held the run's state and when it first contributed, in commits."""
-    ready = next((int(line["number"]) for line in recording.of(name, "current") if "number" in line), None)
+    """After which round a newcomer was ready (its trainer had the run's weights), and in which it first contributed."""
+    starts = [line for line in recording.of(name, "granted") if line.get("kind") == "start"]
+    ready = next((int(line["index"]) for line in starts if line.get("stream") == "param"), None)
     ids = {name} | {peer["peer"] for peer in recording.status.get("peers", []) if peer["name"] == name}
     commits = [line for line in recording.events if line.get("event") == "commit" and "contributors" in line]
     commits += recording.status.get("commits", [])
-    first = min(
-        (line for line in commits if ids & set(line["contributors"])), key=lambda line: line["number"], default={}
-    )
-    waited = first["number"] - ready if first and ready is not None else None
-    return {"ready_at": ready, "first_round": _index(first), "rounds_to_contribute": waited}
+    first = min((_round(line) or math.inf for line in commits if ids & set(line["contributors"])), default=math.inf)
+    if ready is None or first == math.inf:
+        return {"ready_at": ready, "first_round": None, "rounds_to_contribute": None}
+    return {"ready_at": ready, "first_round": int(first), "rounds_to_contribute": int(first) - ready}
 
 
-def _index(commit: Json) -> int | None:
-    """The round of a commit: as a field, or in the name of its sync, "param#7.1000000009"."""
+def _round(commit: Json) -> int | None:
+    """The round that a commit ended, from its fields or the name of its sync "param#7.…"; None for gradients."""
     if "index" in commit:
-        return int(commit["index"])
-    found = re.search(r"#(\d+)", commit.get("sync", ""))
+        return int(commit["index"]) if commit.get("stream", "param") == "param" else None
+    found = re.match(r"param#(\d+)", commit.get("sync", ""))
     return int(found[1]) if found else None
 
 
@@ -241,7 +242,12 @@ def _churn_lines(entry: Json) -> Iterator[str]:
         )
     if entry["event"] == "joins":
         waited = entry["rounds_to_contribute"]
-        yield "  has not contributed" if waited is None else f"  contributed {waited} round(s) after it held the state"
+        plural = "s" if waited != 1 else ""
+        yield (
+            "  has not contributed"
+            if waited is None
+            else f"  contributed {waited} round{plural} after its trainer had the weights"
+        )
 
 
 def _megabytes(size_bytes: float) -> str:

@@ -25,7 +25,7 @@ EVERY = 20
 BATCH = 4
 """Windows of CONTEXT bytes per inner step."""
 CONTEXT = 128
-ROUNDS = 20
+ROUNDS = 24
 PEERS_MOST = 16
 ROUNDS_LEAST_WITH_CHURN = 10
 """Fewer leave a newcomer no time to start, fetch the state and contribute."""
