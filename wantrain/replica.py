@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from wantrain.errors import ConfigError
 from wantrain.optimizers.stream import Stream
-from wantrain.peers.messages import Manifest, TensorSpec
+from wantrain.peers.messages import MAX_TENSORS, Manifest, TensorSpec
 from wantrain.peers.shared_memory import Segment
 
 
@@ -17,13 +17,18 @@ class Replica:
     Buffers (as batch norm has them) are not exchanged.
 
     Raises:
-        ConfigError: there are no such parameters, or one has complex numbers.
+        ConfigError: there are no such parameters, or too many, or one has complex numbers.
     """
 
     def __init__(self, model: nn.Module) -> None:
         named = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
         if not named:
             raise ConfigError("the model has no parameter that requires a gradient", hint="check requires_grad")
+        if len(named) > MAX_TENSORS:
+            raise ConfigError(
+                f"the model has {len(named)} tensors to train, allowed are {MAX_TENSORS}",
+                hint="fuse small parameters, or freeze some",
+            )
         for name, parameter in named.items():
             if parameter.is_complex():
                 raise ConfigError(f"{name} has dtype {parameter.dtype}", hint="use real ones, see torch.view_as_real")

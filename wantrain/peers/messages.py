@@ -13,7 +13,8 @@ from wantrain.errors import WireError
 from wantrain.transport.wire import Buffer, Message
 
 MAX_PEERS = 4096
-MAX_TENSORS = 100_000
+MAX_TENSORS = 10_000
+"""A manifest has to fit the header of one message, 1 MiB."""
 MAX_RECORDS = 1024
 """Most commit records in one message; a peer that lacks more asks again."""
 MAX_ASKED = 4096
