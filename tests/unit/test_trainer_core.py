@@ -20,11 +20,12 @@ def granted(kind: str, serial: int = 0, *, index: int = 1, step: int = 0, stream
     return Granted(stream, kind, serial, index, step)
 
 
-def started(*streams: Stream) -> TrainerCore:
+def started(*streams: Stream, index: int = 0) -> TrainerCore:
     core = TrainerCore(streams)
     for stream in streams:
         if stream.state == "param":
-            assert core.handle(granted("start", stream=stream.name, index=0)) == [Adopt(stream.name, "start", False)]
+            start = granted("start", stream=stream.name, index=index)
+            assert core.handle(start) == [Adopt(stream.name, "start", False)]
     return core
 
 
@@ -104,11 +105,11 @@ def test_data_parallel_waits_for_the_mean_gradient_before_every_step() -> None:
     core = started(Stream("grad", state="grad", every=1, late="adopt"), Stream("param", every=2, late="adopt"))
     for step in range(1, 5):
         assert core.handle(BeforeStep()) == [Stage("grad", step, step - 1), Wait(("grad",))]
-        assert core.handle(granted("grad", step, stream="grad")) == [Adopt("grad", "grad", False)]
+        assert core.handle(granted("grad", step, stream="grad", index=step)) == [Adopt("grad", "grad", False)]
         due = [Stage("param", step // 2, step // 2), WAIT] if step % 2 == 0 else []
         assert core.handle(AfterStep()) == due
         if due:
-            core.handle(granted("merge", step // 2))
+            core.handle(granted("merge", step // 2, index=step // 2))
 
 
 def test_after_waiting_long_enough_training_goes_on_until_the_grant_comes() -> None:
@@ -118,6 +119,18 @@ def test_after_waiting_long_enough_training_goes_on_until_the_grant_comes() -> N
     assert core.waiting == ()
     assert steps(core, 10) == []
     assert core.handle(granted("merge", 1)) == [Adopt("param", "merge", True), Stage("param", 2, 2), WAIT]
+
+
+def test_a_newcomer_to_steps_made_together_contributes_weights_when_the_others_do() -> None:
+    gradients = Stream("grad", state="grad", every=1, late="adopt")
+    core = started(gradients, Stream("param", every=20, late="adopt"), index=7)
+    for step in range(148, 160):
+        core.handle(BeforeStep())
+        core.handle(granted("grad", step - 147, stream="grad", index=step))
+        assert core.handle(AfterStep()) == []
+    core.handle(BeforeStep())
+    core.handle(granted("grad", 13, stream="grad", index=160))
+    assert core.handle(AfterStep()) == [Stage("param", 1, 1), Wait(("param",))]
 
 
 def test_a_mean_gradient_that_comes_after_its_step_is_dropped() -> None:

@@ -122,7 +122,7 @@ class TrainerCore:
                 self.step += 1
                 self._own_since += 1
                 for progress in self._streams.values():
-                    progress.since += 1
+                    progress.since = self._since(progress)
                 return self._due("param")
             case Granted():
                 return self._granted(event)
@@ -130,6 +130,17 @@ class TrainerCore:
                 for name in self.waiting:
                     self._streams[name].patient = False
                 return []
+
+    def _since(self, progress: _Progress) -> int:
+        """Inner steps since the stream was last staged, with the one just made.
+
+        Where every step is made together (a stream of gradients), the run's steps count, not the own ones: a newcomer's
+        first period is what is left of the others', or it would wait for them at a step where they wait for it.
+        """
+        lead = next((p.index for p in self._streams.values() if p.stream.state == "grad"), None)
+        if lead is None or progress.stream.state == "grad" or progress.outstanding:
+            return progress.since + 1
+        return max(0, lead - progress.index * progress.stream.every)
 
     def _due(self, state: str) -> list[TrainerEffect]:
         effects: list[TrainerEffect] = []
