@@ -511,7 +511,7 @@ def test_one_poll_returns_a_bounded_number_of_events_from_all_senders(tcp: TcpWo
         tcp.connect(link)
         until(has(Connected("server")), link, server)
     for link in diallers:
-        for number in range(60):
+        for number in range(240):
             assert link.send("server", Message("N", {"n": number}))
     total = 0
     deadline = time.monotonic() + DEADLINE_S
@@ -614,3 +614,31 @@ def test_queued_messages_leave_within_the_linger_time(tcp: TcpWorld) -> None:
     assert client.send("server", Message("Leave"))
     client.close(linger_s=5.0)
     assert received(until(has(Received), server))[0].message.kind == "Leave"
+
+
+def test_hanging_up_at_any_moment_leaves_nothing_behind() -> None:
+    # A monitor that went before its socket once blocked libzmq's own thread, and with it the whole peer.
+    us, them = Identity.create(), Identity.create()
+    link = ZmqLink(bytes(8), bind="127.0.0.1:0", key=(us.curve_public, us.curve_secret), admit=lambda key: "them")
+    before = len(os.listdir("/proc/self/fd"))
+    for turn in range(240):
+        other = ZmqLink(
+            bytes(8),
+            bind="127.0.0.1:0",
+            key=(them.curve_public, them.curve_secret),
+            admit=(lambda key: "us") if turn % 2 else (lambda key: None),
+        )
+        link.connect("them", other.address, them.curve_public)
+        for _ in range(turn % 7):
+            link.poll(0.001)
+            other.poll(0.001)
+        if turn % 3:
+            other.close()
+        link.disconnect("them")
+        other.close()
+    deadline = time.monotonic() + 20
+    while len(os.listdir("/proc/self/fd")) > before + 8 and time.monotonic() < deadline:
+        link.poll(0.01)
+    left = len(os.listdir("/proc/self/fd")) - before
+    link.close()
+    assert left <= 8, f"{left} files are still open"

@@ -209,6 +209,8 @@ class ZmqLink:
         return self._stats
 
     def close(self, linger_s: float = 0.0) -> None:
+        for dial in self._dials.values():
+            _stop_monitoring(dial)
         self._handlers.clear()
         self._dials.clear()
         self._tokens.clear()
@@ -332,6 +334,7 @@ class ZmqLink:
 
     def _hang_up(self, dial: _Dial) -> None:
         dial.up = False
+        _stop_monitoring(dial)
         for socket in (dial.socket, dial.monitor):
             if socket is not None:
                 self._poller.unregister(socket)
@@ -446,6 +449,16 @@ class ZmqLink:
         for done in left:
             done()
         return bool(left)
+
+
+def _stop_monitoring(dial: _Dial) -> None:
+    """End the events of a socket while somebody still takes them.
+
+    libzmq sends them from its own thread, and closes sockets there, later: an event for a monitor that is gone would
+    block that thread, and with it every connection of this process, for ever.
+    """
+    if dial.socket is not None and not dial.socket.closed:
+        dial.socket.monitor(None, 0)
 
 
 def _receive(socket: _Socket) -> list[zmq.Frame]:
