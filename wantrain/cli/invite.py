@@ -1,7 +1,6 @@
 """`wantrain invite`: one more invite to a run."""
 
 import json
-import time
 from pathlib import Path
 
 import click
@@ -25,8 +24,9 @@ def command(run_file: Path, uses: int, expires: float, address: str | None, as_j
     from wantrain.addresses import advertised_address, split_address
     from wantrain.config import RunSpec, key_path, store_path
     from wantrain.errors import ConfigError
-    from wantrain.peers.store import InviteRow, Store
-    from wantrain.transport.auth import Invite, RunKeys
+    from wantrain.peers.coordinator_daemon import issue_invite
+    from wantrain.peers.store import Store
+    from wantrain.transport.auth import RunKeys
 
     spec = RunSpec.load(run_file)
     keys = RunKeys.load(key_path(run_file))
@@ -36,9 +36,7 @@ def command(run_file: Path, uses: int, expires: float, address: str | None, as_j
             hint="bring back the run.key that `wantrain init` wrote with this run.toml",
         )
     where = advertised_address(spec.coordinator.bind, address or spec.coordinator.advertise)
-    expires_unix = int(time.time() + expires)
-    invite = Invite.issue(keys, spec.run, *split_address(where), expires_unix, uses)
     with Store(store_path(run_file)) as store:
-        store.put_invite(InviteRow(invite.ident, invite.curve_key_pair()[0], expires_unix, uses))
-    result = {"invite": str(invite), "address": where, "uses": uses, "expires_unix": expires_unix}
+        invite = issue_invite(store, keys, spec.run, *split_address(where), uses=uses, expires_s=expires)
+    result = {"invite": str(invite), "address": where, "uses": uses, "expires_unix": invite.expires_unix}
     click.echo(json.dumps(result) if as_json else str(invite))
