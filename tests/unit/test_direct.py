@@ -8,24 +8,25 @@ from typing import Any
 import pytest
 
 from wantrain.errors import ProtocolBug
-from wantrain.transport import direct
-from wantrain.transport.digest import update_digest
-from wantrain.transport.direct import (
+from wantrain.transport import collective
+from wantrain.transport.collective import (
     Ask,
     Asked,
     Begin,
     ChunkReduced,
     Complete,
-    Direct,
-    DirectEffect,
-    DirectEvent,
+    Effect,
+    Event,
     PartCame,
+    Plan,
     Reduce,
     ResultCame,
     SendPart,
     SendResult,
     Tick,
 )
+from wantrain.transport.digest import update_digest
+from wantrain.transport.direct import Direct
 from wantrain.transport.partition import split_chunks
 
 VALUES = {"a": 1, "b": 100, "c": 10_000}
@@ -36,22 +37,26 @@ def digest(payload: Any) -> bytes:
     return hashlib.sha256(repr(payload).encode()).digest()
 
 
+def plan_of(contributors: str, shards: tuple[int, ...], weights: tuple[float, ...] = (), receivers: str = "") -> Plan:
+    return Plan(tuple(contributors), weights or (1.0,) * len(contributors), tuple(receivers), shards)
+
+
 class Table:
     """All cores of one attempt, with numbers as payloads; messages in flight are a queue that a test may cut."""
 
     def __init__(self, contributors: str, chunks: int, receivers: str = "", shards: tuple[int, ...] = ()) -> None:
         shards = shards or split_chunks(chunks, [1.0] * len(contributors))
-        weights = [1.0] * len(contributors)
-        self.cores = {p: Direct(p, contributors, weights, receivers, shards) for p in (*contributors, *receivers)}
+        plan = plan_of(contributors, shards, receivers=receivers)
+        self.cores = {peer: Direct(peer, plan) for peer in (*contributors, *receivers)}
         self.complete: dict[str, Complete] = {}
-        self.flying: deque[tuple[str, str, DirectEvent]] = deque()
+        self.flying: deque[tuple[str, str, Event]] = deque()
         self.sent = 0
 
     def begin(self) -> None:
         for peer in self.cores:
             self.handle(peer, Begin())
 
-    def handle(self, peer: str, event: DirectEvent, now: float = 0.0) -> None:
+    def handle(self, peer: str, event: Event, now: float = 0.0) -> None:
         events = deque([event])
         while events:
             for effect in self.cores[peer].handle(events.popleft(), now):
@@ -62,14 +67,15 @@ class Table:
                         self.fly(peer, to, ResultCame(peer, chunk, payload, digest(payload)))
                     case Ask(to, parts, results):
                         self.fly(peer, to, Asked(peer, parts, results))
-                    case Reduce(chunk, inputs):
+                    case Reduce(chunk, inputs, divisor, True):
                         total = sum(weight * (VALUES[peer] if part is None else part) for weight, part in inputs)
+                        assert divisor == sum(weight for weight, _ in inputs)
                         events.append(ChunkReduced(chunk, total, digest(total)))
                     case Complete():
                         assert peer not in self.complete
                         self.complete[peer] = effect
 
-    def fly(self, source: str, to: str, event: DirectEvent) -> None:
+    def fly(self, source: str, to: str, event: Event) -> None:
         self.sent += 1
         self.flying.append((source, to, event))
 
@@ -103,27 +109,27 @@ def test_shards_may_be_uneven_and_empty() -> None:
 
 
 def test_a_contributor_sends_each_chunk_once_to_its_owner_starting_with_the_next() -> None:
-    core = Direct("b", "abc", [1.0] * 3, (), (2, 2, 2))
+    core = Direct("b", plan_of("abc", (2, 2, 2)))
     sent = [(e.to, e.chunk) for e in core.handle(Begin(), 0.0) if isinstance(e, SendPart)]
     assert sent == [("c", 4), ("a", 0), ("c", 5), ("a", 1)]
 
 
 def test_the_sum_is_in_contributor_order_whatever_comes_first() -> None:
     for order in itertools.permutations("ac"):
-        core = Direct("b", "abc", [1.0, 2.0, 3.0], (), (0, 1, 0))
+        core = Direct("b", plan_of("abc", (0, 1, 0), weights=(1.0, 2.0, 3.0)))
         core.handle(Begin(), 0.0)
-        effects: list[DirectEffect] = []
+        effects: list[Effect] = []
         for peer in order:
             effects += core.handle(PartCame(peer, 0, VALUES[peer]), 0.0)
-        assert effects == [Reduce(0, ((1.0, 1), (2.0, None), (3.0, 10_000)))]
+        assert effects == [Reduce(0, ((1.0, 1), (2.0, None), (3.0, 10_000)), 6.0)]
 
 
 def test_a_part_that_comes_twice_counts_once() -> None:
-    core = Direct("a", "abc", [1.0] * 3, (), (1, 0, 0))
+    core = Direct("a", plan_of("abc", (1, 0, 0)))
     core.handle(Begin(), 0.0)
     core.handle(PartCame("b", 0, 100), 0.0)
     assert core.handle(PartCame("b", 0, 100), 0.0) == []
-    assert core.handle(PartCame("c", 0, 10_000), 0.0) == [Reduce(0, ((1.0, None), (1.0, 100), (1.0, 10_000)))]
+    assert core.handle(PartCame("c", 0, 10_000), 0.0) == [Reduce(0, ((1.0, None), (1.0, 100), (1.0, 10_000)), 3.0)]
     assert core.handle(PartCame("c", 0, 10_000), 0.0) == []
 
 
@@ -139,8 +145,8 @@ def test_a_part_that_comes_twice_counts_once() -> None:
         ResultCame("r", 0, 7, b"d"),
     ],
 )
-def test_what_does_not_belong_changes_nothing(event: DirectEvent) -> None:
-    core = Direct("a", "abc", [1.0] * 3, "r", (1, 1, 1))
+def test_what_does_not_belong_changes_nothing(event: Event) -> None:
+    core = Direct("a", plan_of("abc", (1, 1, 1), receivers="r"))
     core.handle(Begin(), 0.0)
     before = (core.missing, core.waiting_for)
     assert core.handle(event, 0.0) == []
@@ -177,7 +183,7 @@ def test_any_one_lost_message_is_asked_for_again() -> None:
         table.begin()
         table.run(lose_sent=lose)
         for ask in range(4):
-            now = direct.ASK_AFTER_S * 2 ** (ask + 1)
+            now = collective.ASK_AFTER_S * 2 ** (ask + 1)
             for peer in table.cores:
                 table.handle(peer, Tick(), now)
             table.run(now=now)
@@ -186,7 +192,7 @@ def test_any_one_lost_message_is_asked_for_again() -> None:
 
 
 def test_asking_waits_longer_each_time_and_starts_over_with_progress() -> None:
-    core = Direct("a", "ab", [1.0] * 2, (), (1, 1))
+    core = Direct("a", plan_of("ab", (1, 1)))
     core.handle(Begin(), 0.0)
     ask = [Ask("b", (0,), (1,))]
     assert core.handle(Tick(), 0.9) == []
@@ -199,7 +205,7 @@ def test_asking_waits_longer_each_time_and_starts_over_with_progress() -> None:
 
 
 def test_what_is_missing_and_for_whom_it_waits_is_told() -> None:
-    core = Direct("a", "abc", [1.0] * 3, (), (1, 1, 1))
+    core = Direct("a", plan_of("abc", (1, 1, 1)))
     core.handle(Begin(), 0.0)
     assert (core.missing, core.waiting_for) == (5, ("b", "c"))
     core.handle(ResultCame("b", 1, 1, b"d"), 0.0)
@@ -219,4 +225,4 @@ def test_a_completed_attempt_still_serves_others_and_takes_nothing_more() -> Non
 
 def test_an_impossible_event_raises_with_the_history() -> None:
     with pytest.raises(ProtocolBug, match="PartCame"):
-        Direct("a", "ab", [1.0] * 2, (), (1, 1)).handle(PartCame("b", 0, 1), 0.0)
+        Direct("a", plan_of("ab", (1, 1))).handle(PartCame("b", 0, 1), 0.0)

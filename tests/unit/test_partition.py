@@ -42,9 +42,10 @@ def test_fewer_chunks_than_owners_go_to_the_first_of_equals() -> None:
     assert split_chunks(2, [1.0] * 4) == (1, 1, 0, 0)
     assert split_chunks(0, [1.0] * 3) == (0, 0, 0)
     assert split_chunks(10, [1.0, 9.0]) == (1, 9)
+    assert split_chunks(3, [0.0, 1.0, 1.0]) == (0, 2, 1)
 
 
-@pytest.mark.parametrize("speeds", [[], [1.0, 0.0], [-1.0]])
+@pytest.mark.parametrize("speeds", [[], [0.0, 0.0], [2.0, -1.0]])
 def test_shards_need_owners_with_positive_speeds(speeds: list[float]) -> None:
     with pytest.raises(ValueError, match="positive speeds"):
         split_chunks(3, speeds)

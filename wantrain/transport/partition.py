@@ -29,9 +29,9 @@ def split_chunks(chunks: int, speeds: Sequence[float]) -> tuple[int, ...]:
     """How many consecutive chunks each owner gets, in proportion to its speed (largest remainder, ties to the first).
 
     Raises:
-        ValueError: no owner, or a speed that is not positive.
+        ValueError: a negative speed, or none that is positive.
     """
-    if not speeds or min(speeds) <= 0:
+    if min(speeds, default=0) < 0 or not sum(speeds) > 0:
         raise ValueError(f"shards need owners with positive speeds, not {list(speeds)}")
     total = sum(speeds)
     exact = [chunks * speed / total for speed in speeds]
