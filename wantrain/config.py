@@ -27,7 +27,8 @@ from wantrain.addresses import split_address
 from wantrain.errors import ConfigError
 from wantrain.optimizers.method import METHODS, build
 from wantrain.optimizers.options import nearest
-from wantrain.optimizers.stream import Stream
+from wantrain.optimizers.stream import Stream, Wire
+from wantrain.transport.codec.names import FORMATS, STAGES, format_of
 
 DAY_S = 86400.0
 """Longest time that an option may name; more is a mistake in the unit."""
@@ -99,8 +100,41 @@ class MethodSection(Section):
 class WireSection(Section):
     """How values are written on the wire."""
 
-    codec: Literal["fp32", "bf16", "int8"] = "int8"
-    """Format of the exchanged values: fp32 (32 bits a value), bf16 (16) or int8 (8.1); default "int8"."""
+    codec: str = "int8"
+    """Codec of contributions: fp32, bf16, int8, int4, …, listed by `wantrain bench codecs`; default "int8"."""
+    down: str = ""
+    """Codec of what comes back; default "": the same, or int8 where the contributions' has fewer than 8 bits."""
+    topology: Literal["auto", "direct", "ring"] = "auto"
+    """Way of the bytes: direct, ring, or auto to choose for each sync from what was measured; default "auto"."""
+
+    @field_validator("codec", "down")
+    @classmethod
+    def _known(cls, codec: str, info: ValidationInfo) -> str:
+        if codec or info.field_name == "codec":
+            try:
+                format_of(codec)
+            except ConfigError as error:
+                allowed = f"{', '.join(FORMATS)}, alone or with +{' or +'.join(STAGES)}"
+                raise ValueError(f"{info.field_name} is {codec!r}, allowed is {allowed}") from error
+        return codec
+
+    @model_validator(mode="after")
+    def _fit(self) -> Self:
+        if self.down and format_of(self.down).error_feedback:
+            raise ValueError(
+                f"down is {self.down!r}, allowed is a codec that needs no error feedback: nobody keeps what a mean loses"
+            )
+        if self.topology == "ring" and not (up := format_of(self.codec)).per_hop:
+            raise ValueError(
+                f"topology is 'ring' with codec {self.codec!r}, allowed are codecs of 8 bits and more "
+                f"({up.bits:g} here): every hop of a ring encodes anew"
+            )
+        return self
+
+    @property
+    def wire(self) -> Wire:
+        """The same for a method, with the way down filled in."""
+        return Wire(self.codec, self.down or format_of(self.codec).down, self.topology)
 
 
 class CoordinatorSection(Section):
@@ -238,11 +272,11 @@ class RunSpec(Section):
         Raises:
             ConfigError: unknown method or option, wrong type or out of range.
         """
-        return build(self.method.name, self.method.options, self.wire.codec)
+        return build(self.method.name, self.method.options, self.wire.wire)
 
     @property
     def digest(self) -> bytes:
-        """SHA-256 of what must agree between peers (run, owner, method, codec), with the method's defaults filled in.
+        """SHA-256 of what must agree between peers (run, owner, method, codecs), with the method's defaults filled in.
 
         The streams stand for the method, so that versions whose defaults differ do not take each other for equal.
         """
@@ -250,7 +284,6 @@ class RunSpec(Section):
             "run": self.about.id,
             "owner": self.about.owner,
             "method": self.method.name,
-            "codec": self.wire.codec,
             "streams": [asdict(stream) for stream in self.streams],
         }
         return hashlib.sha256(json.dumps(agreed, sort_keys=True, separators=(",", ":")).encode()).digest()
@@ -282,6 +315,8 @@ def template(
     *,
     method: str = "diloco",
     codec: str = "int8",
+    down: str = "",
+    topology: str = "auto",
     bind: str = "0.0.0.0:7700",
     advertise: str = "",
 ) -> str:
@@ -293,7 +328,7 @@ def template(
     values = {
         "run": {"name": name, "id": run_id, "owner": owner},
         "method": {"name": method},
-        "wire": {"codec": codec},
+        "wire": {"codec": codec, "down": down, "topology": topology},
         "coordinator": {"bind": bind, "advertise": advertise},
     }
     text = "\n".join(

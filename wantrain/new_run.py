@@ -14,6 +14,8 @@ def create_run(
     name: str | None = None,
     method: str = "diloco",
     codec: str = "int8",
+    down: str = "",
+    topology: str = "auto",
     bind: str = "0.0.0.0:7700",
     advertise: str = "",
     force: bool = False,
@@ -42,6 +44,8 @@ def create_run(
         keys.owner_public.hex(),
         method=method,
         codec=codec,
+        down=down,
+        topology=topology,
         bind=bind,
         advertise=advertise,
     )

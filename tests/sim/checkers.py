@@ -69,13 +69,16 @@ class Checkers:
             self._whole(record, update)
 
     def _whole(self, record: CommitRecord, update: tuple[SumOf, ...]) -> None:
-        """All chunks hold the recorded contributors, each once, whole, in order; no inner step counts twice."""
+        """All chunks hold the recorded contributors, each once, whole; no inner step counts twice.
+
+        In a ring each chunk is summed in another order, beginning with another peer.
+        """
         inputs = update[0].inputs
         for payload in update:
-            if payload.inputs != inputs:
+            if len(payload.inputs) != len(inputs) or set(payload.inputs) != set(inputs) or not payload.final:
                 raise Violation(f"update {record.number}: chunks differ in what is in them: {update}")
-        names = tuple(contribution.who.split("/")[0] for _, contribution in inputs)
-        if names != record.contributors or tuple(weight for weight, _ in inputs) != record.weights:
+        names = sorted((contribution.who.split("/")[0], weight) for weight, contribution in inputs)
+        if names != sorted(zip(record.contributors, record.weights, strict=True)):
             raise Violation(f"update {record.number} has {inputs}, recorded were {record.contributors}")
         for _, contribution in inputs:
             for step in contribution.steps:

@@ -15,7 +15,11 @@ FAULTS = (
 
 
 def methods(rng: random.Random) -> tuple[Stream, ...]:
-    """The streams of a run."""
+    """The streams of a run, with a topology drawn for each."""
+    return tuple(replace(stream, topology=rng.choice(["auto", "direct", "ring"])) for stream in _streams(rng))
+
+
+def _streams(rng: random.Random) -> tuple[Stream, ...]:
     every = rng.choice([1, 2, 3, 5])
     kind = rng.choice(["one", "one", "one", "late-adopt", "delayed", "two", "gradients"])
     if kind == "two":

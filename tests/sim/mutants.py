@@ -9,7 +9,7 @@ from tests.sim.world import CheckedTensors, SimCoordinator, SimPeer, World
 from wantrain.peers import coordinator as co
 from wantrain.peers.commit_log import History
 from wantrain.peers.contributions import Contributions
-from wantrain.peers.effects import Effect
+from wantrain.peers.effects import Effect, Settle
 from wantrain.peers.events import Event
 from wantrain.peers.messages import CommitRecord
 from wantrain.peers.participant import Participant, PeerFacts
@@ -34,19 +34,35 @@ class _AppliesBeforeCommit(Participant):
 class _MergeAsMove(Contributions):
     """Tells the trainer that its contribution was not in the sync when it was."""
 
-    def decide(self, record: CommitRecord) -> None:
-        super().decide(record)
+    def decide(self, record: CommitRecord) -> list[Effect]:
+        effects = super().decide(record)
         for stage in self._stages.values():
             stage.taken = False
+        return effects
 
 
 class _MoveAsMerge(Contributions):
     """Tells the trainer that its contribution was in the sync when it was not."""
 
-    def decide(self, record: CommitRecord) -> None:
-        super().decide(record)
+    def decide(self, record: CommitRecord) -> list[Effect]:
+        effects = super().decide(record)
         for stage in self._stages.values():
             stage.taken = stage.decided
+        return effects
+
+
+class _KeepsErrorTooEarly(Contributions):
+    """Takes every commit for one that holds its own contribution, and keeps that one's error."""
+
+    def decide(self, record: CommitRecord) -> list[Effect]:
+        staged = record.sync.stream in self._stages
+        return [replace(e, taken=True) if staged and isinstance(e, Settle) else e for e in super().decide(record)]
+
+
+class _MixesUpErrors(Participant):
+    def __init__(self, facts: PeerFacts) -> None:
+        super().__init__(facts)
+        self._mine = _KeepsErrorTooEarly(facts.me, facts.hello.name, facts.streams, self._recovery)
 
 
 class _CountsTwice(Participant):
@@ -64,11 +80,18 @@ class _Loses(Participant):
 class _SumsRetryTwice(CheckedTensors):
     """Sums the parts of an aborted attempt into the next one."""
 
-    def reduce(self, stream: str, chunk: int, inputs: Sequence[tuple[float, PartOf | None]]) -> SumOf:
+    def reduce(
+        self,
+        stream: str,
+        chunk: int,
+        inputs: Sequence[tuple[float, PartOf | SumOf | None]],
+        divisor: float,
+        final: bool,
+    ) -> SumOf:
         before: dict[tuple[str, int], SumOf] = self.__dict__.setdefault("before", {})
         index = self._peer.shell.core.indices[stream]
         kept = before.get((stream, chunk))
-        whole = super().reduce(stream, chunk, inputs)
+        whole = super().reduce(stream, chunk, inputs, divisor, final)
         before[stream, chunk] = replace(whole, chunk=index)
         return replace(whole, inputs=kept.inputs + whole.inputs) if kept is not None and kept.chunk == index else whole
 
@@ -125,6 +148,7 @@ MUTANTS: dict[str, type[World]] = {
     "sums a retry's parts twice": _peers(tensors_class=_SumsRetryTwice),
     "takes the difference to a phi that the weights were not moved by": _peers(tensors_class=_WrongReference),
     "overwrites a staged input before the commit": type("MutantWorld", (World,), {"peer_class": _OverwritesInput}),
+    "keeps the error of a contribution that is in no update": _peers(core_class=_MixesUpErrors),
     "forgets the commit log on restart": _coordinator(_ForgetsLog),
     "announces a commit before it is durable": _coordinator(_AnnouncesTooEarly),
 }

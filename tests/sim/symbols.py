@@ -51,10 +51,11 @@ class PartOf:
 
 @dataclass(frozen=True, slots=True)
 class SumOf:
-    """One chunk of an update, encoded: the contributions in it, in order, with their weights."""
+    """One chunk of an update, or of a sum on its way, encoded: the contributions in it, in order, with weights."""
 
     chunk: int
     inputs: tuple[tuple[float, Contribution], ...]
+    final: bool = True
 
 
 def link(previous: str, what: object) -> str:
@@ -84,6 +85,12 @@ class SymbolicTensors:
         self.regions = Regions()
         self._incoming: dict[str, Contribution] = {}
         self._staged: dict[str, Contribution] = {}
+        self._in_use: set[str] = set()
+        self.kept: dict[str, Contribution] = {}
+        """Per stream: the contribution whose error is kept."""
+        self._settled: dict[str, tuple[Contribution | None, bool]] = {}
+        self.taken_over = 0
+        """Residuals of others, whole."""
         self._state = [(name, chunk) for name, phi in self.phi.items() for chunk in range(len(phi))]
 
     @property
@@ -123,22 +130,63 @@ class SymbolicTensors:
 
     def use_stage(self, stream: str) -> None:
         self._staged[stream] = self._incoming[stream]
+        self._in_use.add(stream)
+
+    def settle(self, stream: str, taken: bool) -> None:
+        if taken and stream not in self._in_use:
+            raise Violation(f"{self.who}: a sync of {stream} has taken in a contribution that is not in use")
+        self._in_use.discard(stream)
+        self._settled[stream] = (self._staged.get(stream), taken)
+        if taken:
+            self.kept[stream] = self._staged[stream]
+
+    def forget_residuals(self) -> None:
+        self.kept = {}
+
+    def residual(self, stream: str) -> list[object]:
+        return [("owed", self.kept[stream])] * self.chunks[stream] if stream in self.kept else []
+
+    def add_residual(self, stream: str, payloads: Sequence[object]) -> None:
+        self.taken_over += len(payloads) == self.chunks[stream]
+
+    def release(self, payload: object) -> None:
+        pass
+
+    def _used(self, stream: str) -> Contribution:
+        if stream not in self._in_use:
+            raise Violation(f"{self.who} sends of stream {stream}, of which nothing is in use")
+        return self._staged[stream]
 
     def part(self, stream: str, chunk: int) -> PartOf:
-        if self._staged[stream].flaw == "part":
+        if self._used(stream).flaw == "part":
             raise CodecError("too large to encode")
-        return PartOf(self._staged[stream], chunk)
+        return PartOf(self._used(stream), chunk)
 
-    def reduce(self, stream: str, chunk: int, inputs: Sequence[tuple[float, PartOf | None]]) -> SumOf:
-        whole = [(weight, self._staged[stream] if part is None else part.contribution) for weight, part in inputs]
+    def reduce(
+        self,
+        stream: str,
+        chunk: int,
+        inputs: Sequence[tuple[float, PartOf | SumOf | None]],
+        divisor: float,
+        final: bool,
+    ) -> SumOf:
+        whole: list[tuple[float, Contribution]] = []
+        for weight, part in inputs:
+            if isinstance(part, SumOf):
+                if weight != 1.0 or part.final:
+                    raise Violation(f"{self.who} summed {part} with weight {weight}")
+                whole += part.inputs
+            else:
+                whole.append((weight, self._used(stream) if part is None else part.contribution))
+        if divisor != (sum(weight for weight, _ in whole) if final else 1.0):
+            raise Violation(f"{self.who} divided the sum of {whole} by {divisor}")
         if any(contribution.flaw for _, contribution in whole):
             raise CodecError("the sum is too large to encode")
-        return SumOf(chunk, tuple(whole))
+        return SumOf(chunk, tuple(whole), final)
 
-    def check(self, stream: str, chunk: int, payload: object) -> str | None:
-        if isinstance(payload, PartOf | SumOf) and payload.chunk == chunk:
-            return None
-        return "not a chunk of this stream"
+    def check(self, stream: str, chunk: int, payload: object, *, part: bool) -> str | None:
+        kinds = isinstance(payload, PartOf) or (isinstance(payload, SumOf) and payload.final != part)
+        return None if kinds and payload.chunk == chunk else "not a chunk of this stream"
 
     def digest(self, payload: object) -> bytes:
         return hashlib.sha256(repr(payload).encode()).digest()
@@ -147,6 +195,10 @@ class SymbolicTensors:
         return 100
 
     def apply(self, stream: str, payloads: Sequence[SumOf], skip: frozenset[int]) -> None:
+        contribution, taken = self._settled.pop(stream)
+        inside = any(mine is contribution for payload in payloads for _, mine in payload.inputs)
+        if payloads and taken and not inside:
+            raise Violation(f"{self.who} keeps the error of {contribution}, which the update does not hold")
         if self.streams[stream].state == "grad":
             self.gradient[stream] = tuple(payloads)
             return

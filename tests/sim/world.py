@@ -18,7 +18,7 @@ from wantrain.optimizers.stream import Stream
 from wantrain.peers import coordinator as co
 from wantrain.peers.coordinator import Coordinator, History, RunFacts
 from wantrain.peers.effects import Apply, Effect
-from wantrain.peers.events import Event
+from wantrain.peers.events import Event, Progress
 from wantrain.peers.messages import (
     Attach,
     Attached,
@@ -27,6 +27,7 @@ from wantrain.peers.messages import (
     GenesisWritten,
     Granted,
     Hello,
+    LinkReport,
     Manifest,
     Record,
     Refused,
@@ -46,6 +47,7 @@ from wantrain.peers.trainer import (
     Wait,
     WaitedLongEnough,
 )
+from wantrain.transport.link import Done
 from wantrain.transport.wire import PROTOCOL_VERSION
 
 RUN = b"sim-run!"
@@ -98,7 +100,7 @@ class SimCoordinator:
         disk.epoch += 1
         self.life += 1
         history = self.history()
-        facts = RunFacts(RUN, "", b"spec", self.world.streams, "int8", "0", POLICY)
+        facts = RunFacts(RUN, "", b"spec", self.world.streams, "0", POLICY)
         self.core = self.core_class(facts, history)
         self.world.net.on(COORDINATOR, TICK_S, lambda life=self.life: self._tick(life))
         for peer in self.world.peers.values():
@@ -151,7 +153,7 @@ class SimCoordinator:
                 if peer is not None and not isinstance(record, Waiting):
                     world.trace.add(world.net.now, COORDINATOR, f"-> {to}: {short(record)}")
                 if peer is not None:
-                    world.net.carry(COORDINATOR, to, lambda: peer.receive(COORDINATOR, record, None))
+                    world.net.carry(COORDINATOR, to, lambda: peer.receive(COORDINATOR, record, ()))
                 return None
             case co.Announce(event, details):
                 world.trace.add(world.net.now, COORDINATOR, f"{event} {details}")
@@ -200,10 +202,17 @@ class CheckedTensors(SymbolicTensors):
         self._show(stream)
         return super().part(stream, chunk)
 
-    def reduce(self, stream: str, chunk: int, inputs: Sequence[tuple[float, PartOf | None]]) -> SumOf:
+    def reduce(
+        self,
+        stream: str,
+        chunk: int,
+        inputs: Sequence[tuple[float, PartOf | SumOf | None]],
+        divisor: float,
+        final: bool,
+    ) -> SumOf:
         if any(payload is None for _, payload in inputs):
             self._show(stream)
-        return super().reduce(stream, chunk, inputs)
+        return super().reduce(stream, chunk, inputs, divisor, final)
 
     def _show(self, stream: str) -> None:
         core = self._peer.shell.core
@@ -250,6 +259,8 @@ class SimPeer:
         self.crash_after: int | None = None
         self.dialled: set[str] = set()
         self.discards = 0
+        self.message_bytes = world.rng.choice([100, 250, 10**6])
+        """How many chunks of 100 bytes go into one message."""
         self.keep_updates = world.rng.choice([2, 4, 256])
 
     # ---- life
@@ -305,12 +316,22 @@ class SimPeer:
         now = self.world.net.now
 
         def tick() -> None:
+            if self.world.rng.random() < 0.05:
+                self.shell.handle(Progress(-1.0, {}, self._paths()), now)
             self.shell.tick(now)
             while self.shell.idle_work(now):
                 pass
 
         self.run(tick)
         self.world.net.on(self.name, TICK_S * self.world.rng.uniform(0.8, 1.2), lambda: self._tick(boot))
+
+    def _paths(self) -> dict[str, LinkReport]:
+        """Measurements that may say anything: no plan that is made from them may be wrong, only slow."""
+        rng = self.world.rng
+        others = [name for name in self.world.peers if name != self.name and rng.random() < 0.8]
+        return {
+            name: LinkReport(10 ** rng.uniform(3, 10), rng.choice([0.0, 0.02, 0.3]), 0.0, 1, "bbr") for name in others
+        }
 
     def coordinator_link(self, *, up: bool) -> None:
         """The connection to the coordinator comes up or breaks, a little later."""
@@ -323,14 +344,24 @@ class SimPeer:
         if self.alive and boot == self.boot:
             self.run(lambda: self.shell.link_changed(peer, up, "" if up else "connection closed", self.world.net.now))
 
-    def receive(self, source: str, record: Record, payload: Any) -> None:
+    def receive(self, source: str, record: Record, payloads: Sequence[Any]) -> None:
         """A message has come."""
         if self.alive:
-            self.run(lambda: self.shell.receive(source, record, payload, self.world.net.now))
+            self.run(lambda: self.shell.receive(source, record, payloads, self.world.net.now))
 
     # ---- Surroundings
 
-    def send(self, to: str, record: Record, payload: Any = None) -> bool:
+    def bulk_bytes(self, to: str) -> int:
+        return self.message_bytes
+
+    def send_bulk(self, to: str, record: Record, payloads: tuple[Any, ...], done: Done | None = None) -> bool:
+        if not self.send(to, record, payloads):
+            return False
+        if done is not None:
+            done()
+        return True
+
+    def send(self, to: str, record: Record, payloads: tuple[Any, ...] = ()) -> bool:
         world = self.world
         if self.crash_after is not None:
             self.crash_after -= 1
@@ -344,7 +375,7 @@ class SimPeer:
         target = world.peers.get(to)
         if target is None:
             return False
-        world.net.carry(self.name, to, lambda: target.receive(self.name, record, payload))
+        world.net.carry(self.name, to, lambda: target.receive(self.name, record, payloads))
         return True
 
     def dial(self, peer: str, address: str, curve_key: bytes) -> None:

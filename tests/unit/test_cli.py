@@ -120,12 +120,15 @@ def test_package_runs_as_a_module() -> None:
     assert process.stdout.startswith("Usage: wantrain init")
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+BENCHES = ("bench allreduce", "bench codecs", "bench coordinator")
+
+
+@pytest.mark.parametrize("name", [*(name for name in COMMANDS if name != "bench"), *BENCHES])
 def test_every_command_has_help_with_an_example_and_json(name: str) -> None:
-    result = wantrain(name, "--help")
+    result = wantrain(*name.split(), "--help")
     assert result.exit_code == 0
-    assert "Example:" in result.output
-    assert f"wantrain {name}" in result.output.split("Example:")[1]
+    examples = result.output.partition("Example")[2]
+    assert f"wantrain {name}" in examples
     assert "--json" in result.output
 
 
@@ -320,8 +323,10 @@ def test_peer_passes_its_options_on_and_exits_with_the_daemons_value(fake: Calla
     fake("wantrain.peers.daemon", serve=serve)
     assert wantrain("peer", INVITE, "--", "python", "train.py", "--name", "mine", "--").exit_code == 7
     options = ["--name", "b", "--home", "h", "--bind", "0.0.0.0:9", "--max-restarts", 0, "--give-up", "5s"]
+    options += ["--max-upload", "50mbit", "--max-upload-per-peer", "800kbit"]
     assert wantrain("peer", INVITE, *options, "--advertise", "b:9", "--json", "--", "true").exit_code == 7
     defaults = {"bind": "0.0.0.0:0", "advertise": None, "max_restarts": 3, "give_up_s": 300.0}
+    defaults |= {"max_upload_bytes_per_s": None, "max_upload_per_peer_bytes_per_s": None}
     assert calls == [
         ((INVITE, ("python", "train.py", "--name", "mine", "--")), {"name": None, "home": None} | defaults),
         (
@@ -333,9 +338,19 @@ def test_peer_passes_its_options_on_and_exits_with_the_daemons_value(fake: Calla
                 "advertise": "b:9",
                 "max_restarts": 0,
                 "give_up_s": 5.0,
+                "max_upload_bytes_per_s": 6.25e6,
+                "max_upload_per_peer_bytes_per_s": 1e5,
             },
         ),
     ]
+
+
+@pytest.mark.parametrize("bad", ["50", "50mb", "0mbit", "fast", "1kbit", "2000gbit", "1e3mbit"])
+def test_a_rate_that_is_none_is_refused_with_an_example(bad: str) -> None:
+    result = wantrain("peer", INVITE, "--max-upload", bad, "--", "true")
+    assert result.exit_code == 2
+    assert f"--max-upload is {bad!r}" in result.stderr
+    assert "50mbit" in result.stderr
 
 
 def test_peer_without_a_command_is_a_usage_error() -> None:

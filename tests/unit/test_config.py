@@ -11,6 +11,7 @@ from wantrain.addresses import advertised_address, split_address
 from wantrain.config import RunSpec, key_path, store_path, template
 from wantrain.errors import ConfigError
 from wantrain.optimizers.method import METHODS
+from wantrain.optimizers.stream import Wire
 
 RUN = f'[run]\nid = "00112233445566ff"\nowner = "{"ab" * 32}"\n'
 
@@ -38,7 +39,7 @@ def test_template_round_trips_with_one_comment_before_each_option(method: str) -
     text = template('a "run"', "00112233445566ff", "ab" * 32, method=method, codec="bf16", advertise="a.example:1")
     spec = RunSpec.parse(text)
     assert (spec.name, spec.method.name, spec.wire.codec) == ('a "run"', method, "bf16")
-    assert spec.streams == METHODS[method].build(method, {}, "bf16")
+    assert spec.streams == METHODS[method].build(method, {}, Wire("bf16"))
     lines = text.splitlines()
     options = [i for i, line in enumerate(lines) if " = " in line and not line.startswith("#")]
     assert options

@@ -52,7 +52,7 @@ RUN = b"run-id-8"
 MANIFEST = (TensorSpec("w", (10,), "float32"),)
 CHAIN0 = first_link(RUN, b"s" * 32)
 POLICY = Policy(quorum=0.5, grace_ceiling_s=10.0, deadline_ceiling_s=30.0, suspect_floor_s=5.0)
-FACTS = RunFacts(RUN, "spec", b"spec", (Stream("param"),), "int8", "0.1", POLICY)
+FACTS = RunFacts(RUN, "spec", b"spec", (Stream("param"),), "0.1", POLICY)
 
 
 def line(number: int, digest: bytes = b"d" * 32) -> CommitRecord:
@@ -120,6 +120,7 @@ def run(*peers: str, lines: int = 3) -> Run:
     for peer in peers:
         made.tell(peer, hello(peer))
         made.report(peer, lines)
+    made.handle(Tick(), 0.1)  # shows the view of all of them
     assert made.core.membership.members == peers
     return made
 
@@ -185,8 +186,18 @@ def test_a_view_is_shown_only_once_it_is_durable() -> None:
     one = run("a")
     shown = one.core.membership.view
     one.disk_works = False
-    views = of(View, one.tell("b", hello("b")))
+    views = of(View, one.tell("b", hello("b"), 1.0))
     assert {view.number for view in views} <= {shown}
+
+
+def test_of_peers_that_come_together_one_view_is_shown() -> None:
+    one = run("a")
+    views = [view for k in range(20) for view in of(View, one.tell(f"p{k}", hello(f"p{k}"), 1.0 + k / 1000))]
+    assert len({view.number for view in views}) == 2  # the one before, for those who come, and the first change
+    shown = one.handle(Tick(), 2.0)
+    last = [effect.record for effect in shown if isinstance(effect, Send) and isinstance(effect.record, View)]
+    assert {view.number for view in last} == {one.core.membership.view}
+    assert len(last) == len(last[0].members) == 21
 
 
 # ---- peers that missed something

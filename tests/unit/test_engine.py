@@ -2,7 +2,7 @@
 
 import hashlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -15,8 +15,8 @@ from wantrain.optimizers.stream import Stream
 from wantrain.peers.engine import Engine
 from wantrain.peers.messages import TensorSpec
 from wantrain.transport.codec import CODECS, as_tensor, codec
+from wantrain.transport.collective import Payload
 from wantrain.transport.partition import chunk_bounds
-from wantrain.transport.wire import Buffer
 
 torch.set_num_threads(1)
 
@@ -72,20 +72,34 @@ def start(engine: Engine, weights: Tensor) -> None:
         engine.grant(stream, "start")
 
 
-def encoded(stream: Stream, values: Tensor) -> list[Buffer]:
-    chunks = []
+def encoded(stream: Stream, values: Tensor) -> list[Payload]:
+    """As parts of the stream."""
+    return written(stream.codecs[0], values)
+
+
+def written(name: str, values: Tensor) -> list[Payload]:
+    chunks: list[Payload] = []
     for begin, end in BOUNDS:
-        out = torch.empty(codec(stream.codec).encoded_bytes(end - begin), dtype=torch.uint8)
-        codec(stream.codec).encode(values[begin:end], out)
-        chunks.append(out.numpy().data)
+        out = torch.empty(codec(name).max_bytes(end - begin), dtype=torch.uint8)
+        chunks.append(out[: codec(name).encode(values[begin:end], out)].numpy().data)
     return chunks
 
 
-def decoded(stream: Stream, payloads: list[Buffer]) -> Tensor:
+def decoded(stream: Stream, payloads: Sequence[Payload]) -> Tensor:
+    """As parts of the stream."""
+    return read(stream.codecs[0], payloads)
+
+
+def read(name: str, payloads: Sequence[Payload]) -> Tensor:
     out = torch.empty(SIZE)
     for (begin, end), payload in zip(BOUNDS, payloads, strict=True):
-        codec(stream.codec).decode(as_tensor(payload), out[begin:end])
+        codec(name).decode(as_tensor(payload), out[begin:end])
     return out
+
+
+def mean(engine: Engine, stream: str, chunk: int, inputs: list[tuple[float, Payload | None]]) -> Payload:
+    """The weighted mean, as a chunk of the update."""
+    return engine.reduce(stream, chunk, inputs, sum(weight for weight, _ in inputs), True)
 
 
 # ---- apply
@@ -108,21 +122,19 @@ def test_applying_in_two_parts_gives_the_bits_of_applying_at_once(make: Make, me
 
 @pytest.mark.parametrize("name", CODECS)
 def test_applying_equals_the_rule_on_the_whole_vector(make: Make, name: str) -> None:
-    stream = Stream("param", merge="nesterov", merge_options=(("lr", 0.5), ("momentum", 0.8)), codec=name)
-    engine = make(stream)
+    options = {"lr": 0.5, "momentum": 0.8}
+    engine = make(Stream("param", merge="nesterov", merge_options=tuple(options.items()), codec="fp32", down=name))
     start(engine, gaussian(0))
     phi, momentum = gaussian(0), torch.zeros(SIZE)
     for round_ in range(1, 3):
-        payloads = encoded(stream, gaussian(round_))
+        payloads = written(name, gaussian(round_))
         engine.apply("param", payloads)
-        MERGES["nesterov"].apply(
-            phi, decoded(stream, payloads), (momentum,), {"lr": 0.5, "momentum": 0.8}, torch.empty(SIZE)
-        )
+        MERGES["nesterov"].apply(phi, read(name, payloads), (momentum,), options, torch.empty(SIZE))
     assert torch.equal(engine.phi("param"), phi)
 
 
 def test_a_missing_chunk_is_our_own_mistake(make: Make) -> None:
-    with pytest.raises(ValueError, match="zip"):
+    with pytest.raises(ProtocolBug, match="3 of 4 chunks"):
         make(EXACT).apply("param", encoded(EXACT, gaussian(0))[:-1])
 
 
@@ -160,15 +172,61 @@ def test_huge_finite_values_have_a_finite_norm(make: Make) -> None:
     assert norm == pytest.approx(1e38 * math.sqrt(SIZE))
 
 
-def test_a_chunk_is_encoded_once_until_the_next_contribution(make: Make) -> None:
-    engine = make(EXACT)
+@pytest.mark.parametrize("name", ["fp32", "int8"])
+def test_a_chunk_has_the_same_bytes_at_every_call_until_the_next_contribution(make: Make, name: str) -> None:
+    engine = make(Stream("param", codec=name))
     contribute(engine, "param", gaussian(0))
     first = engine.part("param", 1)
-    assert engine.part("param", 1) is first
     before = bytes(first)
+    assert bytes(engine.part("param", 1)) == before
+    engine.release(first)
+    engine.part("param", 2)
+    assert bytes(engine.part("param", 1)) == before
     contribute(engine, "param", gaussian(1))
-    assert engine.part("param", 1) is not first
-    assert bytes(first) == before
+    assert bytes(engine.part("param", 1)) != before
+
+
+def test_an_fp32_part_is_not_copied(make: Make) -> None:
+    engine = make(EXACT)
+    contribute(engine, "param", gaussian(0))
+    before = engine.resident_bytes
+    parts = [engine.part("param", k) for k in CHUNKS]
+    assert engine.segment is not None
+    assert as_tensor(parts[0]).data_ptr() == engine.segment.out("param").data_ptr()
+    assert engine.resident_bytes == before
+    for part in parts:
+        engine.release(part)
+
+
+def test_a_contribution_that_is_not_finite_is_never_sent(make: Make) -> None:
+    for name in ("fp32", "int8"):
+        engine = make(Stream("param", codec=name))
+        values = gaussian(0)
+        values[1] = math.nan
+        put(engine, "param", values)
+        engine.stage("param")
+        engine.use_stage("param")
+        with pytest.raises(CodecError, match="NaN or infinite"):
+            engine.part("param", 0)
+
+
+def test_only_as_much_is_held_for_parts_as_is_in_flight(make: Make) -> None:
+    engine = make(NESTEROV)
+    contribute(engine, "param", gaussian(0))
+    before = engine.resident_bytes
+    for _ in range(3):
+        for k in CHUNKS:
+            engine.release(engine.part("param", k))
+    sizes = {codec("int8").max_bytes(end - begin) for begin, end in BOUNDS}
+    assert engine.resident_bytes - before == sum(sizes)
+
+
+def test_a_decided_contribution_is_not_used_again(make: Make) -> None:
+    engine = make(EXACT)
+    contribute(engine, "param", gaussian(0))
+    engine.settle("param", True)
+    with pytest.raises(ProtocolBug, match="no contribution"):
+        engine.part("param", 0)
 
 
 def test_what_is_staged_behind_a_contribution_leaves_it_alone(make: Make, tmp_path: Path) -> None:
@@ -210,9 +268,9 @@ def test_the_sum_is_the_weighted_mean_within_the_codecs_error(make: Make, name: 
         inputs = [
             (weights[0], encoded(stream, others[0])[k]), (weights[1], None), (weights[2], encoded(stream, others[1])[k])
         ]  # fmt: skip
-        mean = torch.empty(end - begin)
-        codec(name).decode(as_tensor(engine.reduce("param", k, inputs)), mean)
-        assert float((mean.double() - reference[begin:end]).abs().max()) < error * 4
+        out = torch.empty(end - begin)
+        codec(name).decode(as_tensor(mean(engine, "param", k, inputs)), out)
+        assert float((out.double() - reference[begin:end]).abs().max()) < error * 4
 
 
 def test_the_sum_is_taken_in_the_given_order_in_fp32(make: Make) -> None:
@@ -222,22 +280,51 @@ def test_the_sum_is_taken_in_the_given_order_in_fp32(make: Make) -> None:
     for weight, values in zip([1.1, 2.3, 0.7], inputs, strict=True):
         total = total + values * weight
     pairs = list(zip([1.1, 2.3, 0.7], [encoded(EXACT, values) for values in inputs], strict=True))
-    means = [engine.reduce("param", k, [(weight, chunks[k]) for weight, chunks in pairs]) for k in CHUNKS]
+    means = [mean(engine, "param", k, [(weight, chunks[k]) for weight, chunks in pairs]) for k in CHUNKS]
     assert torch.equal(decoded(EXACT, means), total / sum([1.1, 2.3, 0.7]))
 
 
 def test_a_result_stays_as_it_is_when_the_next_is_made(make: Make) -> None:
     engine = make(EXACT)
-    first = engine.reduce("param", 0, [(1.0, encoded(EXACT, gaussian(0))[0])])
+    first = mean(engine, "param", 0, [(1.0, encoded(EXACT, gaussian(0))[0])])
     before = bytes(first)
-    engine.reduce("param", 0, [(1.0, encoded(EXACT, gaussian(1))[0])])
+    mean(engine, "param", 0, [(1.0, encoded(EXACT, gaussian(1))[0])])
     assert bytes(first) == before
+
+
+@pytest.mark.parametrize("name", ["fp32", "int8"])
+def test_a_partial_sum_is_a_part_for_the_next_peer(make: Make, name: str) -> None:
+    """Unlike the update it is written in the codec of the way up, and not divided yet."""
+    stream = Stream("param", codec=name, down="bf16")
+    engine = make(stream)
+    contribute(engine, "param", -gaussian(0))
+    other = encoded(stream, gaussian(1))
+    sums = [engine.reduce("param", k, [(2.0, other[k]), (0.5, None)], 1.0, False) for k in CHUNKS]
+    assert all(engine.check("param", k, payload, part=True) is None for k, payload in enumerate(sums))
+    assert torch.allclose(decoded(stream, sums), 2 * gaussian(1) + 0.5 * gaussian(0), atol=0.08)
+
+
+def test_the_way_up_and_the_way_down_have_codecs_of_their_own(make: Make) -> None:
+    stream = Stream("param", codec="int8", down="bf16", merge_options=(("lr", 1.0),))
+    engine = make(stream)
+    start(engine, torch.zeros(SIZE))
+    contribute(engine, "param", -gaussian(0))
+    parts = [bytes(engine.part("param", k)) for k in CHUNKS]
+    assert parts == [bytes(chunk) for chunk in written("int8", gaussian(0))]
+    update = [mean(engine, "param", k, [(1.0, parts[k])]) for k in CHUNKS]
+    assert update == written("bf16", read("int8", parts))
+    assert engine.check("param", 0, parts[0], part=True) is None
+    assert engine.check("param", 0, update[0], part=False) is None
+    assert "bytes where" in str(engine.check("param", 0, parts[0], part=False))
+    assert "bytes where" in str(engine.check("param", 0, update[0], part=True))
+    engine.apply("param", update)
+    assert torch.equal(engine.phi("param"), -read("bf16", update))
 
 
 def test_an_overflowing_sum_is_an_error(make: Make) -> None:
     chunk = encoded(EXACT, torch.full((SIZE,), 3e38))[0]
     with pytest.raises(CodecError, match="NaN or infinite"):
-        make(EXACT).reduce("param", 0, [(1.0, chunk), (1.0, chunk)])
+        mean(make(EXACT), "param", 0, [(1.0, chunk), (1.0, chunk)])
 
 
 @pytest.mark.parametrize("weight", [1.0, 1024.0])
@@ -246,7 +333,7 @@ def test_alone_with_a_plain_mean_a_sync_changes_nothing(make: Make, weight: floa
     phi, theta = whole_numbers(0), whole_numbers(1)
     start(engine, phi)
     contribute(engine, "param", theta)
-    engine.apply("param", [engine.reduce("param", k, [(weight, None)]) for k in CHUNKS])
+    engine.apply("param", [mean(engine, "param", k, [(weight, None)]) for k in CHUNKS])
     engine.grant("param", "merge")
     assert engine.segment is not None
     assert torch.equal(engine.segment.given("param"), theta)
@@ -255,11 +342,12 @@ def test_alone_with_a_plain_mean_a_sync_changes_nothing(make: Make, weight: floa
 def test_bytes_that_may_not_be_used_are_told(make: Make) -> None:
     engine = make(EXACT)
     payloads = encoded(EXACT, gaussian(0))
-    assert engine.check("param", 0, payloads[0]) is None
-    assert engine.check("param", 3, payloads[3]) is None
-    assert "bytes where" in str(engine.check("param", 3, payloads[0]))
     nan = torch.full((4096,), math.nan).view(torch.uint8).numpy().data
-    assert "NaN" in str(engine.check("param", 0, nan))
+    for part in (True, False):
+        assert engine.check("param", 0, payloads[0], part=part) is None
+        assert engine.check("param", 3, payloads[3], part=part) is None
+        assert "bytes where" in str(engine.check("param", 3, payloads[0], part=part))
+        assert "NaN" in str(engine.check("param", 0, nan, part=part))
 
 
 def test_digest_and_size_are_of_the_encoded_bytes(make: Make) -> None:
@@ -284,7 +372,7 @@ def test_merge_gives_phi_and_the_weights_at_staging(make: Make) -> None:
     phi, theta = whole_numbers(0), whole_numbers(1)
     start(engine, phi)
     contribute(engine, "param", theta)
-    engine.apply("param", [engine.reduce("param", k, [(1.0, None)]) for k in CHUNKS])
+    engine.apply("param", [mean(engine, "param", k, [(1.0, None)]) for k in CHUNKS])
     engine.grant("param", "merge")
     assert engine.segment is not None
     assert torch.equal(engine.segment.given("param"), engine.phi("param"))
@@ -307,7 +395,7 @@ def test_grad_gives_the_mean_gradient(make: Make) -> None:
     engine = make(GRAD, EXACT)
     contribute(engine, "grad", whole_numbers(0))
     other = encoded(GRAD, whole_numbers(1))
-    engine.apply("grad", [engine.reduce("grad", k, [(1.0, None), (1.0, other[k])]) for k in CHUNKS])
+    engine.apply("grad", [mean(engine, "grad", k, [(1.0, None), (1.0, other[k])]) for k in CHUNKS])
     engine.grant("grad", "grad")
     assert engine.segment is not None
     assert torch.equal(engine.segment.given("grad"), (whole_numbers(0) + whole_numbers(1)) / 2)
@@ -319,6 +407,8 @@ def test_a_kind_that_is_not_the_streams_is_our_own_mistake(make: Make) -> None:
         engine.grant("grad", "merge")
     with pytest.raises(ProtocolBug):
         engine.grant("param", "grad")
+    with pytest.raises(ProtocolBug, match="no mean"):
+        engine.grant("grad", "grad")
 
 
 # ---- the state
@@ -353,6 +443,15 @@ def test_a_state_chunk_is_a_copy(make: Make) -> None:
     before = bytes(chunk)
     engine.apply("param", encoded(EXACT, gaussian(1)))
     assert bytes(chunk) == before
+
+
+def test_state_chunks_that_were_sent_make_room_for_the_next(make: Make) -> None:
+    engine = make(NESTEROV)
+    engine.release(engine.read_state(0))
+    before = engine.resident_bytes
+    for k in (1, 2, 0):
+        engine.release(engine.read_state(k))
+    assert engine.resident_bytes == before
 
 
 def test_a_state_chunk_of_wrong_size_or_with_nan_is_refused(make: Make) -> None:

@@ -52,7 +52,7 @@ def test_surplus_and_missing_fields_are_refused(record: m.Record) -> None:
     with pytest.raises(WireError, match="surplus"):
         m.unpack(Message(type(record).__name__, body | {"surplus": 1}))
     for entry in fields(record):
-        if entry.default is MISSING:
+        if entry.default is MISSING and entry.default_factory is MISSING:
             with pytest.raises(WireError, match=entry.name):
                 m.unpack(Message(type(record).__name__, {k: v for k, v in body.items() if k != entry.name}))
 
@@ -61,7 +61,7 @@ def test_surplus_fields_of_nested_records_are_refused() -> None:
     for record, path in [
         (RECORDS[NAMES.index("Report")], ("syncs", 0)),
         (m.Genesis(MANIFEST, DIGEST), ("manifest", 1)),
-        (m.Part(SYNC, 7), ("sync",)),
+        (m.Part(SYNC, (7,)), ("sync",)),
         (RECORDS[NAMES.index("View")], ("members", 0)),
         (RECORDS[NAMES.index("Commit")], ("records", 0, "sync")),
     ]:

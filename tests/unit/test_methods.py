@@ -9,11 +9,11 @@ import pytest
 from wantrain.errors import ConfigError
 from wantrain.optimizers.merge import MERGES
 from wantrain.optimizers.method import METHODS, build
-from wantrain.optimizers.stream import Stream
+from wantrain.optimizers.stream import Stream, Wire
 
 
 def test_diloco_is_one_nesterov_stream() -> None:
-    assert build("diloco", {}, "int8") == (
+    assert build("diloco", {}, Wire("int8")) == (
         Stream(
             name="param",
             state="param",
@@ -31,19 +31,19 @@ def test_diloco_takes_over_its_options() -> None:
     options = {
         "every": 30, "outer_lr": 1, "momentum": 0, "nesterov": False, "late": "adopt", "weight": "tokens",
     }  # fmt: skip
-    (stream,) = build("diloco", options, "bf16")
+    (stream,) = build("diloco", options, Wire("bf16"))
     assert (stream.every, stream.merge, stream.late, stream.weight) == (30, "heavy-ball", "adopt", "tokens")
     assert stream.merge_options == (("lr", 1.0), ("momentum", 0.0))
     assert stream.codec == "bf16"
 
 
 def test_local_sgd_is_one_mean_stream() -> None:
-    (stream,) = build("local-sgd", {"every": 7}, "fp32")
+    (stream,) = build("local-sgd", {"every": 7}, Wire("fp32"))
     assert (stream.name, stream.every, stream.merge, stream.merge_options) == ("param", 7, "mean", (("lr", 1.0),))
 
 
 def test_ddp_averages_gradients_and_now_and_then_the_weights() -> None:
-    grad, param = build("ddp", {"resync": 20, "weight": "tokens"}, "int8")
+    grad, param = build("ddp", {"resync": 20, "weight": "tokens"}, Wire("int8"))
     assert (grad.name, grad.state, grad.every, grad.merge) == ("grad", "grad", 1, "mean")
     assert (param.name, param.state, param.every, param.merge) == ("param", "param", 20, "mean")
     assert {stream.late for stream in (grad, param)} == {"adopt"}
@@ -52,7 +52,7 @@ def test_ddp_averages_gradients_and_now_and_then_the_weights() -> None:
 
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_builds_streams_that_the_merge_rules_take(name: str) -> None:
-    streams = build(name, {}, "int8")
+    streams = build(name, {}, Wire("int8"))
     assert any(stream.state == "param" for stream in streams), "a newcomer starts from a param stream"
     assert len({stream.name for stream in streams}) == len(streams)
     for stream in streams:
@@ -99,7 +99,7 @@ def test_every_option_has_a_default_and_a_docstring(kind: type[Any]) -> None:
 )
 def test_a_bad_value_is_refused_with_what_is_allowed(method: str, option: str, value: object, allowed: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        build(method, {option: value}, "int8")
+        build(method, {option: value}, Wire("int8"))
     for part in (method, option, repr(value), allowed):
         assert part in caught.value.message
     assert caught.value.hint
@@ -119,11 +119,11 @@ def test_a_name_that_is_not_known_gets_the_nearest_one(
     method: str, options: dict[str, object], wrong: str, near: str
 ) -> None:
     with pytest.raises(ConfigError, match=wrong) as caught:
-        build(method, options, "int8")
+        build(method, options, Wire("int8"))
     assert f"did you mean {near!r}?" in caught.value.hint
 
 
 def test_a_name_like_no_other_gets_the_list() -> None:
     with pytest.raises(ConfigError) as caught:
-        build("zzz", {}, "int8")
+        build("zzz", {}, Wire("int8"))
     assert caught.value.hint == "known: ddp, local-sgd, diloco"

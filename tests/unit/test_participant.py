@@ -10,6 +10,7 @@ from wantrain.peers.effects import (
     Effect,
     Exit,
     Grant,
+    HandOver,
     ReduceChunk,
     RefuseTrainer,
     SendContribution,
@@ -25,6 +26,7 @@ from wantrain.peers.events import (
     Event,
     FromPeer,
     GenesisReady,
+    HandedOver,
     LeaveRequested,
     Reduced,
     ReduceFailed,
@@ -172,7 +174,7 @@ def test_a_contribution_is_reported_moved_and_applied_only_after_its_commit() ->
     assert lines_of(effects) == [("ready", 0)]
     effects = one.start(5, "bm")
     assert of(SendContribution, effects) == [SendContribution("b", SyncId("param", 1, 5), 0)]
-    effects = one.hear(Result(SyncId("param", 1, 5), 0), "b", "sum", chunk_digest(1))
+    effects = one.hear(Result(SyncId("param", 1, 5), (0,)), "b", "sum", chunk_digest(1))
     assert lines_of(effects) == [("done", 5)]
     assert of(Apply, effects) == of(Grant, effects) == []
     effects = one.commit(line(1, "b", attempt=5))
@@ -184,7 +186,7 @@ def test_the_trainer_learns_whether_its_contribution_was_in(contributors: tuple[
     one = joined()
     one.stage(7)
     one.start(5, "bm")
-    one.hear(Result(SyncId("param", 1, 5), 0), "b", "sum", chunk_digest(1))
+    one.hear(Result(SyncId("param", 1, 5), (0,)), "b", "sum", chunk_digest(1))
     record = line(1, attempt=5)
     record = CommitRecord(1, record.sync, contributors, (1.0,) * len(contributors), record.digest, record.chain)
     assert of(Grant, one.commit(record)) == [Grant("param", kind, 7, 1, 10)]
@@ -238,8 +240,8 @@ def test_what_overtakes_its_start_is_kept() -> None:
     one = joined()
     one.stage()
     sync = SyncId("param", 1, 5)
-    assert one.core.accepts("b", Part(sync, 0))
-    one.hear(Part(sync, 0), "b", "part of b")
+    assert one.core.accepts("b", Part(sync, (0,)))
+    one.hear(Part(sync, (0,)), "b", "part of b")
     effects = one.start(5, "mb")
     assert of(ReduceChunk, effects)[0].inputs == ((1.0, None), (1.0, "part of b"))
 
@@ -249,7 +251,7 @@ def test_the_owner_sends_the_sum_to_all_contributors_and_receivers() -> None:
     one.stage()
     sync = SyncId("param", 1, 5)
     one.start(5, "mb", "c")
-    one.hear(Part(sync, 0), "b", "part of b")
+    one.hear(Part(sync, (0,)), "b", "part of b")
     effects = one.do(Reduced(sync, 0, "sum", chunk_digest(1)))
     assert {(send.to, send.payload) for send in of(SendPayload, effects)} == {("b", "sum"), ("c", "sum")}
 
@@ -563,7 +565,8 @@ def test_the_last_holder_waits_for_a_joiner_before_it_leaves() -> None:
     one.do(StateDigested(0, b"s" * 32))
     one.view(joining=("d",))
     assert of(Exit, one.do(LeaveRequested("done"))) == []
-    assert of(Exit, one.view("d"))
+    assert of(HandOver, one.view("d")) == [HandOver("d")]
+    assert of(Exit, one.do(HandedOver()))
 
 
 def test_a_refusal_ends_the_peer_except_while_its_former_process_may_still_count_as_alive() -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from wantrain.errors import CodecError
 from wantrain.optimizers.stream import Stream
-from wantrain.peers.events import CoordinatorLink
+from wantrain.peers.events import CoordinatorLink, LeaveRequested, StateDigested
 from wantrain.peers.messages import (
     Abort,
     Attach,
@@ -24,6 +24,7 @@ from wantrain.peers.messages import (
     Hello,
     Manifest,
     Member,
+    Owed,
     Part,
     Record,
     Refetch,
@@ -42,9 +43,11 @@ from wantrain.peers.messages import (
     WantUpdate,
     Welcome,
 )
-from wantrain.peers.participant import COORDINATOR, Participant, PeerFacts
-from wantrain.peers.peer import MAX_SERVED, Peer
+from wantrain.peers.outbox import MAX_SERVED
+from wantrain.peers.participant import COORDINATOR, LEAVE_PATIENCE_S, Participant, PeerFacts
+from wantrain.peers.peer import Peer
 from wantrain.transport.digest import first_link, next_link, update_digest
+from wantrain.transport.link import Done
 
 RUN = b"run-id-8"
 MANIFEST = (TensorSpec("w", (10,), "float32"),)
@@ -62,6 +65,8 @@ class Tensors:
         self.finite = True
         self.encodes = True
         self.sums = True
+        self.released: list[Any] = []
+        self.owed: list[Any] = []
 
     def adopt_genesis(self) -> bytes:
         if not self.finite:
@@ -75,17 +80,32 @@ class Tensors:
     def use_stage(self, stream: str) -> None:
         self.did.append(("use", stream))
 
+    def settle(self, stream: str, taken: bool) -> None:
+        self.did.append(("settle", taken))
+
+    def forget_residuals(self) -> None:
+        self.did.append(("forget",))
+
+    def residual(self, stream: str) -> list[Any]:
+        return list(self.owed)
+
+    def add_residual(self, stream: str, payloads: Sequence[Any]) -> None:
+        self.did.append(("owed", tuple(payloads)))
+
+    def release(self, payload: Any) -> None:
+        self.released.append(payload)
+
     def part(self, stream: str, chunk: int) -> str:
         if not self.encodes:
             raise CodecError("too large")
         return "mine"
 
-    def reduce(self, stream: str, chunk: int, inputs: Sequence[tuple[float, Any]]) -> str:
+    def reduce(self, stream: str, chunk: int, inputs: Sequence[tuple[float, Any]], divisor: float, final: bool) -> str:
         if not self.sums:
             raise CodecError("too large")
         return "sum"
 
-    def check(self, stream: str, chunk: int, payload: Any) -> str | None:
+    def check(self, stream: str, chunk: int, payload: Any, *, part: bool) -> str | None:
         return "false bytes" if payload == "false" else None
 
     def digest(self, payload: Any) -> bytes:
@@ -127,12 +147,24 @@ class Around:
         self.segments = 0
         self.models = 0
         self.stuck: set[str] = set()
+        self.message_bytes = 1
 
-    def send(self, to: str, record: Record, payload: Any = None) -> bool:
+    def send(self, to: str, record: Record) -> bool:
         if to in self.stuck:
             return False
-        self.sent.append((to, record, payload))
+        self.sent.append((to, record, None))
         return True
+
+    def send_bulk(self, to: str, record: Record, payloads: tuple[Any, ...], done: Done | None = None) -> bool:
+        if to in self.stuck:
+            return False
+        self.sent.append((to, record, payloads[0] if len(payloads) == 1 else payloads))
+        if done is not None:
+            done()
+        return True
+
+    def bulk_bytes(self, to: str) -> int:
+        return self.message_bytes
 
     def dial(self, peer: str, address: str, curve_key: bytes) -> None: ...
 
@@ -176,7 +208,7 @@ class One:
         self.hear(Welcome("me", self.revision, "", head, *state))
 
     def hear(self, record: Record, source: str = COORDINATOR, payload: Any = None) -> None:
-        self.peer.receive(source, record, payload, 0.0)
+        self.peer.receive(source, record, () if payload is None else (payload,), 0.0)
 
     def say(self, record: Record, now: float = 0.0) -> None:
         self.peer.from_trainer(record, now)
@@ -218,7 +250,7 @@ def running(stream: Stream | None = None) -> One:
 # ---- bytes from others
 
 
-@pytest.mark.parametrize("record", [Part(SYNC, 0), Result(SYNC, 0), StateChunk(0, 0, CHAIN0), UpdateChunk(1, 0)])
+@pytest.mark.parametrize("record", [Part(SYNC, (0,)), Result(SYNC, (0,)), StateChunk(0, 0, CHAIN0), UpdateChunk(1, 0)])
 def test_false_bytes_never_reach_the_core_and_end_nothing(record: Record) -> None:
     one = running()
     one.say(Contribute("param", 1, 10, 0, 1))
@@ -233,7 +265,7 @@ def test_false_bytes_never_reach_the_core_and_end_nothing(record: Record) -> Non
 def test_bytes_that_nobody_asked_for_are_dropped_before_they_are_looked_at() -> None:
     one = running()
     one.hear(StateChunk(0, 0, CHAIN0), "b", "state")
-    one.hear(Part(replace(SYNC, index=9), 0), "b", "part")
+    one.hear(Part(replace(SYNC, index=9), (0,)), "b", "part")
     assert one.around.tensors.did == []
     assert "rejected" not in one.around.notes
 
@@ -248,7 +280,7 @@ def test_a_contribution_is_staged_reported_and_granted_with_the_outcome() -> Non
     one.start(contributors=("me",))
     assert one.around.tensors.did[2:] == []
     one.commit(("me",))
-    assert one.around.tensors.did[2:] == [("apply", ("sum",)), ("grant", "merge")]
+    assert one.around.tensors.did[2:] == [("settle", True), ("apply", ("sum",)), ("grant", "merge")]
     assert one.around.to_trainer[-1] == Granted("param", "merge", 1, 1, 10)
 
 
@@ -304,7 +336,7 @@ def test_a_sum_that_does_not_encode_is_reported() -> None:
     one.around.tensors.sums = False
     one.say(Contribute("param", 1, 10, 0, 1))
     one.start(contributors=("me", "b"))
-    one.hear(Part(SYNC, 0), "b", "part")
+    one.hear(Part(SYNC, (0,)), "b", "part")
     assert one.reports()[-1].syncs[0].phase == "failed"
     assert one.around.refusals == []
 
@@ -428,7 +460,7 @@ def test_one_who_asks_for_more_than_its_connection_takes_makes_no_endless_queue(
     for _ in range(3 * MAX_SERVED):
         one.hear(WantState((0,)), "d")
         one.hear(WantUpdate(1, (0,)), "d")
-    assert one.peer.backlog <= MAX_SERVED
+    assert one.peer.backlog <= MAX_SERVED + 1
 
 
 # ---- between messages
@@ -442,3 +474,44 @@ def test_the_state_is_digested_in_steps_and_anew_when_it_was_replaced() -> None:
     one.hear(StateChunk(0, 0, CHAIN0), "b", "state")
     assert [one.peer.idle_work(0.0) for _ in range(3)] == [True, True, False]
     assert (one.reports()[-1].state_number, one.reports()[-1].state_digest) == (0, b"s" * 32)
+
+
+# ---- what a leaving peer owes
+
+
+def test_a_leaving_peer_hands_what_it_owes_to_a_member_before_it_says_goodbye() -> None:
+    one = running()
+    one.around.tensors.owed = ["owed"]
+    one.peer.handle(StateDigested(0, b"s" * 32), 0.0)
+    one.around.stuck = {"b"}
+    one.peer.handle(LeaveRequested("done"), 1.0)
+    one.peer.tick(1.1)
+    one.peer.tick(1.2)
+    assert one.around.exits == []
+    one.around.stuck = set()
+    one.peer.pump(1.3)
+    one.peer.tick(1.4)
+    assert ("b", Owed("param", 0, 1), "owed") in one.around.sent
+    assert one.around.exits == [0]
+
+
+def test_a_leaving_peer_does_not_wait_for_ever_for_its_heir() -> None:
+    one = running()
+    one.around.tensors.owed = ["owed"]
+    one.peer.handle(StateDigested(0, b"s" * 32), 0.0)
+    one.around.stuck = {"b"}
+    one.peer.handle(LeaveRequested("done"), 1.0)
+    one.peer.tick(2.0)
+    one.peer.tick(1.0 + LEAVE_PATIENCE_S)
+    assert one.around.exits == [0]
+
+
+def test_what_a_leaving_peer_owed_is_taken_over_once_it_is_whole_and_only_from_members() -> None:
+    one = running()
+    one.hear(Owed("param", 0, 1), "stranger", "owed")
+    one.hear(Owed("param", 0, 2), "b", "owed")
+    one.hear(Owed("param", 1, 1), "b", "owed")
+    one.hear(Owed("other", 0, 1), "b", "owed")
+    assert one.around.tensors.did == []
+    one.hear(Owed("param", 0, 1), "b", "owed")
+    assert one.around.tensors.did == [("owed", ("owed",))]

@@ -18,10 +18,13 @@ from wantrain.peers.rounds import (
     Reported,
     Round,
     RoundEffect,
+    Seen,
     Tell,
     Tick,
 )
 from wantrain.peers.timing import Policy
+from wantrain.transport.cost import Choice
+from wantrain.transport.partition import split_chunks
 
 POLICY = Policy(
     quorum=0.5, grace_floor_s=1.0, grace_ceiling_s=10.0, deadline_floor_s=5.0, deadline_ceiling_s=60.0, heartbeat_s=1.0
@@ -33,9 +36,16 @@ def cast(live: str, *, eta: dict[str, float | None] | None = None, abreast: str 
     return Cast(view, tuple(live), frozenset(live if abreast is None else abreast), expected)
 
 
-def round_of(live: str, *, chunks: int = 4, eta: dict[str, float | None] | None = None) -> Round:
+def round_of(
+    live: str, *, chunks: int = 4, eta: dict[str, float | None] | None = None, topology: str = "direct"
+) -> Round:
     attempts = itertools.count(1)
-    current = Round("param", chunks, 1, POLICY, lambda: next(attempts))
+
+    def plan(contributors: tuple[str, ...], receivers: tuple[str, ...], direct: bool) -> Choice:
+        shards = split_chunks(chunks, [1.0] * len(contributors))
+        return Choice("direct" if direct else topology, contributors, shards, 0.0, "")
+
+    current = Round("param", plan, 1, POLICY, lambda: next(attempts))
     current.handle(cast(live, eta=eta), 0.0)
     return current
 
@@ -294,3 +304,59 @@ def test_late_reports_of_an_older_attempt_count_for_nothing() -> None:
 def test_an_impossible_event_raises_with_the_history() -> None:
     with pytest.raises(ProtocolBug, match="Persisted"):
         round_of("a").handle(Persisted(), 0.0)
+
+
+# ---- topologies
+
+
+def test_a_ring_that_stalls_blames_nobody_and_the_next_attempt_is_direct() -> None:
+    current = round_of("abc", topology="ring")
+    effects = [effect for peer in "abc" for effect in current.handle(ready(peer), 0.0)]
+    assert {start.topology for start in starts(effects).values()} == {"ring"}
+    current.handle(moving("a", 1, waiting_for="c"), 1.0)
+    effects = current.handle(Tick(), 100.0)
+    assert [aborted.dropped for aborted in aborts(effects)] == [()]
+    assert {start.topology for start in starts(effects).values()} == {"direct"}
+    assert set(starts(effects)) == set("abc")
+    for peer in "abc":
+        effects = current.handle(done(peer, 2), 101.0)
+    assert isinstance(effects[0], Persist)
+    current.handle(Persisted(), 101.0)
+    effects = [effect for peer in "abc" for effect in current.handle(ready(peer, 2), 102.0)]
+    assert {start.topology for start in starts(effects).values()} == {"ring"}
+
+
+def test_a_ring_has_no_receivers() -> None:
+    current = round_of("abc", topology="ring", eta={"a": None, "b": None})
+    effects = [effect for peer in "ab" for effect in current.handle(ready(peer), 0.0)]
+    assert set(starts(effects)) == {"a", "b"}
+
+
+# ---- one peer has changed
+
+
+def test_a_peer_that_begins_to_train_is_waited_for() -> None:
+    current = round_of("ab", eta={"a": None})
+    current.handle(Seen("b", True, True, None), 0.0)
+    assert current.handle(ready("a"), 0.0) == []
+    assert current.waiting_for == ("b",)
+
+
+def test_a_peer_that_ends_training_is_waited_for_no_longer() -> None:
+    current = round_of("ab")
+    assert current.handle(ready("a"), 0.0) == []
+    effects = current.handle(Seen("b", True, False, None), 0.1)
+    assert starts(effects)["b"].contributors == ("a",)
+    assert starts(effects)["b"].receivers == ("b",)
+
+
+def test_a_peer_behind_the_log_does_not_receive() -> None:
+    current = round_of("ab", eta={"a": None})
+    current.handle(Seen("b", False, False, None), 0.0)
+    assert set(starts(current.handle(ready("a"), 0.0))) == {"a"}
+
+
+def test_of_many_late_peers_a_reason_names_a_few_and_their_number() -> None:
+    current = round_of("abcdefghijklmnop")
+    current.handle(ready("a"), 0.0)
+    assert "b, c, d, e, f, g, h, i and 7 more" in current.reason

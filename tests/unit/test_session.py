@@ -22,7 +22,7 @@ from wantrain import Swarm, session
 from wantrain.errors import ConfigError, ModelMismatchError, RefusedError, UnreachableError
 from wantrain.optimizers.stream import Stream
 from wantrain.peers.engine import Engine
-from wantrain.peers.layout import stream_chunks
+from wantrain.peers.layout import stream_chunks, stream_elements
 from wantrain.peers.messages import (
     Attach,
     Attached,
@@ -160,7 +160,7 @@ class Daemon(threading.Thread):
         chunks = range(stream_chunks(stream, self.manifest))
         if kind in ("merge", "grad"):
             inputs: list[tuple[float, Any]] = [(1.0, None)]
-            self.tensors.apply(name, [self.tensors.reduce(name, k, self.others(stream, k, inputs)) for k in chunks])
+            self.tensors.apply(name, [self.mean(name, k, self.others(stream, k, inputs)) for k in chunks])
         else:
             self.tensors.apply(name, [self.others(stream, k, [])[0][1] for k in chunks])
         grant = Granted(name, kind, record.serial, 4 + record.serial, 8 + 2 * record.serial)
@@ -170,11 +170,14 @@ class Daemon(threading.Thread):
         self.tensors.grant(name, kind)
         return [Waiting("for berlin"), grant]
 
+    def mean(self, name: str, chunk: int, inputs: list[tuple[float, Any]]) -> Any:
+        return self.tensors.reduce(name, chunk, inputs, sum(weight for weight, _ in inputs), True)
+
     def others(self, stream: Stream, chunk: int, inputs: list[tuple[float, Any]]) -> list[tuple[float, Any]]:
         """The inputs, and one whose every value is `foreign` if the sync is not the trainer's alone."""
         if inputs and stream.state == "param":
             return inputs
-        begin, end = chunk_bounds(self.tensors.phi(stream.name).numel())[chunk]
+        begin, end = chunk_bounds(stream_elements(stream, self.manifest))[chunk]
         out = torch.empty(4 * (end - begin), dtype=torch.uint8)
         codec("fp32").encode(torch.full((end - begin,), self.foreign), out)
         return [*inputs, (1.0, out.numpy().data)]

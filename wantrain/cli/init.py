@@ -12,7 +12,14 @@ from wantrain.cli.options import json_option, run_file_argument
 @run_file_argument
 @click.option("--name", help="Name of the run, for people.  [default: the file's name]")
 @click.option("--method", default="diloco", show_default=True, help="How peers train together: diloco, local-sgd, ddp.")
-@click.option("--codec", default="int8", show_default=True, help="Values on the wire: fp32, bf16, int8.")
+@click.option(
+    "--codec",
+    default="int8",
+    show_default=True,
+    help="Values on the wire: fp32, bf16, int8, int4, rms0.35+zstd, …",
+)
+@click.option("--down", default="", help="Codec of what comes back.  [default: the same, int8 for less than 8 bits]")
+@click.option("--topology", default="auto", show_default=True, help="Way of the bytes: auto, direct, ring.")
 @click.option("--advertise", default="", metavar="HOST:PORT", help="Address that invites name.")
 @click.option("--port", default=7700, show_default=True, type=click.IntRange(0, 65535), help="Port to listen on.")
 @click.option("--force", is_flag=True, help="Replace a run.toml and its keys; peers of the old run are refused then.")
@@ -22,6 +29,8 @@ def command(
     name: str | None,
     method: str,
     codec: str,
+    down: str,
+    topology: str,
     advertise: str,
     port: int,
     force: bool,
@@ -41,6 +50,8 @@ def command(
         name=name,
         method=method,
         codec=codec,
+        down=down,
+        topology=topology,
         bind=f"0.0.0.0:{port}",
         advertise=advertise,
         force=force,

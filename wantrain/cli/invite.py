@@ -22,19 +22,11 @@ def command(run_file: Path, uses: int, expires: float, address: str | None, as_j
       wantrain invite run.toml --uses 4 --expires 7d
     """
     from wantrain.addresses import advertised_address, split_address
-    from wantrain.config import RunSpec, key_path, store_path
-    from wantrain.errors import ConfigError
-    from wantrain.peers.coordinator_daemon import issue_invite
+    from wantrain.config import store_path
+    from wantrain.peers.coordinator_daemon import issue_invite, owned_run
     from wantrain.peers.store import Store
-    from wantrain.transport.auth import RunKeys
 
-    spec = RunSpec.load(run_file)
-    keys = RunKeys.load(key_path(run_file))
-    if keys.owner_public != spec.owner:
-        raise ConfigError(
-            f"{key_path(run_file)} is not the key of the owner that {run_file} names",
-            hint="bring back the run.key that `wantrain init` wrote with this run.toml",
-        )
+    spec, keys = owned_run(run_file)
     where = advertised_address(spec.coordinator.bind, address or spec.coordinator.advertise)
     with Store(store_path(run_file)) as store:
         invite = issue_invite(store, keys, spec.run, *split_address(where), uses=uses, expires_s=expires)

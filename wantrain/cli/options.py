@@ -14,6 +14,10 @@ JSON = "wantrain.json"
 LONGEST_S = 10 * 365 * 86400.0
 """Ten years: a longer duration is a mistake in the unit."""
 
+LOWEST_RATE, HIGHEST_RATE = 1e5 / 8, 1e12 / 8
+"""Bytes per second: below the one a run cannot get on, beyond the other it is a mistake in the unit."""
+
+_UNITS_BYTES_PER_S = {"k": 125.0, "m": 125e3, "g": 125e6}
 _UNITS_S = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
@@ -34,6 +38,25 @@ class Duration(click.ParamType):  # type: ignore[type-arg]  # generic only in ne
                 hint='write a number and a unit: "90s", "15m", "24h" or "7d"',
             )
         return seconds
+
+
+class Rate(click.ParamType):  # type: ignore[type-arg]  # generic only in newer versions of click
+    """Bytes per second, written in bits as links are sold: "50mbit", "1.5gbit" or "800kbit"."""
+
+    name = "rate"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        if isinstance(value, float):
+            return value
+        found = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)([kmg])bit", str(value))
+        rate = float(found[1]) * _UNITS_BYTES_PER_S[found[2]] if found else 0.0
+        if not LOWEST_RATE <= rate <= HIGHEST_RATE:
+            where = f"{param.opts[0]} is " if param else ""
+            raise ConfigError(
+                f"{where}{value!r}, allowed is a rate from 100kbit to 1000gbit",
+                hint='write a number and a unit, per second: "800kbit", "50mbit" or "1.5gbit"',
+            )
+        return rate
 
 
 def _remember(ctx: click.Context, param: click.Parameter, value: bool) -> bool:

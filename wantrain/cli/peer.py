@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from wantrain.cli.options import Duration, events_option, json_option
+from wantrain.cli.options import Duration, Rate, events_option, json_option
 
 
 @click.command("peer")
@@ -20,6 +20,8 @@ from wantrain.cli.options import Duration, events_option, json_option
 @click.option(
     "--give-up", default="300s", show_default=True, type=Duration(), help="How long to try to reach the run at first."
 )
+@click.option("--max-upload", type=Rate(), metavar="RATE", help='Limit of all that this peer sends, such as "50mbit".')
+@click.option("--max-upload-per-peer", type=Rate(), metavar="RATE", help="Limit of what it sends to any one peer.")
 @events_option
 @json_option
 @click.pass_context
@@ -33,6 +35,8 @@ def command(
     advertise: str | None,
     max_restarts: int,
     give_up: float,
+    max_upload: float | None,
+    max_upload_per_peer: float | None,
     events: Path | None,
     as_json: bool,
 ) -> None:
@@ -41,6 +45,7 @@ def command(
     \b
     Example:
       wantrain peer 'wantrain://…' --name berlin -- python train.py --batch 8
+      wantrain peer 'wantrain://…' --max-upload 50mbit -- python train.py
     """
     from wantrain.cli.events import EventPrinter
     from wantrain.transport.auth import Invite
@@ -58,6 +63,8 @@ def command(
             advertise=advertise,
             max_restarts=max_restarts,
             give_up_s=give_up,
+            max_upload_bytes_per_s=max_upload,
+            max_upload_per_peer_bytes_per_s=max_upload_per_peer,
             on_event=on_event,
         )
     ctx.exit(code)

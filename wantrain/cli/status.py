@@ -18,6 +18,7 @@ from wantrain.errors import UnreachableError
 
 WATCH_PERIOD_S = 1.0
 SHOWN_COMMITS = 8
+SHOWN_LINKS = 12
 
 
 @click.command("status")
@@ -90,7 +91,7 @@ def _render(document: dict[str, Any]) -> RenderableType:
     run, coordinator, log, view = (document.get(key, {}) for key in ("run", "coordinator", "log", "view"))
     head = Text()
     head.append(printable(f"{run.get('name', '?')} ({run.get('id', '?')})"), "bold")
-    head.append(printable(f"  {run.get('method', '?')}, {run.get('codec', '?')}  protocol {run.get('protocol', '?')}"))
+    head.append(printable(f"  {run.get('method', '?')}, {_codecs(run)}  protocol {run.get('protocol', '?')}"))
     head.append(
         printable(f"\ncoordinator {coordinator.get('address', '?')}, up {_seconds(coordinator.get('uptime_s'))}")
     )
@@ -103,10 +104,18 @@ def _render(document: dict[str, Any]) -> RenderableType:
     parts: list[RenderableType] = [head, _peers(document.get("peers", []))]
     if document.get("syncs"):
         parts.append(_syncs(document["syncs"]))
+    if document.get("links"):
+        parts.append(_links(document["links"]))
     if document.get("commits"):
         newest = sorted(document["commits"], key=lambda commit: -int(commit.get("number", 0)))
         parts.append(_commits(newest[:SHOWN_COMMITS]))
     return Group(*parts)
+
+
+def _codecs(run: dict[str, Any]) -> str:
+    """The codec, or those of both ways where they differ."""
+    up = run.get("codec", "?")
+    return f"{up} up, {run['down']} down" if run.get("down", up) != up else str(up)
 
 
 def _offline(document: dict[str, Any]) -> RenderableType:
@@ -120,7 +129,7 @@ def _offline(document: dict[str, Any]) -> RenderableType:
 
 
 def _peers(peers: list[dict[str, Any]]) -> Table:
-    columns = ["peer", "id", "state", "log", "trainer", "step", "loss", "tokens/s", "sent", "seen", "waiting"]
+    columns = ["peer", "id", "state", "log", "trainer", "step", "loss", "tokens/s", "sent", "memory", "seen", "waiting"]
     rows = []
     for peer in peers:
         stats = peer.get("stats", {})
@@ -135,11 +144,12 @@ def _peers(peers: list[dict[str, Any]]) -> Table:
                 _number(stats.get("loss"), ".4f"),
                 _number(stats.get("tokens_per_s"), ",.0f"),
                 _bytes(stats.get("bytes_sent")),
+                _memory(stats),
                 _seconds(peer.get("last_seen_s")),
                 peer.get("waiting"),
             ]
         )
-    return _table("peers", columns, rows, right={"log", "step", "loss", "tokens/s", "sent", "seen"})
+    return _table("peers", columns, rows, right={"log", "step", "loss", "tokens/s", "sent", "memory", "seen"})
 
 
 def _syncs(syncs: list[dict[str, Any]]) -> Table:
@@ -157,6 +167,25 @@ def _syncs(syncs: list[dict[str, Any]]) -> Table:
     return _table("in flight", ["sync", "phase", "age", "ready", "late", "why"], rows, right={"age"})
 
 
+def _links(links: list[dict[str, Any]]) -> Table:
+    """The slowest first: it is the one that a sync waits for."""
+    rows = [
+        [
+            link.get("from"),
+            link.get("to"),
+            _rate(link.get("rate_bytes_per_s")),
+            f"{1e3 * link['rtt_s']:.0f} ms" if link.get("rtt_s") else "",
+            f"{100 * link.get('loss', 0):.2g} %",
+            link.get("lanes") or "",
+            link.get("congestion"),
+        ]
+        for link in sorted(links, key=lambda link: float(link.get("rate_bytes_per_s") or "inf"))[:SHOWN_LINKS]
+    ]
+    columns = ["from", "to", "rate", "round trip", "loss", "connections", "congestion"]
+    more = f", the slowest {SHOWN_LINKS} of {len(links)}" if len(links) > SHOWN_LINKS else ""
+    return _table(f"links{more}", columns, rows, right={"rate", "round trip", "loss", "connections"})
+
+
 def _commits(commits: list[dict[str, Any]]) -> Table:
     rows = [
         [
@@ -165,13 +194,15 @@ def _commits(commits: list[dict[str, Any]]) -> Table:
             ", ".join(commit.get("contributors", [])),
             _seconds(commit.get("gather_s")),
             _seconds(commit.get("move_s")),
+            _seconds(commit.get("predicted_s") or None),
+            commit.get("topology"),
             _seconds(commit.get("age_s")),
             str(commit.get("digest", ""))[:16],
         ]
         for commit in commits
     ]
-    columns = ["log", "sync", "contributors", "gathered in", "moved in", "age", "digest"]
-    return _table("last commits", columns, rows, right={"log", "gathered in", "moved in", "age"})
+    columns = ["log", "sync", "contributors", "gathered in", "moved in", "expected", "by", "age", "digest"]
+    return _table("last commits", columns, rows, right={"log", "gathered in", "moved in", "expected", "age"})
 
 
 def _table(title: str, columns: Iterable[str], rows: list[list[Any]], right: set[str]) -> Table:
@@ -193,6 +224,21 @@ def _seconds(value: float | None) -> str:
     if value < 120:
         return f"{value:.1f} s"
     return f"{value / 60:.0f} min" if value < 7200 else f"{value / 3600:.1f} h"
+
+
+def _memory(stats: dict[str, float]) -> str:
+    """The daemon's peak, and how many times the model (in fp32) its tensors take."""
+    if not stats.get("model_bytes"):
+        return _bytes(stats.get("peak_bytes"))
+    return f"{_bytes(stats.get('peak_bytes'))} ({stats.get('tensor_bytes', 0) / stats['model_bytes']:.1f}x)"
+
+
+def _rate(bytes_per_s: float | None) -> str:
+    """A rate as links are sold, in bits."""
+    if not bytes_per_s:
+        return "unknown"
+    bits = 8 * bytes_per_s
+    return f"{bits / 1e9:.3g} Gbit/s" if bits >= 1e9 else f"{bits / 1e6:.3g} Mbit/s"
 
 
 def _bytes(value: float | None) -> str:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from wantrain.optimizers.options import Range
-from wantrain.optimizers.stream import Stream
+from wantrain.optimizers.stream import Stream, Wire
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +25,7 @@ class DilocoOptions:
     """What a contribution counts: as much as any other, or by the tokens it was trained on."""
 
 
-def diloco(options: DilocoOptions, codec: str) -> tuple[Stream, ...]:
+def diloco(options: DilocoOptions, wire: Wire) -> tuple[Stream, ...]:
     """One stream: delta_i = phi - theta_i every H steps; phi <- OuterSGD(phi, mean of delta_i); theta_i <- phi.
 
     Algorithm 1 of the paper, lines 10 to 14.
@@ -36,7 +36,9 @@ def diloco(options: DilocoOptions, codec: str) -> tuple[Stream, ...]:
             every=options.every,
             merge="nesterov" if options.nesterov else "heavy-ball",
             merge_options=(("lr", options.outer_lr), ("momentum", options.momentum)),
-            codec=codec,
+            codec=wire.codec,
+            down=wire.down,
+            topology=wire.topology,
             late=options.late,
             weight=options.weight,
         ),

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from wantrain.optimizers.options import Range
-from wantrain.optimizers.stream import Stream
+from wantrain.optimizers.stream import Stream, Wire
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +21,7 @@ class LocalSgdOptions:
     """What a contribution counts: as much as any other, or by the tokens it was trained on."""
 
 
-def local_sgd(options: LocalSgdOptions, codec: str) -> tuple[Stream, ...]:
+def local_sgd(options: LocalSgdOptions, wire: Wire) -> tuple[Stream, ...]:
     """One stream: phi <- phi - outer_lr * mean of (phi - theta_i) every H steps; theta_i <- phi.
 
     With outer_lr 1 this is w <- sum of (n_k / n) * w_k, algorithm 1 of the paper.
@@ -32,7 +32,9 @@ def local_sgd(options: LocalSgdOptions, codec: str) -> tuple[Stream, ...]:
             every=options.every,
             merge="mean",
             merge_options=(("lr", options.outer_lr),),
-            codec=codec,
+            codec=wire.codec,
+            down=wire.down,
+            topology=wire.topology,
             late=options.late,
             weight=options.weight,
         ),

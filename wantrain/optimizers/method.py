@@ -9,7 +9,7 @@ from wantrain.optimizers.ddp import DdpOptions, ddp
 from wantrain.optimizers.diloco import DilocoOptions, diloco
 from wantrain.optimizers.local_sgd import LocalSgdOptions, local_sgd
 from wantrain.optimizers.options import nearest, read_options
-from wantrain.optimizers.stream import Stream
+from wantrain.optimizers.stream import Stream, Wire
 
 Options = TypeVar("Options")
 
@@ -20,11 +20,11 @@ class Method(Generic[Options]):
 
     options: type[Options]
     """Frozen dataclass of the method's options, with defaults."""
-    streams: Callable[[Options, str], tuple[Stream, ...]]
-    """From the options and a codec name to the streams."""
+    streams: Callable[[Options, Wire], tuple[Stream, ...]]
+    """From the options and the run's way of moving values to the streams."""
 
-    def build(self, name: str, values: Mapping[str, object], codec: str) -> tuple[Stream, ...]:
-        return self.streams(read_options(self.options, name, values), codec)
+    def build(self, name: str, values: Mapping[str, object], wire: Wire) -> tuple[Stream, ...]:
+        return self.streams(read_options(self.options, name, values), wire)
 
 
 METHODS: dict[str, Method[Any]] = {
@@ -34,12 +34,12 @@ METHODS: dict[str, Method[Any]] = {
 }
 
 
-def build(name: str, options: Mapping[str, object], codec: str) -> tuple[Stream, ...]:
-    """The streams of the method `name`, with `options` over its defaults and all state in `codec`.
+def build(name: str, options: Mapping[str, object], wire: Wire) -> tuple[Stream, ...]:
+    """The streams of the method `name`, with `options` over its defaults.
 
     Raises:
         ConfigError: unknown method or option, or a value of the wrong type or out of range.
     """
     if name not in METHODS:
         raise ConfigError(f"unknown method {name!r}", hint=nearest(name, METHODS))
-    return METHODS[name].build(name, options, codec)
+    return METHODS[name].build(name, options, wire)

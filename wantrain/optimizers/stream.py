@@ -4,6 +4,18 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
+class Wire:
+    """How a run writes and moves values; given to every method."""
+
+    codec: str = "int8"
+    """Codec of the way up: contributions."""
+    down: str = ""
+    """Codec of the way down: the mean; "" for the same as up."""
+    topology: str = "auto"
+    """`direct` or `ring`; `auto` leaves the choice to each sync."""
+
+
+@dataclass(frozen=True, slots=True)
 class Stream:
     """One row of a method (see the table of streams in docs/architecture.md).
 
@@ -26,12 +38,21 @@ class Stream:
     """Outer rule by name; see `wantrain.optimizers.merge.MERGES`."""
     merge_options: tuple[tuple[str, float], ...] = ()
     """Options of the rule as (name, value), sorted, so that a stream can be hashed and compared."""
-    topology: str = "direct"
+    topology: str = "auto"
+    """Who sends what to whom: `direct`, `ring`, or `auto` to let each sync choose."""
     codec: str = "int8"
+    """Codec of the way up: contributions."""
+    down: str = ""
+    """Codec of the way down: the mean; "" for the same as up."""
     late: str = "rebase"
     """A peer that missed a sync: `rebase` (take the others' movement, keep own unsent progress), `adopt` (drop it)."""
     weight: str = "equal"
     """What a contribution counts: `equal` or `tokens` (since its last contribution)."""
+
+    @property
+    def codecs(self) -> tuple[str, str]:
+        """Codecs of the way up and of the way down."""
+        return self.codec, self.down or self.codec
 
     def due(self, step: int) -> bool:
         """Whether the stream contributes after the trainer's own inner step `step` (>= 1)."""

@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 from wantrain.peers.effects import Effect, Note, ReduceChunk, SendContribution, SendPayload, Tell
 from wantrain.peers.events import FromPeer, Reduced, ReduceFailed
 from wantrain.peers.messages import CommitRecord, Part, Result, Start, SyncId, WantParts
-from wantrain.transport import direct
-from wantrain.transport.direct import Direct, Payload
+from wantrain.transport import collective as co
+from wantrain.transport.collective import Collective, Payload, Plan
+from wantrain.transport.topologies import collective
 
 MAX_EARLY = 128
 """Messages with tensor bytes kept when they overtake their START; more are dropped and asked for again."""
@@ -22,8 +23,8 @@ class Attempt:
     """One attempt of one sync on this peer."""
 
     start: Start
-    core: Direct
-    done: direct.Complete | None = None
+    core: Collective
+    done: co.Complete | None = None
     failed: tuple[str, ...] | None = None
     """Set when it cannot be completed here; names those to blame, if that is known."""
 
@@ -67,10 +68,16 @@ class Attempts:
 
     def begin(self, start: Start, now: float) -> list[Effect]:
         """Begin an attempt in place of an older one of the stream. What has overtaken its START is taken in."""
-        core = Direct(self.me, start.contributors, start.weights, start.receivers, start.shards)
+        plan = Plan(start.contributors, start.weights, start.receivers, start.shards)
+        core = collective(start.topology, self.me, plan)
         attempt = self.running[start.sync.stream] = Attempt(start, core)
-        effects: list[Effect] = [Note("start", {"sync": str(start.sync), "contributors": len(start.contributors)})]
-        effects += self._move(attempt, direct.Begin(), now)
+        effects: list[Effect] = [
+            Note(
+                "start",
+                {"sync": str(start.sync), "topology": start.topology, "contributors": len(start.contributors)},
+            )
+        ]
+        effects += self._move(attempt, co.Begin(), now)
         early, self._early = self._early, []
         for event in early:
             effects += self.came(event, now)
@@ -110,15 +117,15 @@ class Attempts:
     # ---- what comes
 
     def came(self, event: FromPeer, now: float) -> list[Effect]:
-        """A Part or Result with its bytes, or a WantParts."""
+        """A Part or Result of one chunk with its bytes, or a WantParts."""
         match event.record:
-            case Part(sync, chunk):
-                moved: direct.DirectEvent = direct.PartCame(event.source, chunk, event.payload)
-            case Result(sync, chunk):
-                moved = direct.ResultCame(event.source, chunk, event.payload, event.digest)
+            case Part(sync, (chunk,)):
+                moved: co.Event = co.PartCame(event.source, chunk, event.payload)
+            case Result(sync, (chunk,)):
+                moved = co.ResultCame(event.source, chunk, event.payload, event.digest)
             case WantParts(sync, parts, results):
                 attempt = self.of(sync)
-                return [] if attempt is None else self._move(attempt, direct.Asked(event.source, parts, results), now)
+                return [] if attempt is None else self._move(attempt, co.Asked(event.source, parts, results), now)
             case _:
                 return []
         attempt = self.of(sync)
@@ -139,7 +146,7 @@ class Attempts:
         attempt = self.of(event.sync)
         if attempt is None:
             return []
-        return self._move(attempt, direct.ChunkReduced(event.chunk, event.payload, event.digest), now)
+        return self._move(attempt, co.ChunkReduced(event.chunk, event.payload, event.digest), now)
 
     def reduce_failed(self, event: ReduceFailed) -> list[Effect]:
         """The shell cannot encode a chunk; the next report says so, and the coordinator aborts."""
@@ -151,23 +158,23 @@ class Attempts:
 
     def tick(self, now: float) -> list[Effect]:
         """Time has passed."""
-        return [
-            effect for a in self.running.values() if a.failed is None for effect in self._move(a, direct.Tick(), now)
-        ]
+        return [effect for a in self.running.values() if a.failed is None for effect in self._move(a, co.Tick(), now)]
 
-    def _move(self, attempt: Attempt, event: direct.DirectEvent, now: float) -> list[Effect]:
+    def _move(self, attempt: Attempt, event: co.Event, now: float) -> list[Effect]:
         sync = attempt.sync
         effects: list[Effect] = []
         for effect in attempt.core.handle(event, now):
             match effect:
-                case direct.SendPart(to, chunk):
+                case co.SendPart(to, chunk):
                     effects.append(SendContribution(to, sync, chunk))
-                case direct.SendResult(to, chunk, payload):
-                    effects.append(SendPayload(to, Result(sync, chunk), payload))
-                case direct.Reduce(chunk, inputs):
-                    effects.append(ReduceChunk(sync, chunk, inputs))
-                case direct.Ask(to, parts, results):
+                case co.ForwardPart(to, chunk, payload):
+                    effects.append(SendPayload(to, Part(sync, (chunk,)), payload))
+                case co.SendResult(to, chunk, payload):
+                    effects.append(SendPayload(to, Result(sync, (chunk,)), payload))
+                case co.Reduce(chunk, inputs, divisor, final):
+                    effects.append(ReduceChunk(sync, chunk, inputs, divisor, final))
+                case co.Ask(to, parts, results):
                     effects.append(Tell(to, WantParts(sync, parts, results)))
-                case direct.Complete():
+                case co.Complete():
                     attempt.done = effect
         return effects

@@ -8,7 +8,7 @@ comes next.
 from dataclasses import dataclass, field
 
 from wantrain.optimizers.stream import Stream
-from wantrain.peers.effects import Effect, Grant, Note, RefuseTrainer, TellTrainer, UseStage
+from wantrain.peers.effects import Effect, Grant, Note, RefuseTrainer, Settle, TellTrainer, UseStage
 from wantrain.peers.events import Staged
 from wantrain.peers.layout import manifest_difference
 from wantrain.peers.messages import Attached, CommitRecord, Manifest, Start
@@ -192,12 +192,14 @@ class Contributions:
             effects += self.stage(queued)
         return effects
 
-    def decide(self, record: CommitRecord) -> None:
+    def decide(self, record: CommitRecord) -> list[Effect]:
         """A sync is committed: what was staged for it is decided."""
         stage = self._stages.get(record.sync.stream)
+        taken = False
         if stage is not None and not stage.decided and record.sync.index > stage.after:
             stage.decided = True
-            stage.taken = self._me in record.contributors and record.sync.attempt in stage.attempts
+            taken = stage.taken = self._me in record.contributors and record.sync.attempt in stage.attempts
+        return [Settle(record.sync.stream, taken)]
 
     def gradient_came(self, stream: str, index: int) -> None:
         """The mean gradient of this sync is at hand."""

@@ -7,6 +7,7 @@ a `Persist` effect and becomes visible to peers only after `Stored` has come bac
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from wantrain.optimizers.stream import Stream
 from wantrain.peers import rounds
@@ -27,7 +28,8 @@ from wantrain.peers.coordinator_events import (
     StoreFailed,
     Tick,
 )
-from wantrain.peers.layout import stream_chunks
+from wantrain.peers.layout import stream_chunks, stream_elements
+from wantrain.peers.link_table import LinkTable
 from wantrain.peers.membership import (
     Gone,
     Greeted,
@@ -53,7 +55,6 @@ from wantrain.peers.messages import (
     Refetch,
     Refused,
     Report,
-    SyncId,
     TensorSpec,
     View,
     Waiting,
@@ -62,6 +63,7 @@ from wantrain.peers.messages import (
     WantRecords,
     Welcome,
 )
+from wantrain.peers.planner import Planner
 from wantrain.peers.timing import Policy
 from wantrain.transport.digest import first_link
 from wantrain.transport.wire import PROTOCOL_VERSION
@@ -72,6 +74,8 @@ GENESIS_AGAIN_S = 5.0
 """How often the peer that is to give the initial weights is asked again."""
 SAY_EVERY_S = 1.0
 """How often peers that wait hear why."""
+VIEW_EVERY_S = 0.05
+"""Shortest time between two views: each goes to every peer and names every peer."""
 VOTES_KEPT = 64
 """Log numbers whose state digests are kept for comparison; peers report that of the state that they hold now."""
 TIMINGS_KEPT = 1024
@@ -87,7 +91,6 @@ class RunFacts:
     spec_toml: str
     spec_digest: bytes
     streams: tuple[Stream, ...]
-    codec: str
     version: str
     policy: Policy
 
@@ -106,6 +109,7 @@ class Coordinator:
         self.log = CommitLog(history)
         self.membership = Membership(facts.policy, history.view)
         self.rounds: dict[str, rounds.Round] = {}
+        self.links = LinkTable()
         self._attempts = history.epoch * ATTEMPTS_PER_EPOCH
         self._revision = history.epoch * ATTEMPTS_PER_EPOCH
         self._candidate = ""
@@ -114,6 +118,8 @@ class Coordinator:
         nobody waits for them."""
         self._asked_at = 0.0
         self._said_at = 0.0
+        self._view_stale = False
+        self._view_at = -VIEW_EVERY_S
         self._stranded_at: float | None = None
         self._resent: dict[str, tuple[int, float]] = {}
         """Per peer: the log number that it was behind at, and since when, or when it got the lines after it again."""
@@ -123,7 +129,7 @@ class Coordinator:
         """Digests of the state at a log number, by the peer that reported it, the first one first."""
         self._split_at: float | None = None
         """Since when states differ without a majority for one."""
-        self._timing: dict[int, dict[str, float]] = {}
+        self._timing: dict[int, dict[str, Any]] = {}
         self._shown = View(history.view, ())
         """The newest view that is durable."""
         if self.log.chain0:
@@ -160,8 +166,8 @@ class Coordinator:
         known = self.membership.peers.get(peer)
         return known.hello.name if known else peer
 
-    def timing(self, number: int) -> dict[str, float]:
-        """How commit `number` went: gather_s, move_s and committed_at; empty for old commits."""
+    def timing(self, number: int) -> dict[str, Any]:
+        """How commit `number` went: topology, gather_s, move_s, predicted_s, committed_at; empty for old commits."""
         return self._timing.get(number, {})
 
     def reason(self) -> str:
@@ -235,7 +241,7 @@ class Coordinator:
             refusal = Refused(
                 "spec", "this peer holds the options of another run", "start it with a fresh --home directory"
             )
-        elif missing := sorted({stream.codec for stream in facts.streams} - set(hello.codecs)):
+        elif missing := sorted({name for stream in facts.streams for name in stream.codecs} - set(hello.codecs)):
             refusal = Refused(
                 "codec",
                 f"the run's codecs {', '.join(missing)} are not among this peer's: {', '.join(hello.codecs)}",
@@ -270,6 +276,7 @@ class Coordinator:
                     event = "left" if reason == "left" else "lost"
                     effects.append(Announce(event, {"peer": peer, "name": self.name_of(peer), "reason": reason}))
                     self._fresh.pop(peer, None)
+                    self.links.gone(peer)
                     if peer == self._candidate:
                         self._candidate = ""
                 case IdentityInUse(peer):
@@ -282,12 +289,19 @@ class Coordinator:
                 case ViewChanged():
                     changed = True
         if changed:
-            view = View(self.membership.view, self.membership.roster())
-            members = self.membership.members
-            effects.append(Announce("view", {"number": view.number, "members": [self.name_of(p) for p in members]}))
-            effects += self.log.write(PersistView(view.number, members), lambda _now: self._show(view))
-            effects += self._recast(now)
+            self._view_stale = True
+            effects += self._renew_view(now) + self._recast(now)
         return effects
+
+    def _renew_view(self, now: float) -> list[CoordinatorEffect]:
+        """Write and show the view that has changed; where many come at once, one for all of them."""
+        if not self._view_stale or now - self._view_at < VIEW_EVERY_S:
+            return []
+        self._view_stale, self._view_at = False, now
+        view = View(self.membership.view, self.membership.roster())
+        members = self.membership.members
+        announced = Announce("view", {"number": view.number, "members": [self.name_of(p) for p in members]})
+        return [announced, *self.log.write(PersistView(view.number, members), lambda _now: self._show(view))]
 
     def _show(self, view: View) -> list[CoordinatorEffect]:
         self._shown = view
@@ -300,6 +314,7 @@ class Coordinator:
         if known.report is not None and report.sequence <= known.report.sequence:
             return []
         before = known.report
+        self.links.reported(peer, report.paths, report.suspects)
         refetch = self._foreign_history(report)
         behind = self.head - report.log_number
         current = not refetch and report.log_number >= 0 and behind <= 2 * len(self.facts.streams)
@@ -315,7 +330,7 @@ class Coordinator:
         effects += self._compare_state(peer, report, now)
         self._note_fresh(peer, report, now)
         if before is None or (before.trainer, before.log_number) != (report.trainer, report.log_number):
-            effects += self._recast(now)
+            effects += self._show_seen(peer, now)
         lines = {line.stream: line for line in report.syncs} if report.log_number >= 0 else {}
         for stream in list(self.rounds):
             line = lines.get(stream)
@@ -445,10 +460,10 @@ class Coordinator:
     def _open_rounds(self) -> None:
         self.rounds = {}
         for stream in self.facts.streams:
-            chunks = stream_chunks(stream, self.manifest)
+            elements, chunks = stream_elements(stream, self.manifest), stream_chunks(stream, self.manifest)
             self.rounds[stream.name] = rounds.Round(
                 stream.name,
-                chunks,
+                Planner(stream, elements, chunks, self.links).plan,
                 self.log.committed[stream.name] + 1,
                 self.facts.policy,
                 self._next_attempt,
@@ -460,21 +475,30 @@ class Coordinator:
         return self._attempts
 
     def _recast(self, now: float) -> list[CoordinatorEffect]:
-        expected: dict[str, float | None] = {}
-        abreast = set()
-        for peer in self.membership.members:
-            report = self.membership.peers[peer].report
-            if report is not None and report.log_number == self.head:
-                abreast.add(peer)
-            trains = report is not None and report.trainer in ("starting", "training", "waiting")
-            if report is not None and trains and now >= self._fresh.get(peer, now):
-                seen_at = self.membership.peers[peer].seen_at
-                expected[peer] = seen_at + report.eta_s if report.eta_s >= 0 else None
-        cast = rounds.Cast(self.membership.view, self.membership.members, frozenset(abreast), expected)
+        seen = [self._seen(peer, now) for peer in self.membership.members]
+        expected = {one.peer: one.expected_at for one in seen if one.trains}
+        abreast = frozenset(one.peer for one in seen if one.abreast)
+        cast = rounds.Cast(self.membership.view, self.membership.members, abreast, expected)
         effects: list[CoordinatorEffect] = []
         for stream in list(self.rounds):
             effects += self._round(stream, cast, now)
         return effects
+
+    def _seen(self, peer: str, now: float) -> rounds.Seen:
+        known = self.membership.peers[peer]
+        report = known.report
+        if report is None:
+            return rounds.Seen(peer, False, False, None)
+        trains = report.trainer in ("starting", "training", "waiting") and now >= self._fresh.get(peer, now)
+        expected_at = known.seen_at + report.eta_s if report.eta_s >= 0 else None
+        return rounds.Seen(peer, report.log_number == self.head, trains, expected_at)
+
+    def _show_seen(self, peer: str, now: float) -> list[CoordinatorEffect]:
+        """Tell the rounds of one peer: with many of them, a whole cast for each report would be too much."""
+        if self.membership.peers[peer].state != "member":
+            return []
+        seen = self._seen(peer, now)
+        return [effect for stream in list(self.rounds) for effect in self._round(stream, seen, now)]
 
     def _round(self, stream: str, event: rounds.RoundEvent, now: float) -> list[CoordinatorEffect]:
         effects: list[CoordinatorEffect] = []
@@ -482,8 +506,8 @@ class Coordinator:
             match effect:
                 case rounds.Tell(to, record):
                     effects.append(Send(to, record))
-                case rounds.Persist(start, digest, gather_s, move_s):
-                    effects += self._commit(start.sync, start.contributors, start.weights, digest, gather_s, move_s)
+                case rounds.Persist():
+                    effects += self._commit(effect)
                 case rounds.Aborted(sync, reason, dropped):
                     names = [self.name_of(peer) for peer in dropped]
                     effects.append(Announce("abort", {"sync": str(sync), "reason": reason, "dropped": names}))
@@ -494,28 +518,28 @@ class Coordinator:
                     pass
         return effects
 
-    def _commit(
-        self,
-        sync: SyncId,
-        contributors: tuple[str, ...],
-        weights: tuple[float, ...],
-        digest: bytes,
-        gather_s: float,
-        move_s: float,
-    ) -> list[CoordinatorEffect]:
-        record = self.log.next_record(sync, contributors, weights, digest)
+    def _commit(self, done: rounds.Persist) -> list[CoordinatorEffect]:
+        start = done.start
+        record = self.log.next_record(start.sync, start.contributors, start.weights, done.digest)
+        timing = {
+            "gather_s": done.gather_s,
+            "move_s": done.move_s,
+            "predicted_s": done.predicted_s,
+            "topology": start.topology,
+            "plan": done.plan,
+        }
 
         def announce(now: float) -> list[CoordinatorEffect]:
             self.log.append(record)
-            self._timing[record.number] = {"gather_s": gather_s, "move_s": move_s, "committed_at": now}
+            self._timing[record.number] = {**timing, "committed_at": now}
             self._timing.pop(record.number - TIMINGS_KEPT, None)
-            names = [self.name_of(peer) for peer in contributors]
-            details = {"number": record.number, "sync": str(sync), "contributors": names, "gather_s": gather_s}
+            names = [self.name_of(peer) for peer in start.contributors]
+            details = {"number": record.number, "sync": str(start.sync), "contributors": names, **timing}
             alive = [p for p, known in self.membership.peers.items() if known.alive]
             commit = Commit((record,), self.head)
             effects: list[CoordinatorEffect] = [Send(peer, commit) for peer in alive]
-            effects.append(Announce("commit", {**details, "move_s": move_s}))
-            return effects + self._round(sync.stream, rounds.Persisted(), now)
+            effects.append(Announce("commit", details))
+            return effects + self._round(start.sync.stream, rounds.Persisted(), now)
 
         return self.log.write(PersistCommit(record), announce)
 
@@ -524,6 +548,7 @@ class Coordinator:
     def _tick(self, now: float) -> list[CoordinatorEffect]:
         effects = self.log.retry(now)
         effects += self._member(MembershipTick(), now)
+        effects += self._renew_view(now)
         effects += self._ask_for_genesis(now)
         effects += self._recast(now)
         for stream in list(self.rounds):

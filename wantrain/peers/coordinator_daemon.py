@@ -66,13 +66,7 @@ def serve(
     Raises:
         ConfigError, StoreError, AddressInUseError: see `wantrain.errors`.
     """
-    spec = RunSpec.load(run_file)
-    keys = RunKeys.load(key_path(run_file))
-    if keys.owner_public != spec.owner:
-        raise ConfigError(
-            f"{key_path(run_file)} is not the key of the owner that {run_file} names",
-            hint="bring back the run.key that `wantrain init` wrote together with this run.toml",
-        )
+    spec, keys = owned_run(run_file)
     with _alone(run_file), Store(store_path(run_file)) as store:
         store.bind_run(spec.digest, spec.to_toml())
         daemon = CoordinatorDaemon(spec, keys, store, bind or spec.coordinator.bind, on_event)
@@ -88,6 +82,22 @@ def serve(
         finally:
             daemon.link.close(linger_s=0.5)
             address_path(run_file).unlink(missing_ok=True)
+
+
+def owned_run(run_file: Path) -> tuple[RunSpec, RunKeys]:
+    """A run's spec, and the keys that prove that it is ours.
+
+    Raises:
+        ConfigError: a file cannot be read, or the keys are those of another run.
+    """
+    spec = RunSpec.load(run_file)
+    keys = RunKeys.load(key_path(run_file))
+    if keys.owner_public != spec.owner:
+        raise ConfigError(
+            f"{key_path(run_file)} is not the key of the owner that {run_file} names",
+            hint="bring back the run.key that `wantrain init` wrote together with this run.toml",
+        )
+    return spec, keys
 
 
 def issue_invite(
@@ -133,6 +143,8 @@ class CoordinatorDaemon:
         self._on_event = on_event
         self._clock = _Clock(time.monotonic())
         self._rows = {row.curve_key: row for row in store.peers()}
+        self._row_of = {row.peer: row for row in self._rows.values()}
+        self._packed: tuple[Record, Message] | None = None
         self._connections: dict[str, bytes] = {}
         """Where each peer's welcomed process is: another one with a copy of its identity may be connected too."""
         self._keys = keys
@@ -152,7 +164,7 @@ class CoordinatorDaemon:
             suspect_floor_s=spec.liveness.suspect_floor_s,
             suspect_ceiling_s=spec.liveness.suspect_ceiling_s,
         )
-        return co.RunFacts(spec.run, spec.to_toml(), spec.digest, spec.streams, spec.wire.codec, __version__, policy)
+        return co.RunFacts(spec.run, spec.to_toml(), spec.digest, spec.streams, __version__, policy)
 
     def _history(self) -> co.History:
         store = self.store
@@ -215,8 +227,7 @@ class CoordinatorDaemon:
             if isinstance(record, Enroll):
                 self.link.reply(connection, pack(self._enroll(source, record)))
         else:
-            row = next(row for row in self._rows.values() if row.peer == source)
-            self._handle(co.FromPeer(source, record, row.curve_key), source, connection)
+            self._handle(co.FromPeer(source, record, self._row_of[source].curve_key), source, connection)
 
     def _handle(self, event: co.CoordinatorEvent, source: str = "", connection: bytes = b"") -> None:
         events = deque([event])
@@ -235,9 +246,15 @@ class CoordinatorDaemon:
             self._connections[to] = asked_on
         connection = asked_on or self._connections.get(to, b"")
         if connection:
-            self.link.reply(connection, pack(record))
+            self.link.reply(connection, self._message(record))
         else:
-            self.link.send(to, pack(record))
+            self.link.send(to, self._message(record))
+
+    def _message(self, record: Record) -> Message:
+        """The record packed; once for all who get the same one after another."""
+        if self._packed is None or self._packed[0] is not record:
+            self._packed = (record, pack(record))
+        return self._packed[1]
 
     def _document(self) -> dict[str, Any]:
         now = self._clock.now()
@@ -279,7 +296,7 @@ class CoordinatorDaemon:
             self._on_event({"event": "refused", "peer": peer, "name": record.name, "reason": error.message})
             return Refused("invite", error.message, error.hint)
         self._rows = {key: known for key, known in self._rows.items() if known.peer != peer}
-        self._rows[row.curve_key] = row
+        self._rows[row.curve_key] = self._row_of[row.peer] = row
         self._on_event({"event": "enrolled", "peer": peer, "name": record.name})
         return Enrolled(peer)
 

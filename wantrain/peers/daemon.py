@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import math
 import os
 import signal
 import time
@@ -18,7 +19,19 @@ from wantrain.errors import ConfigError, ModelMismatchError, RefusedError, Train
 from wantrain.peers.admission import COORDINATOR, Admission, other_protocol
 from wantrain.peers.engine import Engine
 from wantrain.peers.events import LeaveRequested, Progress
-from wantrain.peers.messages import Attach, Granted, Manifest, Record, Refused, Waiting, Welcome, pack, unpack
+from wantrain.peers.messages import (
+    MAX_PATHS,
+    Attach,
+    Granted,
+    LinkReport,
+    Manifest,
+    Record,
+    Refused,
+    Waiting,
+    Welcome,
+    pack,
+    unpack,
+)
 from wantrain.peers.participant import Participant, PeerFacts
 from wantrain.peers.peer import Peer
 from wantrain.peers.place import Place, open_place, scratch_directory
@@ -26,8 +39,9 @@ from wantrain.peers.sabotage import KillSwitch
 from wantrain.peers.shared_memory import LOCAL_RUN, segment_directory
 from wantrain.peers.supervisor import Supervisor
 from wantrain.transport.auth import Invite
-from wantrain.transport.direct import Payload
-from wantrain.transport.link import Connected, Disconnected, Dropped, LinkEvent, Received
+from wantrain.transport.collective import Payload
+from wantrain.transport.link import Connected, Disconnected, Done, Dropped, LinkEvent, Received
+from wantrain.transport.memory import peak_bytes
 from wantrain.transport.zmq_link import ZmqLink, wait
 
 TICK_S = 0.1
@@ -35,6 +49,8 @@ BACKLOG_WAIT_S = 0.002
 """Pause while connections are full."""
 USER_VALUES = 40
 """Names from `swarm.log` that go into the report."""
+PROBE_S = 2.0
+"""How long a newcomer probes links in all."""
 GOODBYE_S = 1.0
 """How long what was sent last may take to leave."""
 
@@ -51,6 +67,8 @@ def serve(
     advertise: str | None,
     max_restarts: int,
     give_up_s: float,
+    max_upload_bytes_per_s: float | None = None,
+    max_upload_per_peer_bytes_per_s: float | None = None,
     on_event: OnEvent,
 ) -> int:
     """Take part in a run until its training command is done, or SIGINT or SIGTERM.
@@ -64,6 +82,8 @@ def serve(
         advertise: "host:port" that other peers are told to dial; None: this host's address and the bound port.
         max_restarts: how often the command may fail in a row and be started again.
         give_up_s: how long the coordinator may be unreachable at first, in seconds.
+        max_upload_bytes_per_s: limit of all that this peer sends; None: none.
+        max_upload_per_peer_bytes_per_s: limit of what it sends to any one peer; None: none.
         on_event: gets everything that happens.
 
     Returns:
@@ -80,7 +100,14 @@ def serve(
     ):
         key = (place.identity.curve_public, place.identity.curve_secret)
         members: dict[bytes, str] = {}
-        link = ZmqLink(parsed.run, bind=bind, key=key, admit=members.get)
+        link = ZmqLink(
+            parsed.run,
+            bind=bind,
+            key=key,
+            admit=members.get,
+            max_upload_bytes_per_s=max_upload_bytes_per_s,
+            max_upload_per_peer_bytes_per_s=max_upload_per_peer_bytes_per_s,
+        )
         closing.callback(lambda: link.close(GOODBYE_S))
         address = advertised_address(link.address, advertise or "")
         on_event({"event": "listening", "address": address, "name": place.name, "peer": place.identity.peer})
@@ -123,7 +150,7 @@ class PeerDaemon:
         self._to_trainer: deque[Record] = deque()
         self._supervisor: Supervisor | None = None
         self._kill_switch = KillSwitch.from_environment()
-        self._engines: list[Engine] = []
+        self._engine: Engine | None = None
         self._segments = 0
         self._exit: tuple[int, str, str] | None = None
         self._failure: WantrainError | None = None
@@ -132,6 +159,9 @@ class PeerDaemon:
         self._signals, self._told = 0, False
         self._was_current = False
         self._pace = (0.0, 0.0, 0.0)
+        self._unprobed: list[str] = []
+        """Peers that were reached and of whose link nothing may be known."""
+        self._probe_until = math.inf
         facts = PeerFacts(
             me=place.identity.peer,
             run=invite.run,
@@ -142,7 +172,7 @@ class PeerDaemon:
             keep_updates=spec.log.keep_updates,
         )
         self.peer = Peer(Participant(facts), self)
-        self.peer.receive(COORDINATOR, welcome, None, time.monotonic())
+        self.peer.receive(COORDINATOR, welcome, (), time.monotonic())
 
     def supervise(self, command: Sequence[str], max_restarts: int) -> None:
         """Start the training command with the loop."""
@@ -200,11 +230,18 @@ class PeerDaemon:
                 self.note("leaving", {"reason": "finishing what is in flight; signal again to leave at once"})
             self.peer.handle(LeaveRequested("told to by SIGINT or SIGTERM"), now)
         self._watch_trainer(now)
+        self._probe(now)
         if self.peer.core.complete != self._was_current:
             self._was_current = self.peer.core.complete
             self.note("current" if self._was_current else "catching-up", {"number": self.peer.core.applied})
         self.peer.handle(self._progress(now), now)
         self.peer.tick(now)
+
+    def _probe(self, now: float) -> None:
+        """Measure links of which nothing is known, one after another, while nothing else is sent; then never again."""
+        if self._unprobed and not self.peer.backlog and now < self._probe_until:
+            self._probe_until = min(self._probe_until, now + PROBE_S)
+            self.link.probe(self._unprobed.pop(0))
 
     def _watch_trainer(self, now: float) -> None:
         supervisor = self._supervisor
@@ -256,8 +293,8 @@ class PeerDaemon:
         if self._supervisor is not None:
             self._supervisor.end()
         self._trainer_link.close(GOODBYE_S)
-        for engine in self._engines:
-            engine.close()
+        if self._engine is not None:
+            self._engine.close()
 
     # ---- what comes in
 
@@ -270,10 +307,11 @@ class PeerDaemon:
                 except WireError as error:
                     self.note("dropped", {"peer": source, "reason": error.message})
                     return
-                payload = message.buffers[0] if len(message.buffers) == 1 else None
-                self.peer.receive(source, record, payload, now)
+                self.peer.receive(source, record, message.buffers, now)
             case Connected(peer):
                 self.peer.link_changed(peer, True, "", now)
+                if peer != COORDINATOR:
+                    self._unprobed.append(peer)
             case Disconnected(peer, reason):
                 self.peer.link_changed(peer, False, reason, now)
             case Dropped(source, reason):
@@ -299,7 +337,7 @@ class PeerDaemon:
             self.peer.from_trainer(record, now)
 
     def _progress(self, now: float) -> Progress:
-        engine = self._engines[-1] if self._engines else None
+        engine = self._engine
         segment = engine.segment if engine is not None else None
         steps_left, step_s, own_steps = segment.progress() if segment is not None else (0, 0.0, 0)
         stats = dict(list(self.peer.values.items())[:USER_VALUES])
@@ -311,8 +349,21 @@ class PeerDaemon:
         stats["bytes_sent"] = float(sum(counter.bytes_sent for counter in counters))
         stats["bytes_received"] = float(sum(counter.bytes_received for counter in counters))
         stats["pause_s"] = self.peer.pause_s
+        stats["peak_bytes"] = float(peak_bytes())
+        if engine is not None:
+            stats["model_bytes"] = float(engine.model_bytes)
+            stats["tensor_bytes"] = float(engine.resident_bytes)
         stats["tokens_per_s"] = self._tokens_per_s(stats.get("tokens", 0.0), now)
-        return Progress(steps_left * step_s if step_s > 0 else -1.0, stats)
+        return Progress(steps_left * step_s if step_s > 0 else -1.0, stats, self._paths())
+
+    def _paths(self) -> dict[str, LinkReport]:
+        """What the link has measured on its way to each peer."""
+        measured = [(peer, known) for peer, known in self.link.stats().items() if known.rtt_s or known.rate_bytes_per_s]
+        return {
+            peer: LinkReport(known.rate_bytes_per_s, known.rtt_s, known.loss, known.lanes, known.congestion)
+            for peer, known in measured[:MAX_PATHS]
+            if peer not in ("", COORDINATOR)
+        }
 
     def _tokens_per_s(self, tokens: float, now: float) -> float:
         """Tokens per second over windows of a few seconds."""
@@ -325,11 +376,20 @@ class PeerDaemon:
 
     # ---- Surroundings
 
-    def send(self, to: str, record: Record, payload: Payload | None = None) -> bool:
-        sent = self.link.send(to, pack(record) if payload is None else pack(record, payload))
+    def send(self, to: str, record: Record) -> bool:
+        sent = self.link.send(to, pack(record))
         if sent and self._kill_switch is not None:
             self._kill_switch.sent(record)
         return sent
+
+    def send_bulk(self, to: str, record: Record, payloads: tuple[Payload, ...], done: Done | None = None) -> bool:
+        sent = self.link.send_bulk(to, pack(record, *payloads), done)
+        if sent and self._kill_switch is not None:
+            self._kill_switch.sent(record)
+        return sent
+
+    def bulk_bytes(self, to: str) -> int:
+        return self.link.bulk_bytes(to)
 
     def dial(self, peer: str, address: str, curve_key: bytes) -> None:
         for key in [key for key, known in self._members.items() if known == peer]:
@@ -347,9 +407,10 @@ class PeerDaemon:
         self.link.disconnect(peer)
 
     def open_model(self, manifest: Manifest) -> Engine:
-        engine = Engine(manifest, self.spec.streams)
-        self._engines.append(engine)
-        return engine
+        if self._engine is not None:  # its memory is wanted
+            self._engine.close()
+        self._engine = Engine(manifest, self.spec.streams)
+        return self._engine
 
     def open_segment(self, tensors: Any) -> str:
         self._segments += 1
@@ -374,7 +435,7 @@ class PeerDaemon:
                 return
             self._to_trainer.popleft()
             if isinstance(record, Granted):
-                segment = self._engines[-1].segment
+                segment = self._engine.segment if self._engine is not None else None
                 if segment is not None:
                     segment.bump()
 

@@ -3,8 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
-from wantrain.peers.messages import Attached, CommitRecord, Manifest, Record, Result, SyncId, UpdateChunk
-from wantrain.transport.direct import Payload
+from wantrain.peers.messages import Attached, CommitRecord, Manifest, Owed, Part, Record, Result, SyncId, UpdateChunk
+from wantrain.transport.collective import Payload
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +29,8 @@ class SendPayload:
     """Send encoded bytes as they are."""
 
     to: str
-    record: Result | UpdateChunk
+    record: Part | Result | UpdateChunk | Owed
+    """Of one chunk."""
     payload: Payload
 
 
@@ -51,14 +52,16 @@ class StoreState:
 
 @dataclass(frozen=True, slots=True)
 class ReduceChunk:
-    """Weighted mean of decoded payloads in this order (None: the staged contribution), encoded.
+    """Weighted sum of decoded payloads in this order (None: the staged contribution), divided, encoded.
 
-    Comes back as Reduced, or ReduceFailed if it does not encode.
+    `final`: it is a chunk of the update, else a part. Comes back as Reduced, or ReduceFailed if it does not encode.
     """
 
     sync: SyncId
     chunk: int
     inputs: tuple[tuple[float, Payload | None], ...]
+    divisor: float
+    final: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +85,26 @@ class UseStage:
     """What the trainer staged last for this stream is the contribution from now on, until the next UseStage."""
 
     stream: str
+
+
+@dataclass(frozen=True, slots=True)
+class Settle:
+    """A sync of the stream is committed; `taken`: with the contribution in use, whose error is the residual now."""
+
+    stream: str
+    taken: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ForgetResiduals:
+    """What was kept of earlier contributions belongs to a history that is over."""
+
+
+@dataclass(frozen=True, slots=True)
+class HandOver:
+    """Send a peer what is kept of earlier contributions; comes back as HandedOver."""
+
+    to: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +168,7 @@ class Exit:
 
 
 Effect: TypeAlias = (
-    Tell | SendContribution | SendPayload | SendState | StoreState | ReduceChunk | Apply | OpenModel | UseStage | Grant
+    Tell | SendContribution | SendPayload | SendState | StoreState | ReduceChunk | Apply | OpenModel | UseStage | Settle
+    | ForgetResiduals | HandOver | Grant
     | TellTrainer | RefuseTrainer | Dial | HangUp | Note | Exit
 )  # fmt: skip

@@ -2,47 +2,35 @@
 
 It knows nothing of syncs, attempts or peers, and sends nothing: `peer.py` calls it for the participant's effects. The
 vectors of all streams are worked on chunk by chunk with scratch memory made once; nothing of the model's size is made
-besides phi, its outer state, a mean gradient for each `grad` stream, and the trainer's segment.
+besides phi, its outer state and the trainer's segment, and a quarter of it for the residual of a codec that needs one.
+What is encoded for others goes from shared memory into a pooled buffer, and from there to the wire.
 """
 
 import hashlib
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from wantrain.errors import CodecError, ProtocolBug
-from wantrain.optimizers.merge import Merge, merge
 from wantrain.optimizers.stream import Stream
 from wantrain.peers.layout import stream_elements
 from wantrain.peers.messages import Manifest
+from wantrain.peers.residual import square_norm
 from wantrain.peers.shared_memory import Segment
-from wantrain.transport.codec import Codec, as_tensor, codec
+from wantrain.peers.vector import StagedValues, vector_of
+from wantrain.transport.codec import Codec, as_tensor
+from wantrain.transport.codec.blocks import not_finite
+from wantrain.transport.collective import Payload
 from wantrain.transport.digest import chunk_digest
-from wantrain.transport.direct import Payload
-from wantrain.transport.partition import chunk_bounds, chunk_elements
+from wantrain.transport.memory import Pool, big, bytes_of
+from wantrain.transport.partition import chunk_elements
 from wantrain.transport.wire import size_bytes
 
-
-@dataclass(slots=True, eq=False)
-class _Vector:
-    """What the engine holds of one stream. All tensors are fp32[elements] on the CPU."""
-
-    stream: Stream
-    codec: Codec
-    rule: Merge
-    options: Mapping[str, float]
-    bounds: list[tuple[int, int]]
-    value: Tensor
-    """phi of a `param` stream, the mean gradient of a `grad` stream."""
-    slots: tuple[Tensor, ...]
-    contribution: Tensor | None = None
-    incoming: Tensor | None = None
-    encoded: dict[int, Payload] = field(default_factory=dict)
-    """Chunks of the contribution that were encoded."""
+PLAIN = "fp32"
+"""The codec whose bytes are the values as they lie in memory: nothing has to be copied for it."""
 
 
 class Engine:
@@ -59,28 +47,49 @@ class Engine:
     def __init__(self, manifest: Manifest, streams: Sequence[Stream]) -> None:
         self.segment: Segment | None = None
         """Of the trainer that attached last."""
-        self._vectors = {stream.name: _vector(stream, stream_elements(stream, manifest)) for stream in streams}
+        self._vectors = {stream.name: vector_of(stream, stream_elements(stream, manifest)) for stream in streams}
         self._params = [vector for vector in self._vectors.values() if vector.stream.state == "param"]
         self._state_chunks = [(vector, bounds) for vector in self._params for bounds in vector.bounds]
-        longest = max((chunk_elements(v.value.numel()) for v in self._vectors.values()), default=0)
-        self._mean, self._scratch = torch.zeros(longest), torch.zeros(longest)
+        longest = max((chunk_elements(vector.elements) for vector in self._vectors.values()), default=0)
+        self._mean, self._scratch = big(longest), big(longest)
+        self._pool = Pool()
 
     # ---- sizes
 
     @property
     def state_bytes(self) -> int:
         """Size of the run's state: phi and outer state of all `param` streams."""
-        return sum(4 * tensor.numel() for vector in self._params for tensor in (vector.value, *vector.slots))
+        return sum(4 * tensor.numel() for vector in self._params for tensor in (vector.phi, *vector.slots))
+
+    @property
+    def model_bytes(self) -> int:
+        """Size of the model in fp32."""
+        return sum(4 * vector.elements for vector in self._params)
 
     @property
     def resident_bytes(self) -> int:
-        """Memory for tensors: state, mean gradients, scratch and the trainer's segment."""
-        means = sum(4 * v.value.numel() for v in self._vectors.values() if v.stream.state == "grad")
-        return self.state_bytes + means + 8 * self._scratch.numel() + (self.segment.size_bytes if self.segment else 0)
+        """Memory for tensors now: state, scratch, pooled buffers, residuals and the trainer's segment."""
+        residuals = sum(vector.residual.size_bytes for vector in self._vectors.values() if vector.residual is not None)
+        return self._fixed_bytes + residuals + (self.segment.size_bytes if self.segment is not None else 0)
+
+    @property
+    def expected_bytes(self) -> int:
+        """What `resident_bytes` comes to once a trainer has staged: for DiLoCo 4 times the fp32 size of the model.
+
+        out, given and phi of every `param` stream and each slot of its outer state, out and given of every `grad`
+        stream, int8 residuals where a codec needs them, two chunks of scratch and the most that was lent from the pool.
+        """
+        vectors = self._vectors.values()
+        residuals = sum(vector.residual.full_bytes for vector in vectors if vector.residual is not None)
+        return self._fixed_bytes + residuals + sum(2 * 4 * vector.elements for vector in vectors)
+
+    @property
+    def _fixed_bytes(self) -> int:
+        return self.state_bytes + 8 * self._scratch.numel() + self._pool.size_bytes
 
     def phi(self, stream: str) -> Tensor:
         """fp32[elements]: the last committed value of a `param` stream, to read only."""
-        return self._vectors[stream].value
+        return self._vectors[stream].phi
 
     # ---- the trainer's memory
 
@@ -90,7 +99,7 @@ class Engine:
         Raises:
             WantrainError: see `Segment.create`.
         """
-        segment = Segment.create(path, {name: vector.value.numel() for name, vector in self._vectors.items()})
+        segment = Segment.create(path, {name: vector.elements for name, vector in self._vectors.items()})
         self.close()
         self.segment = segment
         return segment
@@ -103,20 +112,21 @@ class Engine:
             self.segment = None
 
     def adopt_genesis(self) -> bytes:
-        """Make the trainer's weights in `out` the run's initial state; the digest of that state.
+        """Make the trainer's weights in `out` the run's initial state, with nothing owed; the digest of that state.
 
         Raises:
             CodecError: a weight is NaN or infinite; the state is then undefined.
         """
         for vector in self._params:
-            vector.value.copy_(self._trainer.out(vector.stream.name))
-            if not all(_finite(vector.value[start:stop]) for start, stop in vector.bounds):
+            vector.phi.copy_(self._trainer.out(vector.stream.name))
+            if not all(_finite(vector.phi[start:stop]) for start, stop in vector.bounds):
                 raise CodecError(
                     f"an initial weight of stream {vector.stream.name} is NaN or infinite",
                     hint="check how the model is initialised, or what was loaded into it",
                 )
             for slot in vector.slots:
                 slot.zero_()
+        self.forget_residuals()
         return self.state_digest()
 
     def stage(self, stream: str) -> tuple[float, bool]:
@@ -129,24 +139,24 @@ class Engine:
         """
         vector = self._vectors[stream]
         out, given = self._trainer.out(stream), self._trainer.given(stream)
-        square, finite = 0.0, True
+        square = 0.0
         for start, stop in vector.bounds:
             chunk = out[start:stop]
             if vector.stream.state == "param":
                 torch.sub(given[start:stop], chunk, out=chunk)
-            finite = finite and _finite(chunk)
-            # In float64, as squares of finite fp32 values may overflow fp32.
-            square += float(torch.linalg.vector_norm(chunk, dtype=torch.float64)) ** 2 if finite else 0.0
-        vector.incoming = out
-        return (math.sqrt(square) if finite else 0.0), finite
+            square += square_norm(chunk)
+        finite = math.isfinite(square)
+        vector.incoming = StagedValues(out, math.sqrt(square) if finite else 0.0, finite)
+        return vector.incoming.norm, finite
 
     def use_stage(self, stream: str) -> None:
-        """What was staged last is the contribution from now on."""
+        """What was staged last is the contribution from now on, with what is owed to earlier ones added to it."""
         vector = self._vectors[stream]
         if vector.incoming is None:
             raise ProtocolBug(f"nothing was staged for stream {stream}")
         vector.contribution, vector.incoming = vector.incoming, None
-        vector.encoded = {}
+        if vector.residual is not None:
+            vector.residual.use(vector.contribution.norm, self._scratch)
 
     def grant(self, stream: str, kind: str) -> None:
         """Fill the stream's regions for the trainer; see `shared_memory.py` for what they hold by kind."""
@@ -156,13 +166,19 @@ class Engine:
             return  # the mean gradient is not to be had: the trainer keeps its own
         if (kind == "grad") != (vector.stream.state == "grad"):
             raise ProtocolBug(f"{kind} cannot be granted to stream {stream} of state {vector.stream.state}")
+        if kind == "grad":
+            if len(vector.mean) != len(vector.bounds):
+                raise ProtocolBug(f"there is no mean of stream {stream} to grant")
+            for (start, stop), payload in zip(vector.bounds, vector.mean, strict=True):
+                vector.down.decode(as_tensor(payload), given[start:stop])
+            return
         for start, stop in vector.bounds:
             chunk, base = out[start:stop], given[start:stop]
             if kind == "merge":
                 torch.sub(base, chunk, out=chunk)
             elif kind == "move":
                 chunk.copy_(base)
-            base.copy_(vector.value[start:stop])
+            base.copy_(vector.phi[start:stop])
 
     @property
     def _trainer(self) -> Segment:
@@ -173,46 +189,65 @@ class Engine:
     # ---- the all-reduce
 
     def part(self, stream: str, chunk: int) -> Payload:
-        """A chunk of the contribution, encoded once; the same buffer at every call until `use_stage`.
+        """A chunk of the contribution, encoded for the way up: the same bytes at every call until `use_stage`.
+
+        The buffer is lent until `release`. In fp32 it is the trainer's memory itself, as it is stable until the sync is
+        decided and what is sent later is of use to nobody.
 
         Raises:
             CodecError: it does not encode.
         """
         vector = self._vectors[stream]
-        if chunk not in vector.encoded:
-            start, stop = vector.bounds[chunk]
-            vector.encoded[chunk] = _encoded(vector.codec, _contribution(vector)[start:stop])
-        return vector.encoded[chunk]
+        start, stop = vector.bounds[chunk]
+        if vector.up.name == PLAIN:
+            if not vector.used.finite:
+                raise not_finite(PLAIN)
+            return bytes_of(vector.used.values[start:stop])
+        values = vector.own(chunk, self._scratch)
+        if vector.residual is not None:
+            vector.residual.note_sent(chunk)
+        return self._pool.lend(vector.up.max_bytes(stop - start), lambda out: vector.up.encode(values, out))
 
-    def reduce(self, stream: str, chunk: int, inputs: Sequence[tuple[float, Payload | None]]) -> Payload:
-        """Weighted mean of a chunk, encoded into a new buffer: fp32 sum of weight * value in this order, divided.
+    def release(self, payload: Payload) -> None:
+        """What `part` or `read_state` has given is not read any more: its memory may be used again."""
+        self._pool.take_back(payload)
+
+    def reduce(
+        self, stream: str, chunk: int, inputs: Sequence[tuple[float, Payload | None]], divisor: float, final: bool
+    ) -> Payload:
+        """Sum of a chunk, encoded into a new buffer: weight * value in fp32 and in this order, divided by `divisor`.
 
         Args:
             stream: its name.
             chunk: number in the stream's grid.
             inputs: weight and encoded values, which `check` has found good; None for the own contribution as it is.
+            divisor: what the sum is divided by.
+            final: whether it is written for the way down, as a chunk of the update, or for the way up, as a part.
 
         Raises:
-            CodecError: the mean does not encode: it overflowed.
+            CodecError: the sum does not encode: it overflowed.
         """
         vector = self._vectors[stream]
         start, stop = vector.bounds[chunk]
-        mean, product = self._mean[: stop - start], self._scratch[: stop - start]
-        mean.zero_()
-        for weight, payload in inputs:
-            if payload is None:
-                torch.mul(_contribution(vector)[start:stop], weight, out=product)
-                mean.add_(product)
-            else:
-                vector.codec.accumulate(as_tensor(payload), weight, mean)
-        mean.div_(sum(weight for weight, _ in inputs))
-        return _encoded(vector.codec, mean)
+        how = vector.down if final else vector.up
+        # The sum of an fp32 result is taken where the result will lie.
+        total = torch.empty(stop - start) if how.name == PLAIN else self._mean[: stop - start]
+        scratch = self._scratch[: stop - start]
+        for k, (weight, payload) in enumerate(inputs):
+            (vector.add if k else vector.begin)(chunk, weight, payload, total, scratch)
+        if divisor != 1.0:
+            total.div_(divisor)
+        if how.name != PLAIN:
+            return _encoded(how, total)
+        if not _finite(total):
+            raise not_finite(PLAIN)
+        return bytes_of(total)
 
-    def check(self, stream: str, chunk: int, payload: Payload) -> str | None:
-        """Why these encoded bytes may not be used as that chunk, or None."""
+    def check(self, stream: str, chunk: int, payload: Payload, *, part: bool) -> str | None:
+        """Why these encoded bytes may not be used as that chunk of a contribution (`part`) or update, or None."""
         vector = self._vectors[stream]
         start, stop = vector.bounds[chunk]
-        return vector.codec.check(as_tensor(payload), stop - start)
+        return (vector.up if part else vector.down).check(as_tensor(payload), stop - start)
 
     def digest(self, payload: Payload) -> bytes:
         """SHA-256 of encoded bytes."""
@@ -231,23 +266,67 @@ class Engine:
             skip: chunks of the state that have it in already.
         """
         vector = self._vectors[stream]
+        if len(payloads) != len(vector.bounds):
+            raise ProtocolBug(f"an update of stream {stream} with {len(payloads)} of {len(vector.bounds)} chunks")
+        if vector.stream.state == "grad":
+            vector.mean = tuple(payloads)
+            return
         for chunk, ((start, stop), payload) in enumerate(zip(vector.bounds, payloads, strict=True)):
-            if vector.stream.state == "grad":
-                vector.codec.decode(as_tensor(payload), vector.value[start:stop])
-            elif chunk not in skip:
+            if chunk not in skip:
                 mean, scratch = self._mean[: stop - start], self._scratch[: stop - start]
-                vector.codec.decode(as_tensor(payload), mean)
+                vector.down.decode(as_tensor(payload), mean)
                 slots = tuple(slot[start:stop] for slot in vector.slots)
-                vector.rule.apply(vector.value[start:stop], mean, slots, vector.options, scratch)
+                vector.rule.apply(vector.phi[start:stop], mean, slots, vector.options, scratch)
+
+    # ---- error feedback
+
+    def settle(self, stream: str, taken: bool) -> None:
+        """A sync of the stream is committed, which decides the contribution in use, if there is one.
+
+        `taken`: it is in it, and what the codec dropped of it is owed from now on.
+        """
+        vector = self._vectors[stream]
+        if vector.residual is not None:
+            vector.residual.settle(vector.used.values if taken else None, (self._mean, self._scratch))
+        vector.contribution = None  # and with it the memory of a trainer that is gone
+
+    def forget_residuals(self) -> None:
+        """Owe nothing: the history that the residuals come from is over."""
+        for vector in self._vectors.values():
+            if vector.residual is not None:
+                vector.residual.clear()
+
+    def residual(self, stream: str) -> list[Payload]:
+        """What is owed, for another peer to take over when this one leaves: int8 chunks; [] if nothing is."""
+        residual = self._vectors[stream].residual
+        return residual.payloads() if residual is not None else []
+
+    def add_residual(self, stream: str, payloads: Sequence[Payload]) -> None:
+        """Take over what a leaving peer owes; it goes into contributions that are used later.
+
+        Raises:
+            CodecError: these are not the chunks of such a residual; nothing has changed then.
+        """
+        residual = self._vectors[stream].residual
+        if residual is None:
+            raise CodecError(
+                f"a residual for stream {stream}, whose codec {self._vectors[stream].up.name} has none",
+                hint="all peers must have got the same run spec",
+            )
+        residual.add(payloads)
 
     # ---- the state, in chunks: those of the first `param` stream, then those of the next
 
     def read_state(self, k: int) -> Payload:
-        """State chunk k, copied: fp32[n] of phi, then fp32[n] of each slot of outer state."""
+        """State chunk k, copied: fp32[n] of phi, then fp32[n] of each slot of outer state. Lent until `release`."""
         tensors = self._state_chunk(k)
-        copy = torch.empty(sum(tensor.numel() for tensor in tensors))
-        torch.cat(tensors, out=copy)
-        return _bytes_of(copy)
+        needed = sum(4 * tensor.numel() for tensor in tensors)
+
+        def fill(out: Tensor) -> int:
+            torch.cat(tensors, out=out.view(torch.float32))
+            return needed
+
+        return self._pool.lend(needed, fill)
 
     def check_state(self, k: int, payload: Payload) -> str | None:
         """Why these bytes cannot be state chunk k, or None."""
@@ -272,7 +351,7 @@ class Engine:
         for k in range(len(self._state_chunks)):
             digest = hashlib.sha256()
             for tensor in self._state_chunk(k):
-                digest.update(_bytes_of(tensor))
+                digest.update(bytes_of(tensor))
             whole.update(digest.digest())
             yield None
         yield whole.digest()
@@ -283,38 +362,14 @@ class Engine:
 
     def _state_chunk(self, k: int) -> tuple[Tensor, ...]:
         vector, (start, stop) = self._state_chunks[k]
-        return tuple(tensor[start:stop] for tensor in (vector.value, *vector.slots))
-
-
-def _vector(stream: Stream, elements: int) -> _Vector:
-    rule = merge(stream.merge)
-    slots = rule.slots if stream.state == "param" else ()
-    return _Vector(
-        stream=stream,
-        codec=codec(stream.codec),
-        rule=rule,
-        options={**rule.options, **dict(stream.merge_options)},
-        bounds=chunk_bounds(elements),
-        value=torch.zeros(elements),
-        slots=tuple(torch.zeros(elements) for _ in slots),
-    )
-
-
-def _contribution(vector: _Vector) -> Tensor:
-    if vector.contribution is None:
-        raise ProtocolBug(f"stream {vector.stream.name} has no contribution")
-    return vector.contribution
+        return tuple(tensor[start:stop] for tensor in (vector.phi, *vector.slots))
 
 
 def _encoded(how: Codec, values: Tensor) -> Payload:
-    out = torch.empty(how.encoded_bytes(values.numel()), dtype=torch.uint8)
-    how.encode(values, out)
-    return _bytes_of(out)
-
-
-def _bytes_of(tensor: Tensor) -> memoryview:
-    """The tensor's memory as bytes, kept alive by the view."""
-    return tensor.view(torch.uint8).numpy().data
+    """Encoded into memory of exactly the size that is needed, as it may be kept for long."""
+    out = torch.empty(how.max_bytes(values.numel()), dtype=torch.uint8)
+    written = how.encode(values, out)
+    return bytes_of(out if written == out.numel() else out[:written].clone())
 
 
 def _finite(values: Tensor) -> bool:

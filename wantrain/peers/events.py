@@ -3,15 +3,16 @@
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
-from wantrain.peers.messages import Manifest, Record, SyncId
-from wantrain.transport.direct import Payload
+from wantrain.peers.messages import LinkReport, Manifest, Record, SyncId
+from wantrain.transport.collective import Payload
 
 
 @dataclass(frozen=True, slots=True)
 class FromPeer:
     """A message from the coordinator ("coordinator") or another peer.
 
-    Tensor bytes come as an opaque payload that the shell has checked against codec and size, with their digest.
+    Tensor bytes come as an opaque payload that the shell has checked against codec and size, with their digest. A Part
+    or Result of several chunks comes as several events, of one chunk each.
     """
 
     source: str
@@ -82,10 +83,12 @@ class TrainerGone:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """The trainer's pace: seconds until it is expected to contribute again (-1 unknown), and numbers for status."""
+    """The trainer's pace and the links': seconds until it is expected to contribute again (-1 unknown), numbers for
+    status, and what was measured on the way to each peer."""
 
     eta_s: float
     stats: dict[str, float] = field(default_factory=dict)
+    paths: dict[str, LinkReport] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,11 +126,16 @@ class LeaveRequested:
 
 
 @dataclass(frozen=True, slots=True)
+class HandedOver:
+    """A HandOver is done: it has left, or there was nothing."""
+
+
+@dataclass(frozen=True, slots=True)
 class Tick:
     """Time has passed."""
 
 
 Event: TypeAlias = (
     FromPeer | CoordinatorLink | PeerLink | TrainerStarting | TrainerAttached | GenesisReady | Staged | TrainerGone
-    | Progress | Reduced | ReduceFailed | StateDigested | LeaveRequested | Tick
+    | Progress | Reduced | ReduceFailed | StateDigested | LeaveRequested | HandedOver | Tick
 )  # fmt: skip

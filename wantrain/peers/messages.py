@@ -4,19 +4,21 @@ A record has no behaviour. `pack` turns one into a wire message, `unpack` turns 
 record or raises WireError: unknown kind, missing or surplus field, wrong type, out of range. Nothing else parses.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any, TypeAlias
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from wantrain.errors import WireError
-from wantrain.transport.wire import Buffer, Message
+from wantrain.transport.wire import MAX_BUFFERS, Buffer, Message
 
 MAX_PEERS = 4096
 MAX_TENSORS = 10_000
 """A manifest has to fit the header of one message, 1 MiB."""
 MAX_RECORDS = 1024
 """Most commit records in one message; a peer that lacks more asks again."""
+MAX_PATHS = 64
+"""Most measured paths in one report."""
 MAX_ASKED = 4096
 """Most chunks asked for in one message."""
 
@@ -27,10 +29,12 @@ Digest: TypeAlias = Annotated[bytes, Field(strict=True, min_length=32, max_lengt
 Key: TypeAlias = Annotated[bytes, Field(strict=True, min_length=32, max_length=32)]
 Count: TypeAlias = Annotated[int, Field(strict=True, ge=0, le=2**62)]
 Finite: TypeAlias = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+Measured: TypeAlias = Annotated[float, Field(strict=True, ge=0, le=1e15, allow_inf_nan=False)]
 Flag: TypeAlias = Annotated[bool, Field(strict=True)]
 Weight: TypeAlias = Annotated[float, Field(strict=True, gt=0, le=1e15, allow_inf_nan=False)]
 Peers: TypeAlias = Annotated[tuple[PeerId, ...], Field(max_length=MAX_PEERS)]
 Chunks: TypeAlias = Annotated[tuple[Count, ...], Field(max_length=MAX_ASKED)]
+Moved: TypeAlias = Annotated[tuple[Count, ...], Field(min_length=1, max_length=MAX_BUFFERS)]
 Values: TypeAlias = Annotated[dict[Name, Finite], Field(max_length=64)]
 
 
@@ -126,6 +130,17 @@ class SyncReport:
 
 
 @dataclass(frozen=True, slots=True)
+class LinkReport:
+    """What a peer has measured on its way to another one; 0 where nothing is known."""
+
+    rate_bytes_per_s: Measured
+    rtt_s: Measured
+    loss: Measured
+    lanes: Count
+    congestion: Name
+
+
+@dataclass(frozen=True, slots=True)
 class Report:
     """Heartbeat and state in one: sent on every change and every heartbeat period, so a lost one does no harm."""
 
@@ -148,6 +163,8 @@ class Report:
     """Numbers for `status`: step, loss, tokens, tokens_per_s, bytes_sent, bytes_received, pause_s, …"""
     view: Count = 0
     """The newest view that the peer knows; an older one than the run's is sent again."""
+    paths: Annotated[dict[PeerId, LinkReport], Field(max_length=MAX_PATHS)] = field(default_factory=dict)
+    """By the other peer: some of what was measured, others come with other reports."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,7 +265,8 @@ class View:
 class Start:
     """One attempt of a sync: who contributes in which order and with what weight, who only receives, who owns what.
 
-    `shards[k]` is the number of consecutive chunks that contributor k owns, in contributor order.
+    `shards[k]` is the number of consecutive chunks that contributor k owns, in contributor order, which is also the
+    order of a ring.
     """
 
     sync: SyncId
@@ -257,6 +275,7 @@ class Start:
     weights: Annotated[tuple[Weight, ...], Field(max_length=MAX_PEERS)]
     receivers: Peers
     shards: Annotated[tuple[Count, ...], Field(max_length=MAX_PEERS)]
+    topology: Annotated[str, Field(strict=True, pattern="^(direct|ring)$")] = "direct"
 
 
 @dataclass(frozen=True, slots=True)
@@ -291,23 +310,23 @@ class Status:
     document: Annotated[str, Field(strict=True, max_length=1 << 20)]
 
 
-# ---- peer to peer; the tensor bytes are the message's one buffer
+# ---- peer to peer; the tensor bytes are the message's buffers: one for each chunk, in order
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A contributor's encoded chunk, to the chunk's owner."""
+    """A contributor's encoded chunks, or in a ring sums so far, to who adds them up."""
 
     sync: SyncId
-    chunk: Count
+    chunks: Moved
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """The owner's encoded chunk of the update, to everybody, verbatim."""
+    """Encoded chunks of the update, verbatim as their owner made them."""
 
     sync: SyncId
-    chunk: Count
+    chunks: Moved
 
 
 @dataclass(frozen=True, slots=True)
@@ -349,6 +368,15 @@ class UpdateChunk:
 
     number: Count
     chunk: Count
+
+
+@dataclass(frozen=True, slots=True)
+class Owed:
+    """Chunk `chunk` of `chunks` of what a codec has dropped of the contributions of a peer that leaves; int8 blocks."""
+
+    stream: Name
+    chunk: Count
+    chunks: Count
 
 
 @dataclass(frozen=True, slots=True)
@@ -453,12 +481,12 @@ class Detached:
 Record: TypeAlias = (
     Enroll | Hello | Report | Genesis | WantRecords | Leave | WantStatus | Enrolled | Refused | Welcome
     | WantHello | WantGenesis | View | Start | Commit | Abort | Refetch | Status | Part | Result | WantParts | WantState
-    | StateChunk | WantUpdate | UpdateChunk | NotHeld | Attach | Attached | GenesisWritten | Contribute | Granted
+    | StateChunk | WantUpdate | UpdateChunk | Owed | NotHeld | Attach | Attached | GenesisWritten | Contribute | Granted
     | Waiting | Log | Detach | Detached
 )  # fmt: skip
 
 # A TypeAdapter takes no configuration for dataclasses, so each class carries it; it must be there before the adapters.
-for _kind in (*Record.__args__, TensorSpec, SyncId, CommitRecord, SyncReport, Member):
+for _kind in (*Record.__args__, TensorSpec, SyncId, CommitRecord, SyncReport, Member, LinkReport):
     _kind.__pydantic_config__ = ConfigDict(extra="forbid")
 _ADAPTERS: dict[str, TypeAdapter[Any]] = {kind.__name__: TypeAdapter(kind) for kind in Record.__args__}
 
@@ -487,5 +515,6 @@ def unpack(message: Message) -> Record:
 
 
 __all__ = [kind.__name__ for kind in Record.__args__] + [
-    "CommitRecord", "Manifest", "Member", "Record", "SyncId", "SyncReport", "TensorSpec", "pack", "unpack",
+    "CommitRecord", "LinkReport", "Manifest", "Member", "Record", "SyncId", "SyncReport", "TensorSpec",
+    "pack", "unpack",
 ]  # fmt: skip

@@ -17,6 +17,8 @@ from wantrain.peers.effects import (
     Dial,
     Effect,
     Exit,
+    ForgetResiduals,
+    HandOver,
     HangUp,
     Note,
     OpenModel,
@@ -29,6 +31,7 @@ from wantrain.peers.events import (
     Event,
     FromPeer,
     GenesisReady,
+    HandedOver,
     LeaveRequested,
     PeerLink,
     Progress,
@@ -71,10 +74,11 @@ from wantrain.peers.messages import (
     Welcome,
 )
 from wantrain.peers.recovery import Recovery
-from wantrain.peers.reports import sync_line, urgent, urgent_in
+from wantrain.peers.reports import PathNews, sync_line, urgent, urgent_in
 from wantrain.peers.update_log import UpdateLog
+from wantrain.transport.collective import Payload
 from wantrain.transport.digest import first_link
-from wantrain.transport.direct import Payload
+from wantrain.transport.topologies import TOPOLOGIES
 
 COORDINATOR = "coordinator"
 HELLO_AGAIN_S = 2.0
@@ -124,12 +128,16 @@ class Participant:
         self._own_genesis: tuple[bytes, bytes] | None = None
         """Digest and first link of the initial state that was made here."""
         self._suspects: dict[str, str] = {}
-        self._progress = Progress(-1.0, {})
+        self._progress = Progress(-1.0)
+        self._path_news = PathNews()
         self._why = ""
         self._sequence = 0
         self._reported: Report | None = None
         self._reported_at = -facts.heartbeat_s
         self._leaving: tuple[str, float] | None = None
+        self._heir = ""
+        """Who gets what is kept of earlier contributions when this peer leaves."""
+        self._handed_over = False
 
     # ---- what the shell may read
 
@@ -168,6 +176,10 @@ class Participant:
         """Whether the trainer's weights may become the run's initial state now."""
         return self._mine.gives_genesis and self._welcome is not None and self._welcome.head < 0
 
+    def chunks(self, stream: str) -> int:
+        """Chunks of a stream; 0 while there is no model."""
+        return self._recovery.chunks.get(stream, 0)
+
     def takes_stage(self, boot: bytes, stream: str) -> bool:
         """Whether this trainer may stage the stream now; if not, the shell must not touch its contribution."""
         return self._mine.takes_stage(boot, stream)
@@ -191,7 +203,7 @@ class Participant:
     def chunk_stream(self, record: object) -> tuple[str, int] | None:
         """The stream and chunk that a message's tensor bytes belong to, or None if there is no such chunk."""
         match record:
-            case Part(sync, chunk) | Result(sync, chunk):
+            case Part(sync, (chunk,)) | Result(sync, (chunk,)):
                 stream: str | None = sync.stream
             case UpdateChunk(number, chunk):
                 stream = self._recovery.stream_of(number)
@@ -271,6 +283,9 @@ class Participant:
                 return []
             case LeaveRequested(reason):
                 self._leaving = self._leaving or (reason, now)
+                return []
+            case HandedOver():
+                self._handed_over = True
                 return []
             case Tick():
                 return self._tick(now)
@@ -398,6 +413,7 @@ class Participant:
             and len({*start.contributors, *start.receivers}) == len(start.contributors) + len(start.receivers)
             and sum(start.shards) == self._recovery.chunks[sync.stream]
             and me in (*start.contributors, *start.receivers)
+            and start.topology in TOPOLOGIES
         )
         if not sane or (me in start.contributors and not self._mine.joins(start)):
             return [Note("bad-start", {"sync": str(sync)})]
@@ -451,7 +467,7 @@ class Participant:
             self._attempts.give_up()
         effects, skipped = recovery.take_snapshot(now)
         for record in skipped:
-            self._mine.decide(record)
+            effects += self._mine.decide(record)
         while not recovery.given_up:
             more, line = recovery.next_line(now)
             effects += more
@@ -484,12 +500,12 @@ class Participant:
         name = record.sync.stream
         skip = self._recovery.step(record, now)
         self._attempts.close(name)
-        self._mine.decide(record)
+        settled = self._mine.decide(record)
         if not payloads and self._recovery.chunks[name]:
-            return []
+            return settled
         if self._streams[name].state == "grad":
             self._mine.gradient_came(name, record.sync.index)
-        return [Apply(record, payloads, skip)]
+        return [*settled, Apply(record, payloads, skip)]
 
     def _reset(self, reason: str) -> list[Effect]:
         """Forget the state: it is not the run's. The trainer starts again from the run's state, once fetched."""
@@ -498,7 +514,7 @@ class Participant:
         self._mine.reset()
         self._genesis_wanted, self._own_genesis, self._welcome = False, None, None
         self.log.clear()
-        return [Note("refetch", {"reason": reason})]
+        return [ForgetResiduals(), Note("refetch", {"reason": reason})]
 
     # ---- time and reports
 
@@ -520,6 +536,12 @@ class Participant:
         undigested = self.complete and self.digested != self.applied
         if (in_flight or needed or undigested) and now - since < LEAVE_PATIENCE_S and self._up:
             return []
+        if not self._handed_over and now - since < LEAVE_PATIENCE_S:
+            heir = next((p for p, m in self.members.items() if m.current and p not in self._suspects), "")
+            if self._heir or heir:
+                effects: list[Effect] = [] if self._heir else [HandOver(heir)]
+                self._heir = self._heir or heir
+                return effects
         self.left = True
         return [Tell(COORDINATOR, self._report(now)), Tell(COORDINATOR, Leave(reason)), Exit(0, reason, "")]
 
@@ -536,15 +558,16 @@ class Participant:
     def _report_if_due(self, now: float) -> list[Effect]:
         if self._welcome is None or self.left:
             return []
-        if now - self._reported_at < self.facts.heartbeat_s and self._reported is not None:
+        heartbeat = now - self._reported_at >= self.facts.heartbeat_s or self._reported is None
+        if not heartbeat and self._reported is not None:
             key = urgent(self._held_number, self._mine.trainer_state, self._sync_lines(), self._suspects, self.digested)
             if key == urgent_in(self._reported):
                 return []
-        self._reported = self._report(now)
+        self._reported = self._report(now, heartbeat=heartbeat)
         self._reported_at = now
         return [Tell(COORDINATOR, self._reported)]
 
-    def _report(self, now: float) -> Report:
+    def _report(self, now: float, *, heartbeat: bool = True) -> Report:
         self._sequence += 1
         number, digest = self._recovery.state_digest
         return Report(
@@ -561,4 +584,5 @@ class Participant:
             waiting=self.waiting(now),
             stats=self._progress.stats,
             view=self._view,
+            paths=self._path_news.choose(self._progress.paths) if heartbeat else {},
         )

@@ -14,7 +14,9 @@ from wantrain.peers.effects import (
     Dial,
     Effect,
     Exit,
+    ForgetResiduals,
     Grant,
+    HandOver,
     HangUp,
     Note,
     OpenModel,
@@ -23,6 +25,7 @@ from wantrain.peers.effects import (
     SendContribution,
     SendPayload,
     SendState,
+    Settle,
     StoreState,
     Tell,
     TellTrainer,
@@ -33,6 +36,7 @@ from wantrain.peers.events import (
     Event,
     FromPeer,
     GenesisReady,
+    HandedOver,
     LeaveRequested,
     PeerLink,
     Reduced,
@@ -53,6 +57,7 @@ from wantrain.peers.messages import (
     Granted,
     Log,
     Manifest,
+    Owed,
     Part,
     Record,
     Refused,
@@ -61,16 +66,13 @@ from wantrain.peers.messages import (
     UpdateChunk,
     Waiting,
 )
+from wantrain.peers.outbox import Outbox
 from wantrain.peers.participant import Participant
-from wantrain.transport.direct import Payload
+from wantrain.transport.collective import Payload
+from wantrain.transport.link import Done
 
 WAITING_EVERY_S = 1.0
 """How often a trainer that waits hears why."""
-
-MAX_SERVED = 256
-"""Chunks of state and updates that wait for one slow connection; a peer that needs more of them asks again."""
-
-TENSOR_RECORDS = (Part, Result, StateChunk, UpdateChunk)
 
 
 class Tensors(Protocol):
@@ -79,9 +81,16 @@ class Tensors(Protocol):
     def adopt_genesis(self) -> bytes: ...
     def stage(self, stream: str) -> tuple[float, bool]: ...
     def use_stage(self, stream: str) -> None: ...
+    def settle(self, stream: str, taken: bool) -> None: ...
+    def forget_residuals(self) -> None: ...
+    def residual(self, stream: str) -> list[Payload]: ...
+    def add_residual(self, stream: str, payloads: Sequence[Payload]) -> None: ...
     def part(self, stream: str, chunk: int) -> Payload: ...
-    def reduce(self, stream: str, chunk: int, inputs: Sequence[tuple[float, Payload | None]]) -> Payload: ...
-    def check(self, stream: str, chunk: int, payload: Payload) -> str | None: ...
+    def release(self, payload: Payload) -> None: ...
+    def reduce(
+        self, stream: str, chunk: int, inputs: Sequence[tuple[float, Payload | None]], divisor: float, final: bool
+    ) -> Payload: ...
+    def check(self, stream: str, chunk: int, payload: Payload, *, part: bool) -> str | None: ...
     def digest(self, payload: Payload) -> bytes: ...
     def size_bytes(self, payload: Payload) -> int: ...
     def apply(self, stream: str, payloads: Sequence[Payload], skip: frozenset[int]) -> None: ...
@@ -95,8 +104,14 @@ class Tensors(Protocol):
 class Surroundings(Protocol):
     """What a peer is connected to; the shell's only ways out."""
 
-    def send(self, to: str, record: Record, payload: Payload | None = None) -> bool:
+    def send(self, to: str, record: Record) -> bool:
         """Queue a record for the coordinator or a peer; False if the queue is full or there is no way."""
+
+    def send_bulk(self, to: str, record: Record, payloads: tuple[Payload, ...], done: Done | None = None) -> bool:
+        """Queue a record with tensor bytes for a peer; `done` is called when they are let go of, unless False comes."""
+
+    def bulk_bytes(self, to: str) -> int:
+        """How many tensor bytes a message to that peer had best have now."""
 
     def dial(self, peer: str, address: str, curve_key: bytes) -> None:
         """Connect to a peer."""
@@ -134,7 +149,7 @@ class Peer:
         self._around = around
         self._streams = {stream.name: stream for stream in core.facts.streams}
         self._events: deque[Event] = deque()
-        self._outbox: dict[str, deque[SendContribution | SendPayload | SendState]] = {}
+        self._outbox = Outbox(core, around)
         self._boot = b""
         self._attached: Record | None = None
         self._detaching = False
@@ -150,6 +165,10 @@ class Peer:
         """Per stream: its token count at the last contribution."""
         self._staged_at: dict[str, float] = {}
         self._free_stage: set[str] = set()
+        self._owed: dict[tuple[str, str], dict[int, Payload]] = {}
+        """What leaving peers hand over, by who and stream, until it is whole."""
+        self._heir = ""
+        """To whom this peer hands over what it owes."""
         self._waited_at = 0.0
         self._digest: tuple[int, Iterator[bytes | None]] | None = None
         self.pause_s = 0.0
@@ -165,11 +184,39 @@ class Peer:
                 self._perform(effect, now)
         self.pump(now)
 
-    def receive(self, source: str, record: Record, payload: Payload | None, now: float) -> None:
+    def receive(self, source: str, record: Record, payloads: Sequence[Payload], now: float) -> None:
         """A record from the coordinator or a peer. Tensor bytes are checked before anything else sees them."""
-        if not isinstance(record, TENSOR_RECORDS):
-            self.handle(FromPeer(source, record), now)
+        match record:
+            case Part(sync, chunks) | Result(sync, chunks):
+                # Of the wrong number none is used; what is missing is asked for again.
+                for chunk, payload in zip(chunks, payloads if len(payloads) == len(chunks) else (), strict=False):
+                    self._take_chunk(source, type(record)(sync, (chunk,)), payload, now)
+            case Owed(stream, chunk, chunks):
+                if len(payloads) == 1 and stream in self._streams and source in self.core.members:
+                    self._take_owed(source, stream, chunk, chunks, payloads[0])
+            case StateChunk() | UpdateChunk():
+                if len(payloads) == 1:
+                    self._take_chunk(source, record, payloads[0], now)
+            case _:
+                self.handle(FromPeer(source, record), now)
+
+    def _take_owed(self, source: str, stream: str, chunk: int, chunks: int, payload: Payload) -> None:
+        """What a leaving peer owed is ours once all of it is here."""
+        if self.tensors is None or chunks != self.core.chunks(stream) or chunk >= chunks:
             return
+        owed = self._owed.setdefault((source, stream), {})
+        owed[chunk] = payload
+        if len(owed) < chunks:
+            return
+        del self._owed[source, stream]
+        try:
+            self.tensors.add_residual(stream, [owed[k] for k in range(chunks)])
+        except CodecError as error:
+            self._around.note("rejected", {"source": source, "kind": "Owed", "reason": error.message})
+
+    def _take_chunk(
+        self, source: str, record: Part | Result | StateChunk | UpdateChunk, payload: Payload, now: float
+    ) -> None:
         if not self.core.accepts(source, record):
             return
         digest = b""
@@ -181,23 +228,32 @@ class Peer:
             digest = self.tensors.digest(payload)
         self.handle(FromPeer(source, record, payload, digest), now)
 
-    def _flaw(self, record: Part | Result | StateChunk | UpdateChunk, payload: Payload | None) -> str | None:
+    def _flaw(self, record: Part | Result | StateChunk | UpdateChunk, payload: Payload) -> str | None:
         where = self.core.chunk_stream(record)
-        if self.tensors is None or where is None or payload is None:
+        if self.tensors is None or where is None:
             return "no such chunk"
         if isinstance(record, StateChunk):
             return self.tensors.check_state(record.chunk, payload)
-        return self.tensors.check(*where, payload)
+        return self.tensors.check(*where, payload, part=isinstance(record, Part))
 
     def link_changed(self, peer: str, up: bool, reason: str, now: float) -> None:
-        """A dialled connection came up or broke."""
+        """A dialled connection came up or broke; what was on its way may be lost."""
+        self._outbox.lost(peer)
         if peer == "coordinator":
             self.handle(CoordinatorLink(up, reason), now)
         else:
             self.handle(PeerLink(peer, up, reason), now)
 
+    def _see_heir(self) -> None:
+        """Whether all that was to be handed over has left."""
+        if self._heir and not self._outbox.waits(self._heir):
+            self._heir = ""
+            self._events.append(HandedOver())
+
     def tick(self, now: float) -> None:
         """Time has passed."""
+        self._see_heir()
+        self._outbox.tidy()
         self.handle(Tick(), now)
         if (self._staged_at or self._starting) and now - self._waited_at >= WAITING_EVERY_S:
             self._waited_at = now
@@ -275,8 +331,8 @@ class Peer:
         match effect:
             case Tell(to, record):
                 self._around.send(to, record)
-            case SendContribution(to) | SendPayload(to) | SendState(to):
-                self._enqueue(to, effect)
+            case SendContribution() | SendPayload() | SendState():
+                self._outbox.add(effect, now)
             case ReduceChunk():
                 self._reduce(effect)
             case StoreState(chunk, payload):
@@ -286,6 +342,12 @@ class Peer:
                 self._apply(effect)
             case UseStage(stream):
                 self._tensors.use_stage(stream)
+            case Settle(stream, taken):
+                if self.tensors is not None:
+                    self.tensors.settle(stream, taken)
+            case ForgetResiduals():
+                if self.tensors is not None:
+                    self.tensors.forget_residuals()
             case Grant():
                 self._grant(effect, now)
             case OpenModel(manifest):
@@ -304,8 +366,16 @@ class Peer:
                 self._around.trainer_refused(refusal)
             case Dial(peer, address, curve_key):
                 self._around.dial(peer, address, curve_key)
+            case HandOver(to):
+                self._heir = to
+                for stream in self._streams:
+                    owed = [] if self.tensors is None else self.tensors.residual(stream)
+                    for chunk, payload in enumerate(owed):
+                        self._outbox.add(SendPayload(to, Owed(stream, chunk, len(owed)), payload), now)
+                self._see_heir()
             case HangUp(peer):
-                self._outbox.pop(peer, None)
+                self._outbox.drop(peer)
+                self._owed = {key: chunks for key, chunks in self._owed.items() if key[0] != peer}
                 self._around.hang_up(peer)
             case Note(event, details):
                 self._around.note(event, details)
@@ -322,11 +392,12 @@ class Peer:
     def _reduce(self, effect: ReduceChunk) -> None:
         sync, chunk = effect.sync, effect.chunk
         try:
-            payload = self._tensors.reduce(sync.stream, chunk, effect.inputs)
+            payload = self._tensors.reduce(sync.stream, chunk, effect.inputs, effect.divisor, effect.final)
         except CodecError as error:
             self._events.append(ReduceFailed(sync, error.message))
             return
-        self._events.append(Reduced(sync, chunk, payload, self._tensors.digest(payload)))
+        digest = self._tensors.digest(payload) if effect.final else b""
+        self._events.append(Reduced(sync, chunk, payload, digest))
 
     def _apply(self, effect: Apply) -> None:
         record = effect.record
@@ -353,19 +424,13 @@ class Peer:
         self._around.note("granted", {**details, "pause_s": round(pause_s, 4)})
         self._around.tell_trainer(Granted(effect.stream, effect.kind, effect.serial, effect.index, effect.global_step))
 
-    # ---- bulk, lazily: bytes are made when the connection can take them
-
-    def _enqueue(self, to: str, item: SendContribution | SendPayload | SendState) -> None:
-        queue = self._outbox.setdefault(to, deque())
-        served = isinstance(item, SendState) or (isinstance(item, SendPayload) and isinstance(item.record, UpdateChunk))
-        if not served or len(queue) < MAX_SERVED:
-            queue.append(item)
+    # ---- bulk
 
     def pump(self, now: float) -> None:
         """Send what the connections can take."""
-        for to, queue in self._outbox.items():
-            while queue and self._send_bulk(to, queue[0], now):
-                queue.popleft()
+        if self.tensors is None:
+            return
+        self._events.extend(self._outbox.pump(self.tensors, now))
         # A contribution that does not encode is an event, and what follows from it must not wait.
         if self._events:
             self.handle(self._events.popleft(), now)
@@ -373,29 +438,7 @@ class Peer:
     @property
     def backlog(self) -> int:
         """Messages with tensor bytes that wait for a connection."""
-        return sum(map(len, self._outbox.values()))
-
-    def _send_bulk(self, to: str, item: SendContribution | SendPayload | SendState, now: float) -> bool:
-        """Whether the item is done with: sent, or of no use any more."""
-        match item:
-            case SendContribution(_, sync, chunk):
-                if not self.core.moving(sync):
-                    return True
-                try:
-                    part = self._tensors.part(sync.stream, chunk)
-                except CodecError as error:
-                    self._events.append(ReduceFailed(sync, error.message, (self.core.facts.me,)))
-                    return True
-                return self._around.send(to, Part(sync, chunk), part)
-            case SendPayload(_, Result(sync, _), _) if not self.core.moving(sync):
-                return True
-            case SendPayload(_, record, payload):
-                return self._around.send(to, record, payload)
-            case SendState(_, chunk):
-                if not self.core.complete:
-                    return True
-                state = StateChunk(chunk, self.core.applied, self.core.chain)
-                return self._around.send(to, state, self._tensors.read_state(chunk))
+        return self._outbox.backlog
 
     # ---- what can be done between messages
 

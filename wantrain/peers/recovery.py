@@ -14,8 +14,8 @@ from wantrain.peers.effects import Effect, Note, StoreState, Tell
 from wantrain.peers.events import FromPeer
 from wantrain.peers.layout import stream_chunks
 from wantrain.peers.messages import CommitRecord, Manifest, StateChunk, WantRecords, WantState, WantUpdate, Welcome
+from wantrain.transport.collective import Payload
 from wantrain.transport.digest import next_link, update_digest
-from wantrain.transport.direct import Payload
 
 ASK_RECORDS_S = 1.0
 STUCK_S = 30.0

@@ -1,11 +1,12 @@
-"""What a peer tells the coordinator about itself: lines of its report, and when one is due at once; pure functions."""
+"""What a peer tells the coordinator about itself: lines of its report, and when one is due at once; pure."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from typing import Protocol
 
 from wantrain.peers.attempts import Attempt
 from wantrain.peers.events import Staged
-from wantrain.peers.messages import Report, SyncReport
+from wantrain.peers.messages import LinkReport, Report, SyncReport
 
 
 def sync_line(stream: str, index: int, staged: Staged | None, attempt: Attempt | None) -> SyncReport | None:
@@ -22,6 +23,47 @@ def sync_line(stream: str, index: int, staged: Staged | None, attempt: Attempt |
     if attempt.failed is not None:
         return replace(line, phase="failed", waiting_for=attempt.failed)
     return replace(line, phase="moving", missing=attempt.core.missing, waiting_for=attempt.core.waiting_for)
+
+
+CHANGE = 0.2
+"""A rate or round trip that differs by less, as a share, counts as the same: plans made from it stand."""
+PATHS_TOLD = 16
+"""Paths in one report: with many peers all of them in each would be most of what the coordinator reads."""
+
+
+class Measurement(Protocol):
+    """What was measured on the way to a peer."""
+
+    @property
+    def rate_bytes_per_s(self) -> float: ...
+    @property
+    def rtt_s(self) -> float: ...
+
+
+def differs(known: Measurement, new: Measurement) -> bool:
+    """Whether a new measurement is more than noise."""
+    rate: bool = abs(new.rate_bytes_per_s - known.rate_bytes_per_s) > CHANGE * known.rate_bytes_per_s
+    trip: bool = abs(new.rtt_s - known.rtt_s) > CHANGE * max(known.rtt_s, 1e-4)
+    return rate or trip
+
+
+class PathNews:
+    """Which measured paths the next heartbeat tells: those that have changed, then those told longest ago."""
+
+    def __init__(self) -> None:
+        self._told: dict[str, LinkReport] = {}
+        """As told last, the oldest first."""
+
+    def choose(self, paths: Mapping[str, LinkReport]) -> dict[str, LinkReport]:
+        """Some of the paths, by peer; from now on they count as told."""
+        self._told = {peer: path for peer, path in self._told.items() if peer in paths}
+        changed = [p for p, path in paths.items() if p not in self._told or differs(self._told[p], path)]
+        unchanged = [peer for peer in self._told if peer not in set(changed)]
+        chosen = {peer: paths[peer] for peer in (changed + unchanged)[:PATHS_TOLD]}
+        for peer, path in chosen.items():
+            self._told.pop(peer, None)
+            self._told[peer] = path
+        return chosen
 
 
 def urgent(

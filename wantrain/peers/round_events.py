@@ -37,6 +37,16 @@ class Cast:
 
 
 @dataclass(frozen=True, slots=True)
+class Seen:
+    """What a Cast says of one peer has changed; `trains`: it is among the expected."""
+
+    peer: str
+    abreast: bool
+    trains: bool
+    expected_at: float | None
+
+
+@dataclass(frozen=True, slots=True)
 class Persisted:
     """The commit is durable."""
 
@@ -46,7 +56,7 @@ class Tick:
     """Time has passed."""
 
 
-RoundEvent = Reported | Absent | Cast | Persisted | Tick
+RoundEvent = Reported | Absent | Cast | Seen | Persisted | Tick
 
 
 # ---- effects
@@ -68,6 +78,10 @@ class Persist:
     digest: bytes
     gather_s: float
     move_s: float
+    predicted_s: float
+    """What move_s was expected to be; 0 if unknown."""
+    plan: str
+    """Why the bytes went the way they did."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,13 +6,15 @@ Decisions are durable before they are visible: `Persist` comes first, and only `
 
 import math
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from enum import Enum
+from itertools import islice
 from typing import Any
 
 from wantrain.errors import ProtocolBug
 from wantrain.peers.messages import Abort, Start, SyncId, SyncReport
+from wantrain.peers.planner import Plan
 from wantrain.peers.round_events import (
     Aborted,
     Absent,
@@ -24,16 +26,19 @@ from wantrain.peers.round_events import (
     Reported,
     RoundEffect,
     RoundEvent,
+    Seen,
     Tell,
     Tick,
 )
 from wantrain.peers.timing import Duration, Policy
-from wantrain.transport.partition import split_chunks
+from wantrain.transport.cost import Choice
 
 DIGEST_RETRIES = 2
 """Attempts with the same peers after their digests differed without a majority, before one is left out."""
 MAX_BENCH_SYNCS = 64
 """Longest that a peer which stalled syncs is left out, in syncs; it doubles with each stall."""
+NAMED = 8
+"""Peers that a reason names; of more it says how many."""
 BRIEF_EVERY_S = 0.5
 """A peer whose report shows that it missed a START or ABORT gets it again, at most this often."""
 
@@ -59,7 +64,7 @@ class Round:
 
     Args:
         stream: its name.
-        chunks: chunks of the stream's vector, to be shared among owners.
+        plan: chooses topology, order and shards of an attempt.
         index: the sync that comes next, from 1.
         next_attempt: gives a new attempt number, larger than any before, also over restarts.
         name_of: the name of a peer for people.
@@ -68,7 +73,7 @@ class Round:
     def __init__(
         self,
         stream: str,
-        chunks: int,
+        plan: Plan,
         index: int,
         policy: Policy,
         next_attempt: Callable[[], int],
@@ -78,19 +83,32 @@ class Round:
         self.index = index
         self.phase = Phase.GATHERING
         self.start: Start | None = None
-        self.reason = ""
-        self._chunks = chunks
+        self._reason: Callable[[], str] = str
+        """Makes the words only when somebody reads them: with many peers that costs more than the decision."""
+        self._plan = plan
         self._policy = policy
         self._next_attempt = next_attempt
         self._name_of = name_of
-        self._cast = Cast(0, (), frozenset(), {})
+        self._view = 0
+        self._live: dict[str, None] = {}
+        """Peers of the view, in order."""
+        self._abreast: set[str] = set()
+        self._expected: dict[str, float | None] = {}
         self._ready: dict[str, SyncReport] = {}
+        """Of live peers only."""
+        self._late: dict[str, None] = {}
+        """Who is expected, not benched and not ready."""
         self._first_ready_at = 0.0
         self._quorum_at: float | None = None
         self._held: dict[str, _Held] = {}
+        self._undone: dict[str, None] = {}
+        """Those held of whom no DONE has come."""
         self._started_at = 0.0
         self._progress_at = 0.0
         self._move = Duration()
+        self._choice = Choice("direct", (), (), 0.0, "")
+        self._direct_only = False
+        """Whether a ring has stalled in this sync, which does not show who stalls it."""
         self._excluded: set[str] = set()
         """Dropped from this sync's further attempts."""
         self._unfit: set[str] = set()
@@ -117,18 +135,23 @@ class Round:
     # ---- what status prints
 
     @property
+    def reason(self) -> str:
+        """Why the sync waits, or what it does; "" if nothing is going on."""
+        return self._reason()
+
+    @property
     def ready(self) -> tuple[str, ...]:
         """Peers that are ready (gathering) or done (moving)."""
         if self.phase is Phase.GATHERING:
             return tuple(self._ready)
-        return tuple(peer for peer, held in self._held.items() if held.done)
+        return tuple(peer for peer in self._held if peer not in self._undone)
 
     @property
     def waiting_for(self) -> tuple[str, ...]:
         """Peers that the sync waits for now."""
         if self.phase is Phase.GATHERING:
-            return self._late() if self._ready else ()
-        return tuple(peer for peer, held in self._held.items() if not held.done)
+            return tuple(self._late) if self._ready else ()
+        return tuple(self._undone)
 
     def age_s(self, now: float) -> float:
         """Seconds since the sync's first peer was ready, or the attempt was started."""
@@ -136,8 +159,9 @@ class Round:
             return now - self._started_at
         return now - self._first_ready_at if self._ready else 0.0
 
-    def _names(self, peers: Sequence[str]) -> str:
-        return ", ".join(map(self._name_of, peers))
+    def _names(self, peers: Collection[str]) -> str:
+        named = ", ".join(map(self._name_of, islice(peers, NAMED)))
+        return named if len(peers) <= NAMED else f"{named} and {len(peers) - NAMED} more"
 
     # ---- gathering
 
@@ -145,70 +169,103 @@ class Round:
         report = event.sync
         if report.index != self.index or report.phase != "ready" or not report.staged:
             return self._brief(event, now)
+        if event.peer not in self._live:
+            return []
         if not self._ready:
             self._first_ready_at = now
         self._ready[event.peer] = report
+        self._late.pop(event.peer, None)
         return self._start_if_ready(now)
 
     def _gather_absent(self, event: Absent, now: float) -> list[RoundEffect]:
         if self._ready.pop(event.peer, None) is None:
             return []
+        self._judge(event.peer)
         return self._start_if_ready(now)
 
     def _gather_cast(self, event: Cast, now: float) -> list[RoundEffect]:
-        self._cast = event
-        self._ready = {peer: report for peer, report in self._ready.items() if peer in event.live}
+        self._take_cast(event)
+        return self._start_if_ready(now)
+
+    def _gather_seen(self, event: Seen, now: float) -> list[RoundEffect]:
+        self._take_seen(event)
         return self._start_if_ready(now)
 
     def _gather_tick(self, event: Tick, now: float) -> list[RoundEffect]:
         return self._start_if_ready(now)
 
+    def _take_cast(self, event: Cast) -> None:
+        self._view, self._live = event.view, dict.fromkeys(event.live)
+        self._abreast, self._expected = set(event.abreast), dict(event.expected)
+        self._ready = {peer: report for peer, report in self._ready.items() if peer in self._live}
+        self._judge_all()
+
+    def _take_seen(self, event: Seen) -> None:
+        (self._abreast.add if event.abreast else self._abreast.discard)(event.peer)
+        if event.trains:
+            self._expected[event.peer] = event.expected_at
+        else:
+            self._expected.pop(event.peer, None)
+        self._judge(event.peer)
+
     def _benched(self, peer: str) -> bool:
         return peer in self._excluded or self._bench.get(peer, 0) >= self.index
 
-    def _late(self) -> tuple[str, ...]:
-        return tuple(p for p in self._cast.expected if p not in self._ready and not self._benched(p))
+    def _judge(self, peer: str) -> None:
+        """Find out whether a peer is late."""
+        if peer in self._expected and peer not in self._ready and not self._benched(peer):
+            self._late[peer] = None
+        else:
+            self._late.pop(peer, None)
+
+    def _judge_all(self) -> None:
+        self._late = {p: None for p in self._expected if p not in self._ready and not self._benched(p)}
 
     def _start_if_ready(self, now: float) -> list[RoundEffect]:
-        ready = [peer for peer in self._cast.live if peer in self._ready]
-        contributors = [peer for peer in ready if not self._benched(peer)]
-        late = self._late()
-        policy = self._policy
-        if not ready:
+        late, policy = self._late, self._policy
+        if not self._ready:
             self._quorum_at = None
-            self.reason = ""
+            self._reason = str
             return []
-        if not contributors:
+        inside = len(self._ready) - sum(
+            peer in self._ready for peer in self._excluded.union(self._bench) if self._benched(peer)
+        )
+        if not inside:
             if late and now < self._first_ready_at + policy.grace_ceiling_s:
-                self.reason = f"{self._names(ready)} left out after a failed attempt; waiting for {self._names(late)}"
+                self._reason = lambda: (
+                    f"{self._names(self._ready)} left out after a failed attempt; waiting for {self._names(late)}"
+                )
                 return []
-            # Nobody else is there: better with those who were left out than not at all, the unfit one at a time.
-            fit = [peer for peer in ready if peer not in self._unfit]
-            contributors = fit or [min(ready, key=lambda peer: self._ready[peer].norm)]
         elif late:
             limit_at = self._first_ready_at + policy.grace_ceiling_s
-            if len(contributors) >= math.ceil(policy.quorum * (len(contributors) + len(late))):
+            if inside >= math.ceil(policy.quorum * (inside + len(late))):
                 self._quorum_at = now if self._quorum_at is None else self._quorum_at
-                limit_at = min(limit_at, self._quorum_at + self._grace_s(late, self._quorum_at))
+                limit_at = min(limit_at, self._quorum_at + self._grace_s(self._quorum_at))
             else:
                 self._quorum_at = None
             if now < limit_at:
-                self.reason = (
-                    f"waiting for {len(late)} of {len(contributors) + len(late)} to be ready: "
+                self._reason = lambda: (
+                    f"waiting for {len(late)} of {inside + len(late)} to be ready: "
                     f"{self._names(late)}; going on without in {limit_at - now:.1f} s"
                 )
                 return []
+        ready = [peer for peer in self._live if peer in self._ready]
+        contributors = [peer for peer in ready if not self._benched(peer)]
+        if not contributors:
+            # Nobody else is there: better with those who were left out than not at all, the unfit one at a time.
+            fit = [peer for peer in ready if peer not in self._unfit]
+            contributors = fit or [min(ready, key=lambda peer: self._ready[peer].norm)]
         return self._begin_attempt(contributors, now)
 
-    def _grace_s(self, late: tuple[str, ...], since: float) -> float:
+    def _grace_s(self, since: float) -> float:
         """How long those who are late may still take: until they are expected, if that is within the ceiling.
 
         A peer expected only after the ceiling is not waited for at all: its contribution goes into a later sync.
         """
         policy = self._policy
         grace_s = policy.grace_floor_s
-        for peer in late:
-            expected_at = self._cast.expected.get(peer)
+        for peer in self._late:
+            expected_at = self._expected[peer]
             if expected_at is None:
                 return policy.grace_ceiling_s
             still_s = 1.25 * (expected_at - since) + policy.grace_floor_s
@@ -218,20 +275,25 @@ class Round:
 
     def _begin_attempt(self, contributors: list[str], now: float) -> list[RoundEffect]:
         # Who is behind the log fetches this update later too, and need not be waited for.
-        others = [p for p in self._cast.live if p not in contributors and p in self._cast.abreast]
-        receivers = [p for p in others if not self._benched(p)]
+        inside = set(contributors)
+        receivers = tuple(p for p in self._live if p not in inside and p in self._abreast and not self._benched(p))
+        choice = self._choice = self._plan(tuple(contributors), receivers, self._direct_only)
         self.start = Start(
             sync=SyncId(self.stream, self.index, self._next_attempt()),
-            view=self._cast.view,
-            contributors=tuple(contributors),
-            weights=tuple(self._ready[peer].weight for peer in contributors),
-            receivers=tuple(receivers),
-            shards=split_chunks(self._chunks, [1.0] * len(contributors)),
+            view=self._view,
+            contributors=choice.contributors,
+            weights=tuple(self._ready[peer].weight for peer in choice.contributors),
+            # In a ring all would wait for one slow receiver; they fetch the update later.
+            receivers=() if choice.topology == "ring" else receivers,
+            shards=choice.shards,
+            topology=choice.topology,
         )
         self.phase = Phase.MOVING
         self._started_at = self._progress_at = now
-        self._held = {peer: _Held(progress_at=now) for peer in (*contributors, *receivers)}
-        self.reason = f"moving {self.start.sync} among {len(contributors)}"
+        self._held = {peer: _Held(progress_at=now) for peer in (*self.start.contributors, *self.start.receivers)}
+        self._undone = dict.fromkeys(self._held)
+        sync = self.start.sync
+        self._reason = lambda: f"moving {sync} among {len(contributors)}"
         return [Tell(peer, self.start) for peer in self._held]
 
     # ---- moving
@@ -244,6 +306,7 @@ class Round:
             return self._brief(event, now)
         if report.phase == "done" and report.digest and not held.done:
             held.done = report.digest
+            del self._undone[event.peer]
             held.progress_at = self._progress_at = now
             return self._commit_if_done(now)
         if report.phase == "failed":
@@ -278,36 +341,43 @@ class Round:
 
     def _move_cast(self, event: Cast, now: float) -> list[RoundEffect]:
         assert self.start is not None
-        self._cast = event
-        self._ready = {peer: report for peer, report in self._ready.items() if peer in event.live}
-        lost = [peer for peer in self._held if peer not in event.live]
+        self._take_cast(event)
+        lost = [peer for peer in self._held if peer not in self._live]
         if not lost:
             return []
         for peer in lost:
             self._briefed_at.pop(peer, None)
-        for peer in lost:
-            del self._held[peer]
-        finished = bool(self._held) and all(held.done for held in self._held.values())
+            self._let_go(peer)
+        finished = bool(self._held) and not self._undone
         if finished or not set(lost) & set(self.start.contributors):
             return self._commit_if_done(now)
         return self._abort(f"lost {self._names(lost)}", (), now)
+
+    def _let_go(self, peer: str) -> None:
+        del self._held[peer]
+        self._undone.pop(peer, None)
+
+    def _move_seen(self, event: Seen, now: float) -> list[RoundEffect]:
+        self._take_seen(event)
+        return []
 
     def _move_tick(self, event: Tick, now: float) -> list[RoundEffect]:
         assert self.start is not None
         policy = self._policy
         deadline_s = self._move.usual_s(policy.deadline_floor_s, policy.deadline_ceiling_s, times=2.0)
-        waiting = [peer for peer, held in self._held.items() if not held.done]
-        stalled = [p for p in waiting if now - self._held[p].progress_at >= deadline_s]
+        stalled = [p for p in self._undone if now - self._held[p].progress_at >= deadline_s]
         for peer in [p for p in stalled if p in self.start.receivers]:
             self._stall(peer)
-            del self._held[peer]
+            self._let_go(peer)
             behind = LeftBehind(self.start.sync, peer, f"received nothing new for {deadline_s:.1f} s")
             return [behind, *self._commit_if_done(now)]
         if not stalled or now - self._progress_at < deadline_s:
-            self.reason = (
-                f"moving {self.start.sync}: {len(waiting)} of {len(self._held)} not done: {self._names(waiting)}"
-            )
+            sync, undone, held = self.start.sync, self._undone, self._held
+            self._reason = lambda: f"moving {sync}: {len(undone)} of {len(held)} not done: {self._names(undone)}"
             return []
+        if self.start.topology != "direct":
+            self._direct_only = True
+            return self._abort(f"the ring stalled for {deadline_s:.1f} s; trying directly, which shows who", (), now)
         culprit = self._culprit(stalled)
         self._stall(culprit)
         return self._abort(f"{self._name_of(culprit)} stalled the sync for {deadline_s:.1f} s", (culprit,), now)
@@ -328,16 +398,19 @@ class Round:
         assert self.start is not None
         if not self._held:
             return self._abort("everybody in it was lost", (), now)
-        digests = Counter(held.done for held in self._held.values())
-        if b"" in digests:
+        if self._undone:
             return []
+        digests = Counter(held.done for held in self._held.values())
         (digest, count), *others = digests.most_common()
         if others:
             return self._differ(digest, count, now)
         self.phase = Phase.COMMITTING
-        self.reason = f"writing the commit of {self.start.sync}"
+        sync = self.start.sync
+        self._reason = lambda: f"writing the commit of {sync}"
         gather_s = self._started_at - self._first_ready_at
-        return [Persist(self.start, digest, gather_s, now - self._started_at)]
+        return [
+            Persist(self.start, digest, gather_s, now - self._started_at, self._choice.predicted_s, self._choice.reason)
+        ]
 
     def _differ(self, digest: bytes, count: int, now: float) -> list[RoundEffect]:
         assert self.start is not None
@@ -360,7 +433,8 @@ class Round:
     def _leave_attempt(self) -> None:
         self.phase = Phase.GATHERING
         self.start = None
-        self._held = {}
+        self._held, self._undone = {}, {}
+        self._judge_all()
 
     # ---- committing
 
@@ -371,7 +445,11 @@ class Round:
         return []
 
     def _commit_cast(self, event: Cast, now: float) -> list[RoundEffect]:
-        self._cast = event
+        self._take_cast(event)
+        return []
+
+    def _commit_seen(self, event: Seen, now: float) -> list[RoundEffect]:
+        self._take_seen(event)
         return []
 
     def _persisted(self, event: Persisted, now: float) -> list[RoundEffect]:
@@ -381,10 +459,10 @@ class Round:
         self.index += 1
         self._ready = {}
         self._excluded, self._unfit = set(), set()
-        self._ties = 0
+        self._ties, self._direct_only = 0, False
         self._quorum_at = None
         self._leave_attempt()
-        self.reason = ""
+        self._reason = str
         return [Committed()]
 
     def _idle(self, event: Tick, now: float) -> list[RoundEffect]:
@@ -418,13 +496,16 @@ _TABLE: dict[tuple[Phase, type], Any] = {
     (Phase.GATHERING, Absent): Round._gather_absent,
     (Phase.GATHERING, Cast): Round._gather_cast,
     (Phase.GATHERING, Tick): Round._gather_tick,
+    (Phase.GATHERING, Seen): Round._gather_seen,
     (Phase.MOVING, Reported): Round._move_report,
     (Phase.MOVING, Absent): Round._move_absent,
     (Phase.MOVING, Cast): Round._move_cast,
     (Phase.MOVING, Tick): Round._move_tick,
+    (Phase.MOVING, Seen): Round._move_seen,
     (Phase.COMMITTING, Reported): Round._commit_report,
     (Phase.COMMITTING, Absent): Round._commit_absent,
     (Phase.COMMITTING, Cast): Round._commit_cast,
+    (Phase.COMMITTING, Seen): Round._commit_seen,
     (Phase.COMMITTING, Persisted): Round._persisted,
     (Phase.COMMITTING, Tick): Round._idle,
 }
@@ -440,6 +521,7 @@ __all__ = [
     "Reported",
     "RoundEffect",
     "RoundEvent",
+    "Seen",
     "Tell",
     "Tick",
     "Phase",

@@ -17,6 +17,8 @@ from wantrain.transport.wire import PROTOCOL_VERSION
 from wantrain.transport.zmq_link import ZmqLink
 
 COMMITS_SHOWN = 20
+LINKS_SHOWN = 1024
+"""Most measured links in one document, which has to fit one message."""
 ASK_EVERY_S = 1.0
 
 
@@ -50,6 +52,8 @@ def document(core: Coordinator, spec: RunSpec, address: str, uptime_s: float, no
             "name": spec.name,
             "method": spec.method.name,
             "codec": spec.wire.codec,
+            "down": spec.wire.wire.down or spec.wire.codec,
+            "topology": spec.wire.topology,
             "protocol": PROTOCOL_VERSION,
             "version": core.facts.version,
         },
@@ -70,9 +74,28 @@ def document(core: Coordinator, spec: RunSpec, address: str, uptime_s: float, no
             }
             for stream, current in core.rounds.items()
         ],
+        "links": _links(core),
         "commits": commits,
         "reason": core.reason(),
     }
+
+
+def _links(core: Coordinator) -> list[dict[str, Any]]:
+    """What peers have measured on their ways to each other, as they reported it last."""
+    names = core.name_of
+    return [
+        {
+            "from": names(peer),
+            "to": names(other),
+            "rate_bytes_per_s": round(path.rate_bytes_per_s),
+            "rtt_s": round(path.rtt_s, 6),
+            "loss": path.loss,
+            "lanes": path.lanes,
+            "congestion": path.congestion,
+        }
+        for peer, paths in core.links.paths.items()
+        for other, path in paths.items()
+    ][:LINKS_SHOWN]
 
 
 def _peer(core: Coordinator, peer: str, known: PeerState, now: float) -> dict[str, Any]:

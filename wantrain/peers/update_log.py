@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from wantrain.peers.messages import CommitRecord
-from wantrain.transport.direct import Payload
+from wantrain.transport.collective import Payload
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,79 @@
+"""Plans from measurements: what peers report decides topology, order and shards, and noise does not."""
+
+import pytest
+
+from wantrain.optimizers.stream import Stream
+from wantrain.peers.link_table import LinkTable
+from wantrain.peers.messages import LinkReport
+from wantrain.peers.planner import Planner
+
+PEERS = ("a", "b", "c", "d")
+
+
+def path(rate: float, rtt_s: float = 0.01) -> LinkReport:
+    return LinkReport(rate, rtt_s, 0.0, 1, "cubic")
+
+
+def measured(rates: dict[str, float]) -> LinkTable:
+    """Every peer sends at its own rate to every other."""
+    table = LinkTable()
+    for peer in PEERS:
+        table.reported(peer, {other: path(rates[peer]) for other in PEERS if other != peer}, ())
+    return table
+
+
+def planner(table: LinkTable, *, codec: str = "int8", topology: str = "auto") -> Planner:
+    return Planner(Stream("param", codec=codec, topology=topology), 2**24, 64, table)
+
+
+def test_without_measurements_everybody_owns_as_much() -> None:
+    choice = planner(LinkTable()).plan(PEERS, (), False)
+    assert (choice.topology, choice.contributors, choice.shards, choice.predicted_s) == (
+        "direct", PEERS, (16, 16, 16, 16), 0.0,
+    )  # fmt: skip
+
+
+def test_a_slow_link_owns_less() -> None:
+    choice = planner(measured({"a": 1e8, "b": 1e8, "c": 1e8, "d": 1e6}), topology="direct").plan(PEERS, (), False)
+    assert choice.shards[3] < min(choice.shards[:3])
+    assert sum(choice.shards) == 64
+    assert choice.predicted_s > 0
+
+
+def test_pairs_that_cannot_reach_each_other_are_not_neighbours_in_a_ring() -> None:
+    table = measured(dict.fromkeys(PEERS, 1e7))
+    table.reported("b", {other: path(1e7) for other in "acd"}, {"a": "timed out"})
+    order = planner(table, topology="ring").plan(PEERS, (), False).contributors
+    assert {"a", "b"} not in [{x, y} for x, y in zip(order, order[1:] + order[:1], strict=True)]
+    assert table.cut == {("a", "b"), ("b", "a")}
+
+
+@pytest.mark.parametrize("topology", ["auto", "ring"])
+def test_after_a_ring_that_stalled_only_direct_is_planned(topology: str) -> None:
+    assert planner(LinkTable(), topology=topology).plan(PEERS, (), True).topology == "direct"
+
+
+def test_a_plan_stands_until_a_measurement_differs_by_more_than_noise() -> None:
+    table = measured(dict.fromkeys(PEERS, 1e7))
+    plans = planner(table)
+    first = plans.plan(PEERS, (), False)
+    table.reported("a", {"b": path(1.1e7)}, ())
+    assert plans.plan(PEERS, (), False) is first
+    table.reported("a", {"b": path(2e7)}, ())
+    assert plans.plan(PEERS, (), False) is not first
+
+
+def test_a_rate_that_is_not_known_yet_does_not_replace_one_that_is() -> None:
+    table = measured(dict.fromkeys(PEERS, 1e7))
+    version = table.version
+    table.reported("a", {"b": path(0.0)}, ())
+    assert (table.version, table.paces["a", "b"].rate_bytes_per_s) == (version, 1e7)
+
+
+def test_what_was_measured_with_a_peer_is_forgotten_when_it_goes() -> None:
+    table = measured(dict.fromkeys(PEERS, 1e7))
+    table.reported("a", {}, {"d": "timed out"})
+    table.gone("a")
+    assert all("a" not in pair for pair in table.paces)
+    assert table.cut == frozenset()
+    assert "a" not in table.paths

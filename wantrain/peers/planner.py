@@ -1,0 +1,51 @@
+"""How the bytes of a stream's next attempt go: topology, order and shards, from what was measured; pure."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from wantrain.optimizers.stream import Stream
+from wantrain.peers.link_table import LinkTable
+from wantrain.transport.codec.names import bits, format_of
+from wantrain.transport.cost import Choice, choose
+
+Plan = Callable[[tuple[str, ...], tuple[str, ...], bool], Choice]
+"""(contributors in view order, receivers, whether only the direct topology may be used) to the choice."""
+
+
+@dataclass(slots=True)
+class Planner:
+    """Plans the attempts of one stream.
+
+    Args:
+        stream: its topology and codecs.
+        elements: length of its vector.
+        chunks: of that vector.
+        table: what was measured.
+    """
+
+    stream: Stream
+    elements: int
+    chunks: int
+    table: LinkTable
+    _known: tuple[object, Choice] | None = None
+
+    def plan(self, contributors: tuple[str, ...], receivers: tuple[str, ...], direct: bool) -> Choice:
+        """The plan for these peers; the same object while nothing has changed."""
+        key = (contributors, receivers, direct, self.table.version)
+        if self._known is None or self._known[0] != key:
+            self._known = (key, self._choose(contributors, receivers, direct))
+        return self._known[1]
+
+    def _choose(self, contributors: tuple[str, ...], receivers: tuple[str, ...], direct: bool) -> Choice:
+        up, down = self.stream.codecs
+        return choose(
+            "direct" if direct else self.stream.topology,
+            contributors,
+            receivers,
+            chunks=self.chunks,
+            up_bytes=bits(up) * self.elements / 8,
+            down_bytes=bits(down) * self.elements / 8,
+            links=self.table.paces,
+            unreachable=self.table.cut,
+            per_hop=format_of(up).per_hop and not format_of(up).error_feedback,
+        )
