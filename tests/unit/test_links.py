@@ -21,7 +21,9 @@ from wantrain.transport.auth import Identity, RunKeys
 from wantrain.transport.link import Connected, Disconnected, Dropped, Link, LinkEvent, Received
 from wantrain.transport.memory_link import MemoryHub, MemoryLink
 from wantrain.transport.wire import MAX_BUFFER_BYTES, Message, encode
-from wantrain.transport.zmq_link import LOCAL, ZERO_COPY_BYTES, ZmqLink
+from wantrain.transport.zmq_link import ZmqLink
+from wantrain.transport.zmq_listener import LOCAL
+from wantrain.transport.zmq_sockets import ZERO_COPY_BYTES
 
 RUN, OTHER_RUN = b"run-id-8", b"otherrun"
 DEADLINE_S = 20.0
@@ -110,6 +112,21 @@ class IpcWorld(World):
         link.connect("server", self.address, b"")
 
 
+class PlainWorld(World):
+    address = "127.0.0.1:0"
+
+    def server(self) -> Link:
+        link = ZmqLink(RUN, bind=self.address, plain=True)
+        self.address = link.address
+        return self.keep(link)
+
+    def dialler(self, run: bytes = RUN) -> Link:
+        return self.keep(ZmqLink(run, plain=True, name="client"))
+
+    def connect(self, link: Link) -> None:
+        link.connect("server", self.address, b"")
+
+
 @pytest.fixture
 def folder() -> Iterator[Path]:
     """A folder with a name short enough for the path of a socket."""
@@ -117,9 +134,11 @@ def folder() -> Iterator[Path]:
         yield Path(name)
 
 
-@pytest.fixture(params=["memory", "tcp", "ipc"])
+@pytest.fixture(params=["memory", "tcp", "ipc", "plain"])
 def world(request: pytest.FixtureRequest, folder: Path) -> Iterator[World]:
-    kinds: dict[str, Callable[[], World]] = {"memory": MemoryWorld, "tcp": TcpWorld, "ipc": lambda: IpcWorld(folder)}
+    kinds: dict[str, Callable[[], World]] = {
+        "memory": MemoryWorld, "tcp": TcpWorld, "ipc": lambda: IpcWorld(folder), "plain": PlainWorld
+    }  # fmt: skip
     made = kinds[request.param]()
     yield made
     made.close()
@@ -301,6 +320,106 @@ def test_stats_count_messages_and_bytes_at_both_ends(world: World) -> None:
     assert sent.messages_sent == arrived.messages_received == 3
     assert 3000 < sent.bytes_sent == arrived.bytes_received < 3300
     assert sent.messages_received == arrived.messages_sent == arrived.dropped == 0
+
+
+def deliver_bulk(sender: Link, peer: str, message: Message, receiver: Link) -> Received:
+    """Send in bulk as soon as there is a way, then poll the receiver until it is there."""
+    until(lambda _: sender.send_bulk(peer, message), sender, receiver)
+    return received(until(has(Received), receiver, sender))[-1]
+
+
+def test_bulk_arrives_whole_and_from_who_sent_it(world: World) -> None:
+    server, client = connected(world)
+    message = Message("Part", {"x": [1]}, (os.urandom(1 << 20), b"small", b""))
+    arrived = deliver_bulk(client, "server", message, server)
+    assert (arrived.message, arrived.source) == (message, world.client)
+    assert server.reply(arrived.connection, Message("Thanks"))
+    assert received(until(has(Received), client, server))[0].message.kind == "Thanks"
+
+
+def test_bulk_goes_back_to_a_peer_that_can_only_dial_out(world: World) -> None:
+    server, client = connected(world)
+    assert not server.send_bulk(world.client, Message("Early"))
+    deliver(client, "server", Message("Hello"), server)
+    message = Message("Result", {}, (os.urandom(3 << 20),))
+    arrived = deliver_bulk(server, world.client, message, client)
+    assert (arrived.message, arrived.source) == (message, "server")
+
+
+def test_bulk_is_held_back_until_the_peer_takes_it_and_then_all_of_it_arrives_once(world: World) -> None:
+    server, client = connected(world)
+    deliver_bulk(client, "server", Message("First"), server)
+    sent = 0
+    while client.send_bulk("server", Message("Part", {"n": sent}, (bytes(1 << 20),))):
+        client.poll(0)
+        sent += 1
+        assert sent < 100, "no window holds it back"
+    assert client.stats()["server"].in_flight_bytes > 0
+    numbers: list[int] = []
+
+    def step(events: list[LinkEvent]) -> bool:
+        nonlocal sent
+        numbers[:] = [event.message.body["n"] for event in received(events)]
+        if sent < 60 and client.send_bulk("server", Message("Part", {"n": sent}, (bytes(1 << 20),))):
+            sent += 1
+        return len(numbers) >= 60
+
+    until(step, server, client)
+    assert sorted(numbers) == list(range(60))
+    until(lambda _: client.stats()["server"].in_flight_bytes == 0, client, server)
+
+
+def test_control_is_handed_out_before_bulk(world: World) -> None:
+    server, client = connected(world)
+    deliver_bulk(client, "server", Message("First"), server)
+    for number in range(3):
+        until(lambda _, n=number: client.send_bulk("server", Message("Part", {"n": n}, (bytes(1 << 20),))), client)
+    assert client.send("server", Message("Heartbeat"))
+    events: list[Received] = []
+    deadline = time.monotonic() + DEADLINE_S
+    while len(events) < 4:
+        assert time.monotonic() < deadline
+        batch = [event.message.kind for event in received(server.poll(0.01))]
+        assert "Heartbeat" not in batch or batch[0] == "Heartbeat"
+        events += [Received("", b"", Message(kind)) for kind in batch]
+
+
+def test_done_of_bulk_is_called_once_the_buffers_are_free(world: World) -> None:
+    server, client = connected(world)
+    deliver_bulk(client, "server", Message("First"), server)
+    done: list[int] = []
+    for number in range(3):
+        message = Message("Part", {"n": number}, (bytearray(1 << 20),))
+        until(lambda _, m=message, n=number: client.send_bulk("server", m, partial(done.append, n)), client, server)
+    until(lambda _: len(done) == 3, client, server)
+    client.poll(0)
+    assert sorted(done) == [0, 1, 2]
+
+
+def test_bulk_goes_on_after_the_server_was_restarted(world: World) -> None:
+    server, client = connected(world)
+    deliver_bulk(client, "server", Message("Before", {}, (bytes(1 << 20),)), server)
+    while client.send_bulk("server", Message("Lost", {}, (bytes(1 << 20),))):
+        pass
+    server.close()
+    until(has(Disconnected), client)
+    assert not client.send_bulk("server", Message("Lost"))
+    server = world.server()
+    until(has(Connected("server")), client, server)
+    for number in range(20):  # more than a window
+        until(
+            lambda _, n=number: client.send_bulk("server", Message("After", {"n": n}, (bytes(1 << 20),))),
+            client,
+            server,
+        )
+
+
+def test_size_of_bulk_messages_is_within_its_bounds_and_unknown_peers_are_not_probed(world: World) -> None:
+    _, client = connected(world)
+    assert 64 << 10 <= client.bulk_bytes("server") <= 4 << 20
+    assert 64 << 10 <= client.bulk_bytes("nobody") <= 4 << 20
+    assert not client.probe("nobody")
+    assert not client.send_bulk("nobody", Message("Part"), lambda: pytest.fail("was not sent"))
 
 
 def test_messages_of_another_run_are_dropped_and_counted(world: World) -> None:

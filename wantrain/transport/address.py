@@ -1,6 +1,7 @@
 """Where a link may listen or dial: "host:port" over TCP, "ipc://path" within one machine."""
 
 import contextlib
+import ipaddress
 import os
 import re
 import socket
@@ -33,6 +34,15 @@ def endpoint_of(address: str) -> str:
             f"{MAX_IPC_PATH_BYTES} bytes",
         )
     return f"tcp://{address}"
+
+
+def is_loopback(address: str) -> bool:
+    """Whether "host:port" names, as a literal address, an interface that nobody but this machine can reach."""
+    host = address.rpartition(":")[0].removeprefix("[").removesuffix("]")
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def refuse_taken_path(path: str) -> None:

@@ -51,13 +51,28 @@ LinkEvent = Received | Connected | Disconnected | Dropped
 
 @dataclass(slots=True)
 class LinkStats:
-    """Counters of one peer since the link was made; bytes are of frames as handed to or by the link, in bytes."""
+    """Counters of one peer since the link was made, and what was measured on the way to it.
+
+    Bytes are of frames as handed to or by the link.
+    """
 
     bytes_sent: int = 0
     bytes_received: int = 0
     messages_sent: int = 0
     messages_received: int = 0
     dropped: int = 0
+    rate_bytes_per_s: float = 0.0
+    """What bulk messages to this peer have been seen to reach while the link was busy; 0 if unknown."""
+    rtt_s: float = 0.0
+    """Round trip of an idle link (the least seen lately); 0 if unknown."""
+    loss: float = 0.0
+    """Share of TCP segments sent again, lately."""
+    lanes: int = 0
+    """Bulk connections in use."""
+    congestion: str = ""
+    """Congestion control of the bulk connections, as the kernel names it; "" if unknown."""
+    in_flight_bytes: int = 0
+    """Bulk bytes that were sent and not yet taken off the link by the peer."""
 
 
 Done: TypeAlias = Callable[[], None]
@@ -104,6 +119,22 @@ class Link(Protocol):
 
     def reply(self, connection: bytes, message: Message, done: Done | None = None) -> bool:
         """Like `send`, to the connection that a message came in on."""
+
+    def send_bulk(self, peer: str, message: Message, done: Done | None = None) -> bool:
+        """Like `send`, for messages with tensor bytes: on connections of their own, so that no `send` waits behind them.
+
+        Messages of one peer may overtake each other. They are held back by what the peer has not taken off its link yet
+        (its window) and by the limits on upload.
+
+        Returns:
+            False, with nothing queued, if there is no room in the window, the limit forbids it now, or there is no way.
+        """
+
+    def bulk_bytes(self, peer: str) -> int:
+        """How many tensor bytes one bulk message to this peer had best have now: 64 KiB to 4 MiB."""
+
+    def probe(self, peer: str) -> bool:
+        """Measure rate and round trip to a peer with a short burst, if nothing is known of it; False if no need or way."""
 
     def poll(self, timeout_s: float) -> list[LinkEvent]:
         """Events that are there, waiting up to timeout_s seconds for the first; at most a bounded number."""

@@ -10,6 +10,9 @@ from wantrain.transport.wire import Buffer, Message, decode, encode, size_bytes
 
 HIGH_WATER = 64
 MAX_EVENTS = 256
+BULK_BYTES = 1 << 20
+BULK_WINDOW_BYTES = 4 << 20
+"""Bulk bytes that a peer may have left unread until no more are sent, as over sockets."""
 
 
 class MemoryHub:
@@ -25,16 +28,28 @@ class MemoryHub:
         self.numbers = count()
 
 
+class _Queue:
+    """Encoded messages on their way in one direction; bulk waits apart, so that nothing waits behind it."""
+
+    def __init__(self) -> None:
+        self.control: deque[list[bytes]] = deque()
+        self.bulk: deque[list[bytes]] = deque()
+        self.bulk_bytes = 0
+
+    def room(self, size_bytes: int) -> bool:
+        """Whether the window has room for a bulk message, or nothing is under way."""
+        return not self.bulk or self.bulk_bytes + size_bytes <= BULK_WINDOW_BYTES
+
+
 class _Connection:
     """A dialled connection, with one queue of encoded messages for each end."""
 
     def __init__(self, number: int, client: "MemoryLink", server: "MemoryLink") -> None:
         self.token = number.to_bytes(8, "big")
         self.client, self.server = client, server
-        self.to_client: deque[list[bytes]] = deque()
-        self.to_server: deque[list[bytes]] = deque()
+        self.to_client, self.to_server = _Queue(), _Queue()
 
-    def end(self, link: "MemoryLink") -> tuple[str, deque[list[bytes]], deque[list[bytes]]]:
+    def end(self, link: "MemoryLink") -> "tuple[str, _Queue, _Queue]":
         """Who is at the other end, what came in from there, what goes there."""
         if link is self.client:
             return self.server.me, self.to_client, self.to_server
@@ -73,6 +88,16 @@ class MemoryLink:
         connection = self._dialled.get(peer) or self._routes.get(peer)
         return connection is not None and self._put(connection, message, done)
 
+    def send_bulk(self, peer: str, message: Message, done: Done | None = None) -> bool:
+        connection = self._dialled.get(peer) or self._routes.get(peer)
+        return connection is not None and self._put(connection, message, done, bulk=True)
+
+    def bulk_bytes(self, peer: str) -> int:
+        return BULK_BYTES
+
+    def probe(self, peer: str) -> bool:
+        return False  # there is no distance to measure
+
     def reply(self, connection: bytes, message: Message, done: Done | None = None) -> bool:
         found = self._connections.get(connection)
         return found is not None and self._put(found, message, done)
@@ -95,12 +120,26 @@ class MemoryLink:
         while waiting and len(events) < MAX_EVENTS:
             connection = waiting.popleft()
             source, incoming, _ = connection.end(self)
-            if incoming:
-                events.append(self._receive(connection, source, incoming.popleft()))
+            if incoming.control:
+                events.append(self._receive(connection, source, incoming.control.popleft()))
+                waiting.append(connection)
+        waiting = deque(self._connections.values())
+        while waiting and len(events) < MAX_EVENTS:
+            connection = waiting.popleft()
+            source, incoming, _ = connection.end(self)
+            if incoming.bulk:
+                frames = incoming.bulk.popleft()
+                incoming.bulk_bytes -= _total(frames)
+                events.append(self._receive(connection, source, frames))
                 waiting.append(connection)
         return events
 
     def stats(self) -> dict[str, LinkStats]:
+        for counted in self._stats.values():
+            counted.in_flight_bytes = 0
+        for connection in self._connections.values():
+            peer, _, outgoing = connection.end(self)
+            self._stats.setdefault(peer, LinkStats()).in_flight_bytes += outgoing.bulk_bytes
         return self._stats
 
     def close(self, linger_s: float = 0.0) -> None:
@@ -112,12 +151,20 @@ class MemoryLink:
         for done in released:
             done()
 
-    def _put(self, connection: _Connection, message: Message, done: Done | None) -> bool:
+    def _put(self, connection: _Connection, message: Message, done: Done | None, *, bulk: bool = False) -> bool:
         peer, _, outgoing = connection.end(self)
         frames = encode(message, self._run)
-        if connection.token not in self._connections or len(outgoing) >= self._hub.high_water:
+        if connection.token not in self._connections:
             return False
-        outgoing.append([bytes(frame) for frame in frames])
+        if bulk:
+            if not outgoing.room(_total(frames)):
+                return False
+            outgoing.bulk.append([bytes(frame) for frame in frames])
+            outgoing.bulk_bytes += _total(frames)
+        elif len(outgoing.control) < self._hub.high_water:
+            outgoing.control.append([bytes(frame) for frame in frames])
+        else:
+            return False
         counted = self._stats.setdefault(peer, LinkStats())
         counted.messages_sent += 1
         counted.bytes_sent += _total(frames)

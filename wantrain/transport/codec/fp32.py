@@ -13,29 +13,30 @@ class Fp32:
 
     name = "fp32"
 
-    def encoded_bytes(self, elements: int) -> int:
+    def max_bytes(self, elements: int) -> int:
         return 4 * elements
 
-    def encode(self, source: Tensor, out: Tensor) -> None:
-        require_size(self.name, out, self.encoded_bytes(source.numel()))
+    def encode(self, source: Tensor, out: Tensor) -> int:
+        require_size(self.name, out, self.max_bytes(source.numel()))
         if not _finite(source):
             raise not_finite(self.name)
         out.view(torch.float32).copy_(source)
+        return out.numel()
 
     def decode(self, encoded: Tensor, out: Tensor) -> None:
-        require_size(self.name, encoded, self.encoded_bytes(out.numel()))
+        require_size(self.name, encoded, self.max_bytes(out.numel()))
         out.copy_(encoded.view(torch.float32))
 
     def accumulate(self, encoded: Tensor, weight: float, acc: Tensor) -> None:
-        require_size(self.name, encoded, self.encoded_bytes(acc.numel()))
+        require_size(self.name, encoded, self.max_bytes(acc.numel()))
         values = encoded.view(torch.float32)
         for piece in pieces(acc.numel()):
-            product = scratch(piece.stop - piece.start)
+            product = scratch("work", piece.stop - piece.start, torch.float32, acc.device)
             torch.mul(values[piece], weight, out=product)
             acc[piece].add_(product)
 
     def check(self, encoded: Tensor, elements: int) -> str | None:
-        if reason := size_reason(encoded, self.encoded_bytes(elements)):
+        if reason := size_reason(encoded, self.max_bytes(elements)):
             return reason
         return None if _finite(encoded.view(torch.float32)) else "a value is NaN or infinite"
 

@@ -1,0 +1,189 @@
+"""The pictures of docs/benchmarks.md: throughput, shaped links, codecs, and what a sync costs the coordinator."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from wantrain.bench.tables import codecs_of
+from wantrain.bench.worker import Json
+from wantrain.errors import ConfigError
+
+INK, GRID = "#1c2630", "#e7eaed"
+COLOURS = {"raw": "#8a949e", "gloo": "#c2571a", "fp32": "#0b6e99", "int8": "#1b9e77", "low": "#7a3b8f"}
+
+
+def draw(record: Json, folder: Path) -> list[str]:
+    """Write those pictures for which there are figures; their names.
+
+    Raises:
+        ConfigError: matplotlib is not installed.
+    """
+    try:
+        import matplotlib as mpl
+    except ImportError:
+        raise ConfigError(
+            "the pictures need matplotlib, which is not installed", hint="pip install 'wantrain[plot]'"
+        ) from None
+    mpl.use("Agg")
+    done = [row for row in record["allreduce"] if "failed" not in row]
+    made = {
+        "loopback.png": _loopback(
+            [row for row in done if row["group"] == "loopback" and not row["options"]["encrypt"]]
+        ),
+        "links.png": _links([row for row in done if row["group"] == "links"]),
+        "codecs.png": _codecs(record["codecs"]["rows"]),
+        "coordinator.png": _coordinator(record["coordinator"]["rows"]),
+    }
+    for name, figure in made.items():
+        if figure is not None:
+            figure.savefig(folder / name, dpi=130)
+    return [name for name, figure in made.items() if figure is not None]
+
+
+def _figure(columns: int, width: float, height: float, title: str, sharey: bool = False) -> tuple[Any, Any]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    axes = figure.subplots(1, columns, sharey=sharey, squeeze=False)[0]
+    for axis in axes:
+        axis.grid(color=GRID, linewidth=0.8)
+        axis.set_axisbelow(True)
+        axis.spines[["top", "right"]].set_visible(False)
+    figure.suptitle(title, color=INK, fontsize=13, x=0.01, ha="left")
+    return figure, axes
+
+
+def _loopback(rows: Sequence[Json]) -> Any:
+    counts = sorted({row["options"]["peers"] for row in rows})
+    if not counts:
+        return None
+    figure, axes = _figure(len(counts), 4.2 * len(counts), 4.4, "All-reduce over loopback, without CURVE", sharey=True)
+    for axis, peers in zip(axes, counts, strict=True):
+        here = sorted((row for row in rows if row["options"]["peers"] == peers), key=lambda r: r["options"]["size_mb"])
+        lines = (
+            ("raw sockets, fp32", "raw", "raw", "fp32", "--"),
+            ("gloo, fp32", "gloo", "gloo", "fp32", "-"),
+            ("wantrain, fp32", "fp32", "wantrain", "fp32", "-"),
+            ("wantrain, int8", "int8", "wantrain", "int8", "-"),
+        )
+        for label, colour, name, codec, style in lines:
+            points = [
+                (row["options"]["size_mb"], row[name]["fp32_bytes_per_s"] / 1e9)
+                for row in here
+                if row["options"]["codec"] == codec and name in row
+            ]
+            axis.plot(
+                *zip(*points, strict=True) if points else ([], []),
+                style, color=COLOURS[colour], marker="o", markersize=4, label=label,
+            )  # fmt: skip
+        sizes = sorted({row["options"]["size_mb"] for row in here})
+        axis.set_xscale("log")
+        axis.set_xticks(sizes, [f"{size:g}" for size in sizes])
+        axis.minorticks_off()
+        axis.set_title(f"{peers} peers", color=INK, fontsize=11)
+        axis.set_xlabel("MB of fp32", color=INK)
+        axis.set_ylim(bottom=0)
+    axes[0].set_ylabel("GB of fp32 a second", color=INK)
+    axes[-1].legend(frameon=False, fontsize=9)
+    return figure
+
+
+def _links(rows: Sequence[Json]) -> Any:
+    """Seconds on every link for the same vector: one group of bars for each link, size and number of peers."""
+    groups: dict[str, list[Json]] = {}
+    for row in rows:
+        o = row["options"]
+        control = f", {o['congestion']}" if o["congestion"] else ""
+        label = f"{o['lab'].replace(',', ', ')}{control}\n{o['size_mb']:g} MB, {o['peers']} peers"
+        groups.setdefault(label, []).append(row)
+    if not groups:
+        return None
+    figure, (axis,) = _figure(1, 9.5, 1.6 + 0.95 * len(groups), "All-reduce over shaped links: seconds, less is better")
+    seen = set()
+    for at, here in enumerate(groups.values()):
+        bars: list[tuple[str, str, float]] = []
+        for row in here:
+            codec = row["options"]["codec"]
+            if codec == "fp32":
+                bars += [(f"{name}, fp32", name, row[name]["seconds"]) for name in ("gloo", "raw") if name in row]
+            colour = codec if codec in COLOURS else "low"
+            bars.append((f"wantrain, {codecs_of(row['options'])}", colour, row["wantrain"]["seconds"]))
+        bars.sort(key=lambda bar: list(COLOURS).index(bar[1]))
+        height = 0.8 / max(len(bars), 3)
+        for k, (label, colour, seconds) in enumerate(bars):
+            y = at - 0.4 + height * (k + 0.5)
+            axis.barh(y, seconds, height=0.9 * height, color=COLOURS[colour], label=None if label in seen else label)
+            axis.annotate(f" {seconds:.3g}", (seconds, y), va="center", fontsize=8, color=INK)
+            seen.add(label)
+    axis.set_xscale("log")
+    axis.set_yticks(range(len(groups)), list(groups), fontsize=8.5)
+    axis.invert_yaxis()
+    axis.grid(axis="y", visible=False)
+    axis.margins(x=0.08, y=0.02)
+    axis.set_xlabel("seconds", color=INK)
+    figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False, fontsize=9)
+    return figure
+
+
+def _codecs(rows: Sequence[Json]) -> Any:
+    shown = [row for row in rows if row["error_gaussian"] > 0]
+    if not shown:
+        return None
+    figure, (axis,) = _figure(1, 9.0, 5.6, "Codecs: error of one encoding against bits on the wire")
+    from matplotlib.ticker import FuncFormatter, NullFormatter
+
+    taken: list[tuple[float, float]] = []
+    for key, label, marker, colour in (
+        ("error_gaussian", "Gaussian values", "o", COLOURS["fp32"]),
+        ("error_t4", "Student-t(4) values", "x", COLOURS["gloo"]),
+    ):
+        axis.scatter(
+            [r["bits"] for r in shown], [r[key] for r in shown], marker=marker, color=colour, s=34, label=label
+        )
+    axis.set_xscale("log", base=2)
+    axis.set_yscale("log")
+    axis.margins(0.1)
+    figure.canvas.draw()
+    for row in sorted(shown, key=lambda r: (-r["bits"], r["error_gaussian"])):
+        x, y = axis.transData.transform((row["bits"], row["error_gaussian"]))
+        offset = 0.0
+        # Names are about 12 points high: move down until no other name is there.
+        while any(abs(x - a) < 75 and abs(y + offset - b) < 11 for a, b in taken):
+            offset -= 3.0
+        taken.append((x, y + offset))
+        axis.annotate(
+            row["codec"], (row["bits"], row["error_gaussian"]), xytext=(7, offset * 72 / figure.dpi),
+            textcoords="offset points", fontsize=8.5, va="center", color=INK,
+        )  # fmt: skip
+    axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.xaxis.set_minor_formatter(NullFormatter())
+    axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g} %"))
+    axis.set_xlabel("bits per value", color=INK)
+    axis.set_ylabel("relative error", color=INK)
+    axis.legend(frameon=False, fontsize=9)
+    return figure
+
+
+def _coordinator(rows: Sequence[Json]) -> Any:
+    if not rows:
+        return None
+    figure, axes = _figure(2, 10.5, 4.4, "What one sync costs the coordinator")
+    peers = [row["peers"] for row in rows]
+    for key, label, colour in (
+        ("core_s", "its core", "fp32"), ("unpack_s", "unpacking messages", "int8"), ("pack_s", "packing them", "low")
+    ):  # fmt: skip
+        axes[0].plot(peers, [row["sync"][key] for row in rows], "-o", markersize=4, color=COLOURS[colour], label=label)
+    axes[0].set_ylabel("processor seconds", color=INK)
+    for key, label, colour in (("bytes_in", "in", "int8"), ("bytes_out", "out", "low")):
+        axes[1].plot(
+            peers, [row["sync"][key] / 1e6 for row in rows], "-o", markersize=4, color=COLOURS[colour], label=label
+        )
+    axes[1].set_ylabel("MB of messages", color=INK)
+    for axis in axes:
+        axis.set_xscale("log")
+        axis.set_yscale("log")
+        axis.set_xticks(peers, [str(count) for count in peers])
+        axis.minorticks_off()
+        axis.set_xlabel("peers", color=INK)
+        axis.legend(frameon=False, fontsize=9)
+    return figure

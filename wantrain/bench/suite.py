@@ -1,0 +1,119 @@
+"""`scripts/bench`: runs a matrix of measurements within a budget of time, writes docs/benchmarks.md and pictures."""
+
+import json
+import shlex
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+
+import click
+
+from wantrain.bench import allreduce, coordinator, matrix
+from wantrain.bench.document import markdown
+from wantrain.bench.plots import draw
+from wantrain.bench.worker import Json
+from wantrain.errors import WantrainError
+
+BUDGET_S = {"quick": 240.0, "default": 1500.0, "full": 86400.0}
+COORDINATED = {"quick": (8, 64, 512), "default": (8, 64, 512, 4096), "full": (8, 64, 512, 4096)}
+
+
+@click.command()
+@click.option("--quick", "which", flag_value="quick", help="A few rows, a few minutes.")
+@click.option("--full", "which", flag_value="full", help="Every size, number of peers, codec and link: hours.")
+@click.option("--budget", type=click.FloatRange(1.0), help="Seconds after which no further row is begun.")
+@click.option(
+    "--out",
+    default="docs",
+    show_default=True,
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Where benchmarks.md and img/ are written.",
+)
+@click.option("--render", is_flag=True, help="Measure nothing: write text and pictures from img/benchmarks.json again.")
+def main(which: str | None, budget: float | None, out: Path, render: bool) -> None:
+    """Measure wantrain on this machine and write what came out.
+
+    \b
+    Examples:
+      scripts/bench --quick
+      scripts/bench --budget 600 --out runs/bench
+    """
+    figures = out / "img" / "benchmarks.json"
+    try:
+        if render:
+            record = json.loads(figures.read_text(encoding="utf-8"))
+        else:
+            command = " ".join(["scripts/bench", *map(shlex.quote, sys.argv[1:])])
+            record = measure(which or "default", budget or BUDGET_S[which or "default"], command)
+        figures.parent.mkdir(parents=True, exist_ok=True)
+        figures.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        pictures = draw(record, figures.parent)
+        (out / "benchmarks.md").write_text(markdown(record, pictures), encoding="utf-8")
+    except WantrainError as error:
+        click.echo(f"error: {error.message}", err=True)
+        sys.exit(error.exit_code)
+    except OSError as error:
+        click.echo(f"error: {error.strerror}: {error.filename}", err=True)
+        sys.exit(1)
+    _say(f"written: {out / 'benchmarks.md'}")
+
+
+def measure(which: str, budget_s: float, command: str) -> Json:
+    """All of a matrix; what cannot run is recorded with the reason."""
+    began = time.monotonic()
+    record: Json = {
+        "date": datetime.now(UTC).isoformat(timespec="minutes"),
+        "command": command,
+        "machine": allreduce.machine(),
+        "allreduce": [],
+        "coordinator": _try(lambda: coordinator.measure(COORDINATED[which], 3, _say)),
+        "codecs": _try(_codecs),
+    }
+    for row in matrix.rows(which):
+        entry: Json = {"group": row.group, "options": {**asdict(row.options), "against": list(row.options.against)}}
+        _say(f"{row.group}: {describe(row.options)}")
+        if time.monotonic() - began > budget_s:
+            entry["failed"] = f"not run: the budget of {budget_s:g} s was used up"
+        else:
+            try:
+                entry |= allreduce.measure(row.options, lambda line: _say(f"  {line}"))
+            except WantrainError as error:
+                entry["failed"] = error.message
+        if "failed" in entry:
+            _say(f"  {entry['failed']}")
+        record["allreduce"].append(entry)
+    record["seconds"] = round(time.monotonic() - began)
+    return record
+
+
+def describe(options: allreduce.Options) -> str:
+    """A row in words."""
+    where = options.lab or ("loopback, CURVE" if options.encrypt else "loopback, plain")
+    return f"{options.size_mb:g} MB, {options.peers} peers, {options.topology}, {options.codec}, {where}"
+
+
+def _codecs() -> list[Json]:
+    from wantrain.bench.codecs import measure as measure_codecs
+    from wantrain.transport.codec import CODECS
+
+    rows: list[Json] = measure_codecs(tuple(CODECS), 2**20, 0.1)
+    return rows
+
+
+def _try(what: Callable[[], list[Json]]) -> Json:
+    """Rows, or why there are none."""
+    try:
+        return {"rows": what()}
+    except WantrainError as error:
+        return {"rows": [], "failed": error.message}
+
+
+def _say(line: str) -> None:
+    click.echo(line, err=True)
+
+
+if __name__ == "__main__":
+    main()

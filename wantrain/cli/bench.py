@@ -1,0 +1,131 @@
+"""`wantrain bench`: measures on this machine: all-reduces against gloo and raw sockets, codecs, and the coordinator."""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import click
+
+from wantrain.cli.options import json_option
+from wantrain.cli.terminal import console
+from wantrain.errors import ConfigError
+
+
+@click.group("bench")
+def command() -> None:
+    """Measure: an all-reduce against others, the codecs, the coordinator. Progress goes to stderr.
+
+    \b
+    Examples:
+      wantrain bench allreduce --peers 2 --size-mb 64 --codec int8
+      wantrain bench codecs --codec int4 --codec e3m0
+      wantrain bench coordinator --peers 8,64,512
+    """
+
+
+@command.command("allreduce")
+@click.option("--peers", default=2, show_default=True, type=click.IntRange(1, 64), help="Peers, one process each.")
+@click.option(
+    "--size-mb",
+    default=64.0,
+    show_default=True,
+    type=click.FloatRange(0.001, 4096.0),
+    help="Size of the fp32 vector in MB (1,000,000 bytes).",
+)
+@click.option("--codec", default="int8", show_default=True, help="Codec of the way up.")
+@click.option("--down", default="", help="Codec of the way down.  [default: what goes with --codec]")
+@click.option("--topology", default="direct", show_default=True, help="direct, ring or pair.")
+@click.option("--encrypt/--plain", default=True, show_default=True, help="CURVE, or nothing; --plain on loopback only.")
+@click.option("--lab", default="", help="Run in the network lab, for example 'rate=100mbit,rtt=100ms,loss=0.1%'.")
+@click.option("--congestion", default="", help="TCP's default on the lab's hosts, such as reno.  [default: as here]")
+@click.option("--repeat", default=5, show_default=True, type=click.IntRange(1, 100), help="All-reduces that count.")
+@click.option("--against", default="gloo,raw", show_default=True, help="What else is run in turn: gloo, raw, or none.")
+@click.option(
+    "--timeout",
+    default=120.0,
+    show_default=True,
+    type=click.FloatRange(1.0, 3600.0),
+    help="Longest that one all-reduce may take, in seconds.",
+)
+@json_option
+def allreduce(
+    peers: int, size_mb: float, codec: str, down: str, topology: str, encrypt: bool, lab: str, congestion: str,
+    repeat: int, against: str, timeout: float, as_json: bool,
+) -> None:  # fmt: skip
+    """Time an all-reduce of one fp32 vector: wantrain, gloo (fp32) and plain TCP sockets moving the same bytes.
+
+    They take turns in one run; the figures are medians. Every result is compared with the mean that was to be
+    expected. The raw sockets only move bytes: they are what the wire can do.
+
+    \b
+    Examples:
+      wantrain bench allreduce --peers 4 --size-mb 64 --codec fp32 --plain
+      wantrain bench allreduce --codec int4 --down int8 --lab 'rate=100mbit,rtt=100ms,loss=0.1%' --repeat 3
+    """
+    from wantrain.bench.allreduce import Options, measure
+    from wantrain.bench.tables import allreduce_table
+
+    contestants = tuple(name for name in against.split(",") if name not in ("", "none"))
+    options = Options(
+        peers=peers, size_mb=size_mb, codec=codec, down=down, topology=topology,
+        encrypt=encrypt, lab=lab, congestion=congestion, repeat=repeat, against=contestants, timeout_s=timeout,
+    )  # fmt: skip
+    _show(document := measure(options, _progress), allreduce_table(document), as_json)
+
+
+@command.command("codecs")
+@click.option(
+    "--codec", "codecs", multiple=True, help="A codec to measure; may be given more than once.  [default: all]"
+)
+@click.option(
+    "--elements", default=2**22, show_default=True, type=click.IntRange(1, 2**30), help="Length of the vector."
+)
+@click.option(
+    "--seconds", default=0.2, show_default=True, type=click.FloatRange(0.001, 60.0), help="How long each timing lasts."
+)
+@json_option
+def codecs(codecs: Sequence[str], elements: int, seconds: float, as_json: bool) -> None:
+    """Print error, bits and speed of each codec beside what is expected of it.
+
+    \b
+    Example:
+      wantrain bench codecs --codec int8 --codec int4+zstd
+    """
+    from wantrain.bench.codecs import measure, table
+    from wantrain.transport.codec import CODECS
+
+    rows = measure(codecs or tuple(CODECS), elements, seconds)
+    _show(rows, table(rows), as_json)
+
+
+@command.command("coordinator")
+@click.option("--peers", default="8,64,512,4096", show_default=True, help="Numbers of simulated peers.")
+@click.option(
+    "--syncs", default=3, show_default=True, type=click.IntRange(1, 1000), help="Syncs to take the median of."
+)
+@json_option
+def coordinator(peers: str, syncs: int, as_json: bool) -> None:
+    """Time the coordinator's core with simulated peers: messages, bytes and seconds for each sync.
+
+    \b
+    Example:
+      wantrain bench coordinator --peers 8,64,512
+    """
+    from wantrain.bench.coordinator import measure, table
+
+    counts = [int(text) if text.strip().isdecimal() and len(text) < 9 else 0 for text in peers.split(",")]
+    if 0 in counts:
+        raise ConfigError(f"--peers is {peers!r}, allowed are whole numbers above 0", hint="--peers 8,64,512")
+    rows = measure(counts, syncs, _progress)
+    _show(rows, table(rows), as_json)
+
+
+def _progress(line: str) -> None:
+    click.echo(line, err=True)
+
+
+def _show(document: Any, table: Any, as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps(document))
+    else:
+        console().print(table)

@@ -1,0 +1,121 @@
+"""What the kernel knows of a TCP connection that libzmq holds, and that connection's congestion control."""
+
+import os
+import socket
+import struct
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import TypeAlias
+
+BBR = "bbr"
+
+_INFO_BYTES = 160
+# Offsets in struct tcp_info of Linux (include/uapi/linux/tcp.h), which only ever grows.
+_RTT_US, _TOTAL_RETRANS, _MIN_RTT_US, _DATA_SEGS_OUT = 68, 100, 148, 156
+_UNKNOWN_US = 0xFFFFFFFF
+
+Ends: TypeAlias = tuple[object, object]
+"""Local and remote address of a connection: tells whether a file descriptor still is that connection."""
+
+
+@dataclass(frozen=True, slots=True)
+class TcpInfo:
+    """State of one connection.
+
+    Attributes:
+        rtt_s: least round trip that was seen.
+        sent_segments: segments with data that were sent since it was opened.
+        resent_segments: those of them that were sent again.
+        congestion: congestion control in use, as the kernel names it.
+    """
+
+    rtt_s: float
+    sent_segments: int
+    resent_segments: int
+    congestion: str
+
+
+def ends_of(descriptor: int) -> Ends | None:
+    """The addresses of a connection; None if the descriptor is no TCP connection (any more)."""
+    with _borrowed(descriptor, None) as connection:
+        try:
+            return None if connection is None else (connection.getsockname(), connection.getpeername())
+        except OSError:
+            return None
+
+
+def tcp_info(descriptor: int, ends: Ends) -> TcpInfo | None:
+    """State of the connection with these addresses; None if it is another one or nobody can tell."""
+    if sys.platform != "linux":
+        return None
+    with _borrowed(descriptor, ends) as connection:
+        if connection is None:
+            return None
+        try:
+            raw = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _INFO_BYTES)
+        except OSError:
+            return None
+        if len(raw) < _INFO_BYTES:
+            return None
+        smoothed, resent, least, sent = (
+            struct.unpack_from("=I", raw, offset)[0]
+            for offset in (_RTT_US, _TOTAL_RETRANS, _MIN_RTT_US, _DATA_SEGS_OUT)
+        )
+        return TcpInfo((smoothed if least == _UNKNOWN_US else least) / 1e6, sent, resent, _congestion(connection))
+
+
+def use_congestion(descriptor: int, ends: Ends, name: str) -> str:
+    """Ask for a congestion control for one connection.
+
+    Returns:
+        The one in use now: the kernel may not have the other, or not allow it; "" if it does not say.
+    """
+    if sys.platform != "linux":
+        return ""
+    with _borrowed(descriptor, ends) as connection:
+        if connection is None:
+            return ""
+        with suppress(OSError):  # what is in use is read back
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, name.encode())
+        return _congestion(connection)
+
+
+def _congestion(connection: socket.socket) -> str:
+    if sys.platform != "linux":
+        return ""
+    try:
+        return connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, 16).split(b"\0")[0].decode()
+    except (OSError, ValueError):
+        return ""
+
+
+@contextmanager
+def _borrowed(descriptor: int, ends: Ends | None) -> Iterator[socket.socket | None]:
+    """A connection of libzmq for the length of one call, or None if the number stands for something else by now.
+
+    Checked on a duplicate, so that it cannot become something else between the check and the use.
+    """
+    try:
+        copy = os.dup(descriptor)
+    except OSError:
+        yield None
+        return
+    try:
+        connection = socket.socket(fileno=copy)
+    except OSError:
+        os.close(copy)
+        yield None
+        return
+    with connection:
+        try:
+            same = (
+                connection.type == socket.SOCK_STREAM
+                and connection.family in (socket.AF_INET, socket.AF_INET6)
+                and ends in (None, (connection.getsockname(), connection.getpeername()))
+                and bool(connection.getpeername())
+            )
+        except OSError:
+            same = False
+        yield connection if same else None
