@@ -1,6 +1,7 @@
 """The formats once more, value by value in plain Python over numpy scalars: what the fast kernels must agree with."""
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 
@@ -31,7 +32,7 @@ def blocks(values: np.ndarray, size: int) -> Iterator[np.ndarray]:
         yield values[start : start + size]
 
 
-def pairwise(values: np.ndarray, size: int) -> np.floating:
+def pairwise(values: np.ndarray, size: int) -> Any:
     """Sum of the values filled up to `size` with zeros: the second half is added to the first, again and again."""
     padded = np.zeros(size, values.dtype)
     padded[: len(values)] = values
@@ -50,7 +51,7 @@ def fitted_scale(reach: np.float32, peak: int, wide: bool) -> tuple[np.float32, 
         if scale < TINY and F(scale * F(peak)) < reach:
             scale = np.nextafter(scale, F(np.inf))
         return scale, scale.tobytes()
-    bits = bf16_bits(scale)
+    bits = bf16_bits(float(scale))
     while float(from_bf16(bits)) * peak > FP32_MAX:
         bits -= 1
     if from_bf16(bits) < TINY and F(from_bf16(bits) * F(peak)) < reach:
@@ -159,7 +160,8 @@ def encode(name: str, values: np.ndarray) -> bytes:
         return bytes(h >> 7 & 0xFF for h in halves) + bytes(h & 0x7F | h >> 8 & 0x80 for h in halves)
     if name == "topk":
         return encode_topk(values)
-    scales, codes, width = b"", [], 8
+    scales, width = b"", 8
+    codes: list[int] = []
     for block in blocks(values, BLOCKS[name]):
         stored, new, width = encode_block(name, block)
         scales, codes = scales + stored, codes + new

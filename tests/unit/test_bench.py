@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -175,11 +176,12 @@ def setup(kind: str, **changes: Any) -> Setup:
 
 
 def test_a_worker_says_why_it_cannot_work() -> None:
-    with (
-        pytest.raises(WantrainError, match="peer 0 of x: .*999.999.999.999"),
-        Workers("x", [setup("gloo", host="999.999.999.999")], spawn) as workers,
-    ):
-        workers.hear(20.0)
+    variants = [{"name": "odd", "streams": 1, "congestion": "never-heard-of"}]
+    setups = [setup("raw", index=k, peers=2, traffic=[[0, 1, 10]], variants=variants, timeout_s=1.0) for k in (0, 1)]
+    with Workers("x", setups, spawn) as workers:
+        roster = workers.hear(20.0)
+        with pytest.raises(WantrainError, match="peer 0 of x: congestion control never-heard-of cannot be had"):
+            workers.ask(20.0, do="meet", roster=roster)
 
 
 def test_a_worker_that_dies_is_noticed_and_named() -> None:
@@ -305,4 +307,7 @@ def test_the_document_shows_figures_and_why_others_are_missing(tmp_path: Path) -
     text = markdown(record, pictures)
     assert "| 2 | 1 | fp32 | plain | 1.000 | 1.000 | 1.000 | 1.50 | 90 % |" in text
     assert "no root here: 2 peers, 1 MB, fp32, rate=1mbit, rtt=1ms" in text
+    tables = re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE)
+    assert len(tables) == 3
+    assert all(len({line.count("|") for line in table.splitlines()}) == 1 for table in tables)
     assert all((tmp_path / name).stat().st_size > 1000 for name in pictures)

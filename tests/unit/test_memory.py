@@ -167,3 +167,10 @@ def test_a_diloco_peer_takes_four_times_its_model_and_a_constant(tmp_path: Path)
     figures = json.loads(done.stdout)
     assert figures["expected"] <= 4 * model_bytes + 16 * MIB
     assert 4 * model_bytes <= figures["taken"] <= figures["expected"] + 2 * figures["update"] + 8 * MIB
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's")
+def test_malloc_is_told_to_keep_big_blocks_and_accepts_it() -> None:
+    command = "from wantrain.transport.memory import keep_freed_memory; print(keep_freed_memory())"
+    told = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True, check=True)
+    assert told.stdout == "True\n"

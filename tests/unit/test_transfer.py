@@ -145,6 +145,23 @@ def test_one_short_message_gives_a_lower_bound() -> None:
     assert meter.rate_bytes_per_s == pytest.approx(2 * MB), "nothing was under way"
 
 
+def test_a_trickle_says_nothing_about_a_rate() -> None:
+    meter = Meter()
+    for second in range(100):
+        meter.sent(second)
+        meter.acked(1000, second + 0.1, idle=False)
+        meter.acked(1000, second + 0.2, idle=True)
+    assert meter.rate_bytes_per_s == 0
+
+
+def test_what_waits_only_for_a_limit_on_upload_still_gives_a_lower_bound() -> None:
+    meter = Meter()
+    meter.sent(0.0)
+    meter.held_back = True
+    meter.acked(64 << 10, 0.1, idle=True)
+    assert meter.rate_bytes_per_s == pytest.approx(655_360)
+
+
 def test_loss_is_the_share_of_segments_lately_and_unknown_of_few() -> None:
     meter = Meter()
     meter.segments(100, 50, 0.0)

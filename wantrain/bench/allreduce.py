@@ -98,6 +98,8 @@ class Options:
 def measure(options: Options, say: Say = lambda line: None) -> Json:
     """Run it; medians over `repeat` all-reduces of each contestant, in turn, after one that does not count.
 
+    A last all-reduce by wantrain, not counted either, shows what its time goes to.
+
     Returns:
         A JSON document: options, machine, one entry for each contestant, ratios.
 
@@ -121,7 +123,8 @@ def measure(options: Options, say: Say = lambda line: None) -> Json:
                     runs.setdefault(variant, []).append(run)
                     what = f"{number} of {options.repeat}" if number else "not counted"
                     say(f"{variant}: {run['seconds']:.3f} s ({what})")
-    return _document(options, runs, baselines["wantrain"])
+        watched = _run(teams[0][0], options, options.repeat + 1, "wantrain", watch=True)
+    return _document(options, runs, watched, baselines["wantrain"])
 
 
 def _out(variant: str, variants: Sequence[str], runs: dict[str, list[Json]]) -> bool:
@@ -206,10 +209,10 @@ def _meet(teams: Sequence[Workers], options: Options, say: Say) -> dict[str, int
     return baselines
 
 
-def _run(workers: Workers, options: Options, number: int, variant: str) -> Json:
+def _run(workers: Workers, options: Options, number: int, variant: str, *, watch: bool = False) -> Json:
     """One all-reduce: all begin at a moment that is told before; it lasts until the last peer has its result."""
     limit_s = options.timeout_s + 30.0
-    workers.ask(limit_s, do="prepare", number=number + 1, variant=variant)
+    workers.ask(limit_s, do="prepare", number=number + 1, variant=variant, watch=watch)
     at = time.monotonic() + AHEAD_S
     ended = workers.ask(limit_s, do="run", at=at)
     checked = workers.ask(limit_s, do="verify", full=number == 0)
@@ -259,7 +262,7 @@ def allowed_error(options: Options) -> float:
 # ---- what came out
 
 
-def _document(options: Options, runs: dict[str, list[Json]], baseline_bytes: int) -> Json:
+def _document(options: Options, runs: dict[str, list[Json]], watched: Json, baseline_bytes: int) -> Json:
     fp32_bytes = 4.0 * options.elements
     document: Json = {
         "options": {**asdict(options), "down": options.way_down, "against": list(options.against)},
@@ -267,6 +270,7 @@ def _document(options: Options, runs: dict[str, list[Json]], baseline_bytes: int
     }
     results = {name: _summary(entries, fp32_bytes, options) for name, entries in runs.items()}
     own = document["wantrain"] = results.pop("wantrain")
+    own["spent_s"], own["links"] = watched["spent_s"], watched["links"]
     own["formula_bytes"] = round(total_bytes(expected_traffic(options)))
     own["tensor_memory_ratio"] = (own["peak_bytes"] - baseline_bytes) / fp32_bytes
     if "gloo" in results:
@@ -292,8 +296,6 @@ def _summary(runs: Sequence[Json], fp32_bytes: float, options: Options) -> Json:
         "first_byte_s": median(firsts) if firsts else None,
         "peak_bytes": max(entry["peak_bytes"] for entry in entries),
         "error": runs[0]["error"],
-        "spent_s": entries[-1]["spent_s"],
-        "links": entries[-1]["links"],
     }
 
 

@@ -43,6 +43,8 @@ STREAM = "param"
 DIGEST = b"d" * 32
 SAMPLES = 256
 """About how many messages of a phase are packed and unpacked; the others are counted like those."""
+JOINS_PER_TICK, JOIN_TICK_S = 64, 0.01
+"""All have joined before the first one would have to send a heartbeat."""
 TICKS_PER_SYNC = 10
 """The daemon ticks ten times a second; syncs come a second apart here."""
 MANIFEST = (TensorSpec("weight", (4096, 4096), "float32"),)
@@ -175,9 +177,15 @@ def _measure_one(peers: int, syncs: int) -> Json:
     history = History(1, 0, MANIFEST, first_link(RUN, b"s" * 32))
     names = [f"{k:016x}" for k in range(peers)]
     crowd = _Peers(Coordinator(facts, history), names)
-    for name in names:
+    for at, name in enumerate(names):
+        if at % JOINS_PER_TICK == 0:
+            crowd.now += JOIN_TICK_S
+            crowd.tick()
         crowd.tell(name, Hello(PROTOCOL_VERSION, "bench", b"", name[-4:], b"bootboot", "10.0.0.1:29400", ("int8",)))
         crowd.report(name, 0)
+    for _ in range(TICKS_PER_SYNC):
+        crowd.now += 1.0 / TICKS_PER_SYNC
+        crowd.tick()
     joined = crowd.take_count()
     if len(crowd.core.membership.members) != peers:
         raise WantrainError(f"only {len(crowd.core.membership.members)} of {peers} simulated peers are in the view")
@@ -232,5 +240,6 @@ def table(rows: Sequence[Json]) -> Table:
             str(row["peers"]), f"{sync['messages_in']:,.0f}", f"{sync['messages_out']:,.0f}",
             f"{sync['bytes_in'] / 1e6:.3f}", f"{sync['bytes_out'] / 1e6:.3f}", f"{1e3 * sync['core_s']:.1f}",
             f"{1e3 * sync['unpack_s']:.1f}", f"{1e3 * sync['pack_s']:.1f}", f"{row['join']['core_s']:.2f}",
+            f"{row['join']['bytes_out'] / 1e6:.1f}",
         )  # fmt: skip
     return shown

@@ -165,16 +165,9 @@ def _coordinator(measured: Json, pictures: Sequence[str]) -> list[str]:
     parts = [f"## {title}", *_picture("coordinator.png", title, pictures)]
     if measured["rows"]:
         names = [
-            "peers",
-            "messages in",
-            "out",
-            "MB in",
-            "MB out",
-            "core ms",
-            "unpack ms",
-            "pack ms",
-            "all join: core s",
-        ]
+            "peers", "messages in", "out", "MB in", "MB out", "core ms", "unpack ms", "pack ms", "all join: core s",
+            "all join: MB out",
+        ]  # fmt: skip
         cells = []
         for row in measured["rows"]:
             sync = row["sync"]
@@ -182,6 +175,7 @@ def _coordinator(measured: Json, pictures: Sequence[str]) -> list[str]:
                 f"{row['peers']}", f"{sync['messages_in']:,.0f}", f"{sync['messages_out']:,.0f}",
                 f"{sync['bytes_in'] / 1e6:,.3f}", f"{sync['bytes_out'] / 1e6:,.3f}", f"{1e3 * sync['core_s']:,.1f}",
                 f"{1e3 * sync['unpack_s']:,.1f}", f"{1e3 * sync['pack_s']:,.1f}", f"{row['join']['core_s']:,.2f}",
+                f"{row['join']['bytes_out'] / 1e6:,.1f}",
             ])  # fmt: skip
         parts += [
             "The real core with simulated peers, per sync: each peer is ready, is done, and has applied the update; "

@@ -41,7 +41,7 @@ class Gloo:
             "gloo", store=store, rank=self._setup.index, world_size=self._setup.peers, timeout=limit
         )
 
-    def prepare(self, number: int, variant: str) -> None:
+    def prepare(self, number: int, variant: str, watch: bool) -> None:
         inputs.fill(self._values, self._setup.index)
 
     def run(self, at: float) -> Json:

@@ -13,9 +13,11 @@ LOSSES = ("0", "0.1%", "1%")
 WIRES = (("fp32", ""), ("int8", ""), ("int4", "int8"))
 """Codecs of both ways that every link is measured with."""
 LOW_BITS = (
-    "bf16", "bf16-planes+zstd", "int8+zstd", "int4", "e2m1", "e3m0", "e3m0+zstd", "rms0.35+zstd", "rms0.5+zstd",
-    "rms0.75+huffman", "rms1+huffman", "sign", "topk",
+    "bf16", "bf16-planes+zstd", "int8+zstd", "int4", "int4+zstd", "e2m1", "e3m0", "e3m0+zstd", "rms0.35+zstd",
+    "rms0.5+zstd", "rms0.75+huffman", "rms1+huffman", "sign", "topk",
 )  # fmt: skip
+CODECS = ("fp32", "int8", *LOW_BITS)
+"""Measured by themselves."""
 HEADLINE = "rate=100mbit,rtt=100ms,loss=0.1%"
 
 

@@ -45,12 +45,19 @@ BACKLOG_WAIT_S = 0.002
 
 @dataclass(slots=True)
 class Spent:
-    """Processor seconds of this thread by what it did, since the last `prepare`; `loop` is the whole of its work."""
+    """Processor seconds of this thread by what it did; `loop` is the whole of its work.
 
+    The clock of a thread takes microseconds to read, so it is read only where that is asked for.
+    """
+
+    wanted: bool = False
     by_name: dict[str, float] = field(default_factory=dict)
 
     @contextmanager
     def on(self, name: str) -> Iterator[None]:
+        if not self.wanted:
+            yield
+            return
         began = time.thread_time()
         try:
             yield
@@ -103,8 +110,8 @@ class Member:
 
     # ---- one all-reduce
 
-    def prepare(self, number: int, peer: int) -> None:
-        """Stage the vector of `peer` for all-reduce `number`, and forget the one before.
+    def prepare(self, number: int, peer: int, *, watch: bool = False) -> None:
+        """Stage the vector of `peer` for all-reduce `number`, and forget the one before; `watch` fills `spent`.
 
         Raises:
             ProtocolBug: a number that is not above the last one.
@@ -117,7 +124,7 @@ class Member:
         inputs.fill(self.shared.out(STREAM), peer, -1.0)
         self.engine.stage(STREAM)
         self.engine.use_stage(STREAM)
-        self.spent = Spent()
+        self.spent = Spent(watch)
         self.first_byte_at, self.digest, self._begun = None, b"", False
         self._core = collective(self._topology, self.me, self.plan)
         self._sync = SyncId(STREAM, number, 1)
@@ -138,7 +145,7 @@ class Member:
         """Take in what has come, waiting up to timeout_s seconds for something, and send what there is room for.
 
         Raises:
-            WantrainError: a message was dropped, or bytes were refused: nothing of that may happen here.
+            WantrainError: bytes were refused, or do not encode: nothing of that may happen here.
         """
         with self.spent.on("poll"):
             events = self.link.poll(min(timeout_s, BACKLOG_WAIT_S) if self._outbox.backlog else timeout_s)

@@ -9,6 +9,7 @@ from wantrain.bench.worker import Json
 from wantrain.errors import ConfigError
 
 INK, GRID = "#1c2630", "#e7eaed"
+LONGEST_BAR = 6.0
 COLOURS = {"raw": "#8a949e", "gloo": "#c2571a", "fp32": "#0b6e99", "int8": "#1b9e77", "low": "#7a3b8f"}
 
 
@@ -89,39 +90,47 @@ def _loopback(rows: Sequence[Json]) -> Any:
 
 
 def _links(rows: Sequence[Json]) -> Any:
-    """Seconds on every link for the same vector: one group of bars for each link, size and number of peers."""
+    """A group of bars for each link, size and number of peers: times in units of what raw sockets take for fp32."""
     groups: dict[str, list[Json]] = {}
     for row in rows:
         o = row["options"]
         control = f", {o['congestion']}" if o["congestion"] else ""
         label = f"{o['lab'].replace(',', ', ')}{control}\n{o['size_mb']:g} MB, {o['peers']} peers"
         groups.setdefault(label, []).append(row)
+    wires = {label: [r["raw"]["seconds"] for r in here if r["options"]["codec"] == "fp32" and "raw" in r]
+             for label, here in groups.items()}  # fmt: skip
+    groups = {label: here for label, here in groups.items() if wires[label]}
     if not groups:
         return None
-    figure, (axis,) = _figure(1, 9.5, 1.6 + 0.95 * len(groups), "All-reduce over shaped links: seconds, less is better")
+    title = "All-reduce over shaped links, in units of the time that raw sockets take for fp32"
+    figure, (axis,) = _figure(1, 9.5, 1.8 + 0.95 * len(groups), title)
     seen = set()
-    for at, here in enumerate(groups.values()):
+    for at, (label, here) in enumerate(groups.items()):
         bars: list[tuple[str, str, float]] = []
         for row in here:
             codec = row["options"]["codec"]
-            if codec == "fp32":
-                bars += [(f"{name}, fp32", name, row[name]["seconds"]) for name in ("gloo", "raw") if name in row]
+            if codec == "fp32" and "gloo" in row:
+                bars.append(("gloo, fp32", "gloo", row["gloo"]["seconds"]))
             colour = codec if codec in COLOURS else "low"
             bars.append((f"wantrain, {codecs_of(row['options'])}", colour, row["wantrain"]["seconds"]))
         bars.sort(key=lambda bar: list(COLOURS).index(bar[1]))
         height = 0.8 / max(len(bars), 3)
-        for k, (label, colour, seconds) in enumerate(bars):
-            y = at - 0.4 + height * (k + 0.5)
-            axis.barh(y, seconds, height=0.9 * height, color=COLOURS[colour], label=None if label in seen else label)
-            axis.annotate(f" {seconds:.3g}", (seconds, y), va="center", fontsize=8, color=INK)
-            seen.add(label)
-    axis.set_xscale("log")
+        for k, (name, colour, seconds) in enumerate(bars):
+            y, length = at - 0.4 + height * (k + 0.5), seconds / wires[label][0]
+            axis.barh(
+                y, min(length, LONGEST_BAR), height=0.9 * height, color=COLOURS[colour],
+                label=None if name in seen else name,
+            )  # fmt: skip
+            cut = f", {length:.0f} times the wire" if length > LONGEST_BAR else ""
+            axis.annotate(f" {seconds:.3g} s{cut}", (min(length, LONGEST_BAR), y), va="center", fontsize=8, color=INK)
+            seen.add(name)
+    axis.axvline(1.0, color=INK, linewidth=1, linestyle="--")
     axis.set_yticks(range(len(groups)), list(groups), fontsize=8.5)
     axis.invert_yaxis()
     axis.grid(axis="y", visible=False)
-    axis.margins(x=0.08, y=0.02)
-    axis.set_xlabel("seconds", color=INK)
-    figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False, fontsize=9)
+    axis.margins(x=0.16, y=0.02)
+    axis.set_xlabel("times the raw sockets' time (dashed); less is better", color=INK)
+    figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False, fontsize=9)
     return figure
 
 
@@ -132,7 +141,6 @@ def _codecs(rows: Sequence[Json]) -> Any:
     figure, (axis,) = _figure(1, 9.0, 5.6, "Codecs: error of one encoding against bits on the wire")
     from matplotlib.ticker import FuncFormatter, NullFormatter
 
-    taken: list[tuple[float, float]] = []
     for key, label, marker, colour in (
         ("error_gaussian", "Gaussian values", "o", COLOURS["fp32"]),
         ("error_t4", "Student-t(4) values", "x", COLOURS["gloo"]),
@@ -140,21 +148,13 @@ def _codecs(rows: Sequence[Json]) -> Any:
         axis.scatter(
             [r["bits"] for r in shown], [r[key] for r in shown], marker=marker, color=colour, s=34, label=label
         )
+    bits, errors = [row["bits"] for row in shown], [row["error_gaussian"] for row in shown]
     axis.set_xscale("log", base=2)
     axis.set_yscale("log")
-    axis.margins(0.1)
+    axis.set_xlim(min(bits) / 1.3, max(bits) * 2)
+    axis.set_ylim(min(errors) / 2, 2)
     figure.canvas.draw()
-    for row in sorted(shown, key=lambda r: (-r["bits"], r["error_gaussian"])):
-        x, y = axis.transData.transform((row["bits"], row["error_gaussian"]))
-        offset = 0.0
-        # Names are about 12 points high: move down until no other name is there.
-        while any(abs(x - a) < 75 and abs(y + offset - b) < 11 for a, b in taken):
-            offset -= 3.0
-        taken.append((x, y + offset))
-        axis.annotate(
-            row["codec"], (row["bits"], row["error_gaussian"]), xytext=(7, offset * 72 / figure.dpi),
-            textcoords="offset points", fontsize=8.5, va="center", color=INK,
-        )  # fmt: skip
+    _name_points(axis, [(row["codec"], row["bits"], row["error_gaussian"], row["error_t4"]) for row in shown])
     axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.xaxis.set_minor_formatter(NullFormatter())
     axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g} %"))
@@ -162,6 +162,33 @@ def _codecs(rows: Sequence[Json]) -> Any:
     axis.set_ylabel("relative error", color=INK)
     axis.legend(frameon=False, fontsize=9)
     return figure
+
+
+def _name_points(axis: Any, points: Sequence[tuple[str, float, float, float]]) -> None:
+    """Write each name beside its point (x, y), where neither another name nor any point (x, y or z) is in the way."""
+    per_pixel = 72 / axis.figure.dpi
+
+    def place(x: float, y: float) -> tuple[float, float]:
+        across, up = axis.transData.transform((x, y))
+        return across * per_pixel, up * per_pixel
+
+    taken = [(x - 4, y - 4, x + 4, y + 4) for _, a, b, c in points for x, y in (place(a, b), place(a, c))]
+    for name, a, b, _ in sorted(points, key=lambda point: -point[1]):
+        x, y = place(a, b)
+        for k in range(40):
+            left, shift = k % 2 == 1, (k // 4 * 6.0) * (-1 if k // 2 % 2 else 1)
+            start = x - 12 - 5.4 * len(name) if left else x + 12
+            box = (start, y + shift - 5.5, start + 5.4 * len(name), y + shift + 5.5)
+            if not any(
+                box[0] < high and low < box[2] and box[1] < over and under < box[3] for low, under, high, over in taken
+            ):
+                break
+        taken.append(box)
+        axis.annotate(
+            name, (a, b), xytext=(-12 if left else 12, shift), textcoords="offset points", fontsize=8.5,
+            ha="right" if left else "left", va="center", color=INK,
+            arrowprops={"arrowstyle": "-", "color": COLOURS["raw"], "linewidth": 0.6},
+        )  # fmt: skip
 
 
 def _coordinator(rows: Sequence[Json]) -> Any:

@@ -82,7 +82,7 @@ class Raw:
             for _, connection in made:
                 connection.setblocking(False)
 
-    def prepare(self, number: int, variant: str) -> None:
+    def prepare(self, number: int, variant: str, watch: bool) -> None:
         me = self._setup.index
         connections = self._connections[variant]
         count = max(1, next(v["streams"] for v in self._setup.variants if v["name"] == variant))

@@ -1,7 +1,6 @@
 """`scripts/bench`: runs a matrix of measurements within a budget of time, writes docs/benchmarks.md and pictures."""
 
 import json
-import shlex
 import sys
 import time
 from collections.abc import Callable
@@ -46,7 +45,7 @@ def main(which: str | None, budget: float | None, out: Path, render: bool) -> No
         if render:
             record = json.loads(figures.read_text(encoding="utf-8"))
         else:
-            command = " ".join(["scripts/bench", *map(shlex.quote, sys.argv[1:])])
+            command = "scripts/bench" + (f" --{which}" if which else "") + (f" --budget {budget:g}" if budget else "")
             record = measure(which or "default", budget or BUDGET_S[which or "default"], command)
         figures.parent.mkdir(parents=True, exist_ok=True)
         figures.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
@@ -97,9 +96,8 @@ def describe(options: allreduce.Options) -> str:
 
 def _codecs() -> list[Json]:
     from wantrain.bench.codecs import measure as measure_codecs
-    from wantrain.transport.codec import CODECS
 
-    rows: list[Json] = measure_codecs(tuple(CODECS), 2**20, 0.1)
+    rows: list[Json] = measure_codecs(matrix.CODECS, 2**20, 0.1)
     return rows
 
 

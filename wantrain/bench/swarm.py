@@ -17,6 +17,7 @@ from wantrain.transport.auth import Identity
 from wantrain.transport.codec.names import format_of
 from wantrain.transport.collective import Plan
 from wantrain.transport.link import Connected
+from wantrain.transport.memory import keep_freed_memory
 from wantrain.transport.partition import chunk_bounds, split_chunks
 from wantrain.transport.zmq_link import ZmqLink
 
@@ -41,6 +42,7 @@ class Swarm:
     serves = True
 
     def __init__(self, setup: Setup) -> None:
+        keep_freed_memory()
         torch.set_num_threads(1)
         self._setup = setup
         self._me = peer_name(setup.index)
@@ -84,8 +86,8 @@ class Swarm:
             segment_directory() / f"wantrain-bench-{os.getpid()}",
         )
 
-    def prepare(self, number: int, variant: str) -> None:
-        self._made.prepare(number, self._setup.index)
+    def prepare(self, number: int, variant: str, watch: bool) -> None:
+        self._made.prepare(number, self._setup.index, watch=watch)
         self._sent_bytes = self._all_sent()
 
     def run(self, at: float) -> Json:

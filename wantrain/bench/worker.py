@@ -58,8 +58,8 @@ class Contestant(Protocol):
     def meet(self, roster: list[Json]) -> None:
         """Connect to all others, whose `listen` is given in order of the peers; returns when all are there."""
 
-    def prepare(self, number: int, variant: str) -> None:
-        """Make the input of all-reduce `number` (1, 2, …)."""
+    def prepare(self, number: int, variant: str, watch: bool) -> None:
+        """Make the input of all-reduce `number` (1, 2, …); `watch`: find out what its time goes to."""
 
     def run(self, at: float) -> Json:
         """Do the all-reduce from the moment `at`; "end" says when this peer had its result, on the same clock."""
@@ -125,7 +125,7 @@ def serve(made: Contestant, commands: "queue.SimpleQueue[str]") -> None:
             case "meet":
                 made.meet(command["roster"])
             case "prepare":
-                made.prepare(command["number"], command["variant"])
+                made.prepare(command["number"], command["variant"], command["watch"])
                 busy, cpu_before_s = True, cpu_seconds()
             case "run":
                 answer = made.run(command["at"])

@@ -1,7 +1,6 @@
 """A peer's process: sockets, tensors, clock and the training command around the peer shell."""
 
 import contextlib
-import ctypes
 import math
 import os
 import signal
@@ -41,7 +40,7 @@ from wantrain.peers.supervisor import Supervisor
 from wantrain.transport.auth import Invite
 from wantrain.transport.collective import Payload
 from wantrain.transport.link import Connected, Disconnected, Done, Dropped, LinkEvent, Received
-from wantrain.transport.memory import peak_bytes
+from wantrain.transport.memory import keep_freed_memory, peak_bytes
 from wantrain.transport.zmq_link import ZmqLink, wait
 
 TICK_S = 0.1
@@ -138,7 +137,7 @@ class PeerDaemon:
             raise RefusedError(
                 "the coordinator's run spec is not that of the invite", hint="ask the run's owner for a new invite"
             )
-        _keep_freed_memory()
+        keep_freed_memory()
         torch.set_num_threads(1)
         self.link = link
         self.spec = spec
@@ -449,12 +448,3 @@ class PeerDaemon:
 
     def exit(self, code: int, reason: str, hint: str) -> None:
         self._exit = (code, reason, hint)
-
-
-def _keep_freed_memory() -> None:
-    """Let malloc keep big blocks for reuse: fresh pages cost more than the work done on them."""
-    trim_threshold, mmap_threshold, size_bytes = -1, -3, 64 << 20
-    with contextlib.suppress(OSError, AttributeError):
-        libc = ctypes.CDLL("libc.so.6")
-        libc.mallopt(trim_threshold, 4 * size_bytes)
-        libc.mallopt(mmap_threshold, size_bytes)

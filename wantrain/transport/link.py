@@ -121,7 +121,7 @@ class Link(Protocol):
         """Like `send`, to the connection that a message came in on."""
 
     def send_bulk(self, peer: str, message: Message, done: Done | None = None) -> bool:
-        """Like `send`, for messages with tensor bytes: on connections of their own, so that no `send` waits behind them.
+        """Like `send`, for tensor bytes: on connections of their own, so that no `send` waits behind them.
 
         Messages of one peer may overtake each other. They are held back by what the peer has not taken off its link yet
         (its window) and by the limits on upload.
@@ -134,7 +134,7 @@ class Link(Protocol):
         """How many tensor bytes one bulk message to this peer had best have now: 64 KiB to 4 MiB."""
 
     def probe(self, peer: str) -> bool:
-        """Measure rate and round trip to a peer with a short burst, if nothing is known of it; False if no need or way."""
+        """Measure rate and round trip with a short burst if nothing is known of a peer; False if no need or way."""
 
     def poll(self, timeout_s: float) -> list[LinkEvent]:
         """Events that are there, waiting up to timeout_s seconds for the first; at most a bounded number."""

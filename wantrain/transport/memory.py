@@ -1,6 +1,7 @@
 """Memory of a peer: large tensors on large pages, buffers that are used again, and how much the process has taken."""
 
 import contextlib
+import ctypes
 import mmap
 import re
 import resource
@@ -13,6 +14,9 @@ from torch import Tensor
 
 from wantrain.errors import WantrainError
 from wantrain.transport.wire import Buffer
+
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
+"""Names of mallopt's parameters in glibc's malloc.h."""
 
 
 def big(elements: int) -> Tensor:
@@ -93,3 +97,17 @@ def peak_bytes() -> int:
     # Where there is no such file. On Linux this would include what the parent had before it started us.
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def keep_freed_memory() -> bool:
+    """Let malloc keep big blocks for reuse: fresh pages cost more than the work done on them.
+
+    Returns:
+        Whether this C library does so (glibc).
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):
+        return False
+    # More than 32 MiB would be refused, and a threshold set by hand ends the one that adapts by itself.
+    return bool(mallopt(_MMAP_THRESHOLD, 32 << 20)) and bool(mallopt(_TRIM_THRESHOLD, 256 << 20))

@@ -25,6 +25,8 @@ QUEUE_S, QUEUE_ROUND_TRIPS = 0.25, 8
 of it costs a round trip or more. With less the window itself is the brake, and shrinks with the rate that it causes."""
 SPAN_S = 0.1
 """A rate is taken over at least this time: acknowledgements come in bursts."""
+EVIDENCE_BYTES = 256 << 10
+"""Less than this, sent without anything waiting behind it, says nothing about a rate."""
 LOSS_SPAN_S = 30.0
 LOSS_SEGMENTS = 500
 """Fewer segments than this say nothing about the share that is lost."""
@@ -181,11 +183,12 @@ class Meter:
         else:
             self._span_bytes += size_bytes
             span_s = now - self._span_since
-            if span_s >= max(SPAN_S, 2 * self.rtt_s) or (idle and span_s >= SPAN_S / 2):
+            telling = self.held_back or self._span_bytes >= EVIDENCE_BYTES
+            if telling and (span_s >= max(SPAN_S, 2 * self.rtt_s) or (idle and span_s >= SPAN_S / 2)):
                 self._fold(self._span_bytes / span_s, lower=self.held_back)
                 self._span_since, self._span_bytes, self.held_back = now, 0, False
         if idle:
-            if now > self._busy_since:
+            if now > self._busy_since and (self.held_back or self._busy_bytes >= EVIDENCE_BYTES):
                 self._fold(self._busy_bytes / (now - self._busy_since), lower=False)
             self.interrupted()
 

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import zmq
+
 from wantrain.errors import WireError
 from wantrain.transport.lanes import LOSSY, MAX_LANES
 from wantrain.transport.tcp_info import BBR, Ends, TcpInfo, ends_of, tcp_info, use_congestion
@@ -11,6 +13,8 @@ from wantrain.transport.transfer import LOCAL_RTT_S, Credit, Meter, Receipts
 from wantrain.transport.wire import Message
 from wantrain.transport.zmq_sockets import REDIAL_FIRST_S, REDIAL_LAST_S, Dialled, Target
 
+LOCAL = "local"
+"""Source of everything that comes over ipc: whoever may open the socket's file."""
 SET_BYTES = 8
 MAX_LANE_NUMBER = 1 << 31
 MAX_KNOWN_LANES = 2 * MAX_LANES
@@ -75,6 +79,8 @@ class LaneSet:
         self.receipts = Receipts()
         self.waiting_bytes = 0
         """Received, and not handed to the user yet."""
+        self.faulted = False
+        """The user has not been handed the event of a dropped message yet."""
         self.wanted = 0
         self.next_number = 0
         self.redial_at = 0.0
@@ -88,6 +94,11 @@ class LaneSet:
         self.busy = False
         """Something had to wait since the number of lanes was last looked at."""
         self.congestion = ""
+
+    @property
+    def ipc(self) -> bool:
+        """Whether it stays within this machine, by a path: then there is no round trip to speak of."""
+        return self.target.address.startswith("ipc://") if self.target is not None else self.peer == LOCAL
 
     def usable(self) -> list[Lane]:
         """Lanes that bulk can be sent on, that with the least under way first."""
@@ -168,6 +179,14 @@ def identify(lane: Lane, descriptor: int, port: int, *, accepted: bool) -> None:
         address = ends[0] if accepted else ends[1]
         if isinstance(address, tuple) and address[1] == port:
             lane.descriptor, lane.ends = descriptor, ends
+
+
+def descriptor_of(frame: zmq.Frame) -> int:
+    """Number of the connection that a frame came in on, as the operating system counts; -1 if libzmq does not say."""
+    try:
+        return int(frame.get(zmq.SRCFD))
+    except (ValueError, zmq.ZMQError):
+        return -1
 
 
 # ---- reading what the other side says: nothing but exactly these fields

@@ -183,7 +183,7 @@ class ZmqLink:
                 wait_s = 0.0
             self._sockets.serve(wait_s, MAX_EVENTS, self._bulk.enough)
             self._bulk.hand_out(self._events, MAX_EVENTS - len(self._events))
-            freed = self._bulk.freed()
+            freed = self._bulk.table.freed()
             if self._events or released or freed or time.monotonic() >= deadline:
                 events, self._events = self._events, []
                 return events
@@ -220,7 +220,7 @@ class ZmqLink:
             self._sockets, bind, self._key, admit, self._take_routed, lambda reason: self._drop("", reason)
         )
         self.address, self.port = listener.address, listener.port
-        self._bulk.router, self._bulk.port = listener.socket, listener.port
+        self._bulk.listen(listener.socket, listener.port)
 
     def _take_routed(self, router: Socket) -> bool:
         frames = receive(router)
@@ -277,10 +277,18 @@ class ZmqLink:
         wait_s = math.inf
         for dial in self._dials.values():
             if dial.dialled is None and dial.redial_at <= now:
-                self._dial(dial)
+                try:
+                    self._dial(dial)
+                except ConfigError as error:  # it was good once: a name may not be known for the moment
+                    self._back_off(dial, now)
+                    self._events.append(Disconnected(dial.peer, error.message))
             elif dial.dialled is None:
                 wait_s = min(wait_s, dial.redial_at - now)
         return wait_s
+
+    def _back_off(self, dial: _Dial, now: float) -> None:
+        dial.redial_at = now + dial.back_off_s
+        dial.back_off_s = min(2 * dial.back_off_s, REDIAL_LAST_S)
 
     def _take_dialled(self, dial: _Dial, socket: Socket) -> bool:
         frames = receive(socket)
@@ -293,18 +301,17 @@ class ZmqLink:
             assert dial.dialled is not None
             dial.dialled.notice()
             dial.up, dial.back_off_s = True, REDIAL_FIRST_S
-            self._bulk.control_up(dial.peer, dial.target, dial.token)
+            self._bulk.table.control_up(dial.peer, dial.target, dial.token)
             self._events.append(Connected(dial.peer))
         elif event in FAILURES:
             # libzmq would stop for good after a refusal, and try without back-off after other failures.
             self._hang_up(dial)
-            self._bulk.control_down(dial.peer)
-            dial.redial_at = time.monotonic() + dial.back_off_s
-            dial.back_off_s = min(2 * dial.back_off_s, REDIAL_LAST_S)
+            self._bulk.table.control_down(dial.peer)
+            self._back_off(dial, time.monotonic())
             self._events.append(Disconnected(dial.peer, FAILURES[event]))
         elif event == zmq.EVENT_DISCONNECTED and dial.up:
             dial.up = False
-            self._bulk.control_down(dial.peer)
+            self._bulk.table.control_down(dial.peer)
             self._events.append(Disconnected(dial.peer, "connection lost"))
 
     # ---- both
@@ -315,7 +322,7 @@ class ZmqLink:
         try:
             message = decode(buffers, self._run)
             if message.kind.startswith("_"):
-                self._bulk.said(source, connection, route, message, frames[0])
+                self._bulk.table.said(source, connection, route, message, frames[0])
                 return message
         except WireError as error:
             self._drop(source, error.message, connection)
@@ -338,19 +345,19 @@ class ZmqLink:
         self._refuse_internal(message)
         return encode(message, self._run)
 
-    def _tell(self, peer: str, connection: bytes, message: Message) -> bool:
+    def _tell(self, peer: str, connection: bytes, message: Message) -> bool | None:
         return self._send(peer, connection, encode(message, self._run), None)
 
-    def _send(self, peer: str, connection: bytes, frames: Sequence[Buffer], done: Done | None) -> bool:
-        """Send on a control connection; on the best one to the peer if that is b""."""
+    def _send(self, peer: str, connection: bytes, frames: Sequence[Buffer], done: Done | None) -> bool | None:
+        """Send on a control connection, on the best one to the peer if that is b""; None if it is gone."""
         if connection.startswith(b"r"):
-            return bool(self._send_routed(peer, _split(connection)[0], frames, done))
+            return self._send_routed(peer, _split(connection)[0], frames, done)
         dial = self._tokens.get(connection) if connection else self._dials.get(peer)
         if dial is not None and dial.up and dial.dialled is not None:
             sent = self._sockets.send(dial.dialled.socket, dial, frames, done)
             return self._spend(peer, frames, sent)
         if connection:
-            return False
+            return None
         routes = self._routes.get(peer, [])
         while routes:
             sent_routed = self._send_routed(peer, routes[-1], frames, done)
@@ -358,7 +365,7 @@ class ZmqLink:
                 return sent_routed
             routes.pop()
         self._routes.pop(peer, None)
-        return False
+        return None
 
     def _send_routed(self, peer: str, route: bytes, frames: Sequence[Buffer], done: Done | None) -> bool | None:
         """None if that connection is gone."""
@@ -377,12 +384,12 @@ class ZmqLink:
             self._limits.spend(peer, sum(map(size_bytes, frames)), time.monotonic())
         return sent
 
-    def _count(self, peer: str, frames: Sequence[Buffer], sent: bool) -> bool:
+    def _count(self, peer: str, frames: Sequence[Buffer], sent: bool | None) -> bool:
         if sent:
             counted = self._stats.setdefault(peer, LinkStats())
             counted.messages_sent += 1
             counted.bytes_sent += sum(map(size_bytes, frames))
-        return sent
+        return bool(sent)
 
 
 def _split(connection: bytes) -> tuple[bytes, str]:

@@ -7,10 +7,9 @@ import zmq
 
 from wantrain.errors import AddressInUseError, ConfigError
 from wantrain.transport.address import endpoint_of, refuse_taken_path
+from wantrain.transport.zmq_lanes import LOCAL
 from wantrain.transport.zmq_sockets import PLAIN_ROUTE_BYTES, KeyPair, Socket, Sockets
 
-LOCAL = "local"
-"""Source of everything that comes over ipc: whoever may open the socket's file."""
 MAX_NAME_CHARS = 64
 
 Admit = Callable[[bytes], str | None]

@@ -13,7 +13,7 @@ from zmq.utils.monitor import parse_monitor_message
 from wantrain.errors import ConfigError
 from wantrain.transport.address import endpoint_of
 from wantrain.transport.link import Done
-from wantrain.transport.wire import MAX_BUFFER_BYTES, MAX_FRAMES, Buffer
+from wantrain.transport.wire import MAX_BUFFER_BYTES, MAX_FRAMES, Buffer, size_bytes
 
 HIGH_WATER = 64
 """Messages that may wait on one connection in one direction: with the usual 1 MiB chunks some 64 MiB."""
@@ -160,6 +160,9 @@ class Sockets:
         for at, frame in enumerate(frames):
             flags = zmq.NOBLOCK | (zmq.SNDMORE if at < last else 0)
             try:
+                if size_bytes(frame) < ZERO_COPY_BYTES:
+                    socket.send(frame, flags)
+                    continue
                 tracker = socket.send(frame, flags, copy=False, track=done is not None)
             except zmq.Again:
                 # Only the first part finds a queue full; a connection lost later swallows the rest without an error.

@@ -168,7 +168,8 @@ class Blockwise(ABC):
                 values.mul_(rest)
             values.view(-1, self.block).mul_(factors[blocks].unsqueeze(1))
             if weight is not None:
-                part.add_(values[: part.numel()].mul_(weight))
+                values = values[: part.numel()]
+                part.add_(values if weight == 1.0 else values.mul_(weight))
             elif not whole:
                 part.copy_(values[: part.numel()])
 
