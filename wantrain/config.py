@@ -122,7 +122,7 @@ class WireSection(Section):
     def _fit(self) -> Self:
         if self.down and format_of(self.down).error_feedback:
             raise ValueError(
-                f"down is {self.down!r}, allowed is a codec that needs no error feedback: nobody keeps what a mean loses"
+                f"down is {self.down!r}, allowed is a codec without error feedback: nobody keeps what a mean loses"
             )
         if self.topology == "ring" and not (up := format_of(self.codec)).per_hop:
             raise ValueError(

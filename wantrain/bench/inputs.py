@@ -44,7 +44,9 @@ def distance(result: Tensor, peers: Sequence[int], sign: float = 1.0) -> tuple[f
 
 def bits_sum(values: Tensor) -> int:
     """A sum over the bit patterns of fp32[n]: differs if the values do, but for rare accidents."""
-    return int(values.view(torch.int32).sum(dtype=torch.int64).item())
+    # By blocks: the sum of the whole would first make an int64 copy of it, and be seen as memory of the peer.
+    blocks = values.view(torch.int32).split(BLOCK_ELEMENTS)
+    return sum(int(block.sum(dtype=torch.int64).item()) for block in blocks)
 
 
 def _block(out: Tensor, peer: int, block: int) -> Tensor:
