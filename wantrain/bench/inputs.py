@@ -45,7 +45,8 @@ def distance(result: Tensor, peers: Sequence[int], sign: float = 1.0) -> tuple[f
 def bits_sum(values: Tensor) -> int:
     """A sum over the bit patterns of fp32[n]: differs if the values do, but for rare accidents."""
     # By blocks: the sum of the whole would first make an int64 copy of it, and be seen as memory of the peer.
-    blocks = values.view(torch.int32).split(BLOCK_ELEMENTS)
+    starts = range(0, values.numel(), BLOCK_ELEMENTS)
+    blocks = (values[start : start + BLOCK_ELEMENTS].view(torch.int32) for start in starts)
     return sum(int(block.sum(dtype=torch.int64).item()) for block in blocks)
 
 
