@@ -307,6 +307,8 @@ class SimPeer:
         """Run something on this process; it may be its last."""
         try:
             action()
+            while self.shell.pump(self.world.net.now):
+                pass
         except Crash:
             self.die(seen=self.world.rng.random() < 0.7)
 

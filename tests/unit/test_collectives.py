@@ -237,7 +237,7 @@ def check_means(attempt: AllReduce, up: str, down: str) -> None:
 # ---- values
 
 
-@pytest.mark.parametrize("elements", [0, 1, 5, 3 * 4096 + 17, 40_000])
+@pytest.mark.parametrize("elements", [0, 1, 5, 3 * 16384 + 17, 100_000])
 @pytest.mark.parametrize("count", [2, 3, 16])
 @pytest.mark.parametrize(("up", "down"), [("fp32", "fp32"), ("int8", "int8"), ("int8", "bf16")])
 @pytest.mark.parametrize("topology", TOPOLOGIES)
@@ -289,7 +289,7 @@ def test_the_order_of_arrival_does_not_change_a_bit(topology: str) -> None:
     peers = names(4)
     digests = set()
     for seed in range(5):
-        attempt = AllReduce(topology, plan_of(peers, 5), Tensors(peers, 4096 * 5, "int8", "int8"))
+        attempt = AllReduce(topology, plan_of(peers, 5), Tensors(peers, 16384 * 5, "int8", "int8"))
         digests.add(moved(attempt, seed, repeated=0.3).complete["p0"].digest)
     assert len(digests) == 1
 
@@ -298,7 +298,7 @@ def test_the_order_of_arrival_does_not_change_a_bit(topology: str) -> None:
 @pytest.mark.parametrize("count", [2, 4, 8])
 @pytest.mark.parametrize(("up", "down"), [("fp32", "fp32"), ("int8", "fp32")])
 def test_each_peer_sends_its_even_share_of_the_bytes(topology: str, count: int, up: str, down: str) -> None:
-    peers, elements = names(count), 4096 * 16
+    peers, elements = names(count), 16384 * 16
     attempt = moved(AllReduce(topology, plan_of(peers, 16), Tensors(peers, elements, up, down)))
     for peer in peers:
         assert attempt.sent_bytes[peer, PartCame] == codec(up).max_bytes(elements) * (count - 1) // count

@@ -20,8 +20,8 @@ from wantrain.transport.partition import chunk_bounds
 
 torch.set_num_threads(1)
 
-SIZE = 3 * 4096 + 101
-MANIFEST = (TensorSpec("a", (3, 4096), "float32"), TensorSpec("b", (101,), "bfloat16"))
+SIZE = 3 * 16384 + 101
+MANIFEST = (TensorSpec("a", (3, 16384), "float32"), TensorSpec("b", (101,), "bfloat16"))
 BOUNDS = chunk_bounds(SIZE)
 CHUNKS = range(len(BOUNDS))
 EXACT = Stream("param", merge="mean", merge_options=(("lr", 1.0),), codec="fp32")
@@ -342,7 +342,7 @@ def test_alone_with_a_plain_mean_a_sync_changes_nothing(make: Make, weight: floa
 def test_bytes_that_may_not_be_used_are_told(make: Make) -> None:
     engine = make(EXACT)
     payloads = encoded(EXACT, gaussian(0))
-    nan = torch.full((4096,), math.nan).view(torch.uint8).numpy().data
+    nan = torch.full((16384,), math.nan).view(torch.uint8).numpy().data
     for part in (True, False):
         assert engine.check("param", 0, payloads[0], part=part) is None
         assert engine.check("param", 3, payloads[3], part=part) is None
@@ -456,8 +456,8 @@ def test_state_chunks_that_were_sent_make_room_for_the_next(make: Make) -> None:
 
 def test_a_state_chunk_of_wrong_size_or_with_nan_is_refused(make: Make) -> None:
     engine = make(NESTEROV)
-    assert "bytes where" in str(engine.check_state(0, bytes(4096 * 4)))
-    assert "NaN" in str(engine.check_state(0, torch.full((2 * 4096,), math.nan).numpy().tobytes()))
+    assert "bytes where" in str(engine.check_state(0, bytes(16384 * 4)))
+    assert "NaN" in str(engine.check_state(0, torch.full((2 * 16384,), math.nan).numpy().tobytes()))
 
 
 def test_the_digest_comes_in_as_many_steps_as_there_are_chunks(make: Make) -> None:

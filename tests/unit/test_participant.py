@@ -367,7 +367,7 @@ def test_who_was_asked_for_the_initial_state_too_late_asks_where_the_run_is() ->
 
 
 def test_a_snapshot_taken_at_different_lines_is_replayed_chunk_by_chunk() -> None:
-    two_chunks = (TensorSpec("w", (5000,), "float32"),)
+    two_chunks = (TensorSpec("w", (20_000,), "float32"),)
     one = One()
     one.do(CoordinatorLink(True))
     one.hear(Welcome("me", 1, "", 2, chain(2), CHAIN0, {"param": 2}, two_chunks))

@@ -20,7 +20,7 @@ from wantrain.transport.partition import chunk_bounds
 
 torch.set_num_threads(1)
 
-SIZE = 3 * 4096 + 101
+SIZE = 3 * 16384 + 101
 MANIFEST = (TensorSpec("a", (SIZE,), "float32"),)
 BOUNDS = chunk_bounds(SIZE)
 CHUNKS = range(len(BOUNDS))
@@ -303,11 +303,11 @@ def test_a_contribution_is_taken_in_once(make: Make) -> None:
         engine.settle("param", True)
     residual = Residual(Coarse(), BOUNDS)
     with pytest.raises(ProtocolBug, match="taken in twice"):
-        residual.settle(gaussian(0), (torch.empty(4096), torch.empty(4096)))
+        residual.settle(gaussian(0), (torch.empty(16384), torch.empty(16384)))
 
 
 def test_what_was_summed_counts_for_one_contribution_only() -> None:
-    residual, work = Residual(Coarse(), BOUNDS), (torch.empty(4096), torch.empty(4096))
+    residual, work = Residual(Coarse(), BOUNDS), (torch.empty(16384), torch.empty(16384))
     residual.use(1.0, work[0])
     for k in CHUNKS:
         residual.note_summed(k)

@@ -104,8 +104,11 @@ def nest(levels: int) -> Any:
 def test_nesting_is_allowed_to_the_limit_and_no_deeper() -> None:
     message = Message("Part", {"x": nest(wire.MAX_DEPTH)})
     assert decode(encode(message, RUN), RUN) == message
+    too_deep = {"x": nest(wire.MAX_DEPTH + 1)}
     with pytest.raises(WireError, match="nested deeper than 8"):
-        encode(Message("Part", {"x": nest(wire.MAX_DEPTH + 1)}), RUN)
+        decode([header(b=too_deep)], RUN)
+    with pytest.raises(WireError, match="nested deeper than 8"):  # our own mistakes are looked for in long headers
+        encode(Message("Part", too_deep | {"pad": bytes(wire.OWN_UNSCANNED_BYTES)}), RUN)
     with pytest.raises(WireError, match="nested deeper than 8"):
         decode([b"\x91" * wire.MAX_HEADER_BYTES], RUN)
 

@@ -61,7 +61,7 @@ class _Count:
     core_s: float = 0.0
     unpack_s: float = 0.0
     pack_s: float = 0.0
-    """Packing every message by itself; what goes to many unchanged could be packed once."""
+    """A record that goes to many, one after another, is packed once, as the daemon does it."""
 
 
 @dataclass(slots=True)
@@ -76,6 +76,7 @@ class _Peers:
     _paths: dict[str, dict[str, LinkReport]] = field(default_factory=dict)
     _unpacked: tuple[int, float] | None = None
     """Size and unpacking time of the last message that really went through the wire format."""
+    _before: Record | None = None
     _packed: dict[type, tuple[int, int, float]] = field(default_factory=dict)
     """By kind of record: which one was packed last, its size and packing time."""
 
@@ -146,7 +147,8 @@ class _Peers:
                 self._packed[kind] = like, sum(map(size_bytes, frames)), time.perf_counter() - began
             _, size, seconds = self._packed[kind]
             self.count.bytes_out += size
-            self.count.pack_s += seconds
+            self.count.pack_s += seconds * (record is not self._before)
+            self._before = record
 
     def take_count(self) -> _Count:
         """What was counted since the last call."""

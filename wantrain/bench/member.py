@@ -148,10 +148,15 @@ class Member:
             WantrainError: bytes were refused, or do not encode: nothing of that may happen here.
         """
         with self.spent.on("poll"):
-            events = self.link.poll(min(timeout_s, BACKLOG_WAIT_S) if self._outbox.backlog else timeout_s)
+            if self._outbox.moved:
+                timeout_s = 0.0
+            elif self._outbox.backlog:
+                timeout_s = min(timeout_s, BACKLOG_WAIT_S)
+            events = self.link.poll(timeout_s)
         with self.spent.on("loop"):
             for event in events:
                 self._take(event)
+                self._pump()
             now = time.monotonic()
             if self._begun and now - self._ticked_at >= TICK_S:
                 self._ticked_at = now

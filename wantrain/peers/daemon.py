@@ -193,9 +193,9 @@ class PeerDaemon:
         try:
             for event in first:
                 self._take(event)
-            tick_at, idle = 0.0, False
+            tick_at, busy = 0.0, False
             while self._exit is None:
-                pause_s = 0.0 if idle else BACKLOG_WAIT_S if self.peer.backlog else TICK_S / 2
+                pause_s = 0.0 if busy else BACKLOG_WAIT_S if self.peer.backlog else TICK_S / 2
                 wait((self.link, self._trainer_link), pause_s)
                 events = self.link.poll(0.0)
                 for event in events:
@@ -207,9 +207,9 @@ class PeerDaemon:
                 if now >= tick_at:
                     tick_at = now + TICK_S
                     self._tick(now)
-                self.peer.pump(now)
+                busy = self.peer.pump(now)
                 self._flush_to_trainer()
-                idle = not events and not said and self.peer.idle_work(now)
+                busy = busy or (not events and not said and self.peer.idle_work(now))
             return self._end(*self._exit)
         finally:
             for number, handler in before.items():

@@ -61,6 +61,8 @@ class Outbox:
         self._way = way
         self._queues: dict[str, deque[Item]] = {}
         self._made: dict[str, _Message] = {}
+        self.moved = False
+        """Whether the last `pump` has sent something, so that the next one may, too."""
         self._failures: list[ReduceFailed] = []
         self._added: dict[tuple[str, type, SyncId, int], float] = {}
         """When each chunk of the attempts that run was queued or left, whichever is later."""
@@ -101,14 +103,15 @@ class Outbox:
         self._added = {key: at for key, at in self._added.items() if self._core.moving(key[2])}
 
     def pump(self, source: Source, now: float) -> list[ReduceFailed]:
-        """Send what the connections can take, one message for each receiver in turn.
+        """Send at most one message to each receiver whose connection can take it.
+
+        Not more at a time: what comes in meanwhile is worked on between two messages, so that sums leave early.
 
         Returns:
             Contributions that do not encode.
         """
-        waiting = [to for to, queue in self._queues.items() if queue or to in self._made]
-        while waiting:
-            waiting = [to for to in waiting if self._send_next(to, source, now)]
+        sent = [self._send_next(to, source, now) for to in self._queues if self.waits(to)]
+        self.moved = any(sent)
         if len(self._queues) > 1:  # another receiver is the first next time
             first = next(iter(self._queues))
             self._queues[first] = self._queues.pop(first)

@@ -426,14 +426,15 @@ class Peer:
 
     # ---- bulk
 
-    def pump(self, now: float) -> None:
-        """Send what the connections can take."""
+    def pump(self, now: float) -> bool:
+        """Send at most one message to each receiver that has room; whether one was sent, so that there may be more."""
         if self.tensors is None:
-            return
+            return False
         self._events.extend(self._outbox.pump(self.tensors, now))
         # A contribution that does not encode is an event, and what follows from it must not wait.
         if self._events:
             self.handle(self._events.popleft(), now)
+        return self._outbox.moved
 
     @property
     def backlog(self) -> int:

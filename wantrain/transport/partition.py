@@ -4,12 +4,12 @@ from collections.abc import Sequence
 
 MAX_CHUNK_ELEMENTS = 2**19
 """2 MiB of fp32 and half a MiB as int8: fast through ZeroMQ and small enough for the processor's caches."""
-MIN_CHUNK_ELEMENTS = 2**12
-"""Below this the cost per message outweighs the bytes."""
+MIN_CHUNK_ELEMENTS = 2**14
+"""Below this the cost per chunk, some tenths of a millisecond at each peer, outweighs that of its bytes."""
 CHUNK_ALIGN_ELEMENTS = 2**10
 """A multiple of every codec's block, so that a block never straddles two chunks."""
-AIMED_CHUNKS = 64
-"""Enough chunks for an even split among a few dozen owners, and for a pipeline to fill."""
+AIMED_CHUNKS = 32
+"""Enough chunks for a fairly even split and for a pipeline to fill; vectors of over 16 M values have more."""
 
 
 def chunk_elements(elements: int) -> int:

@@ -22,6 +22,9 @@ MAX_ITEMS = 1 << 18
 
 Buffer: TypeAlias = "bytes | bytearray | memoryview[Any]"
 
+OWN_UNSCANNED_BYTES = 4096
+"""Headers of our own up to this size cannot have too many values, and records are not nested deeply."""
+
 _FIELDS = {"v", "r", "k", "b", "n"}
 
 
@@ -69,7 +72,8 @@ def encode(message: Message, run: bytes) -> list[Buffer]:
     except (TypeError, ValueError, OverflowError) as error:
         raise WireError(f"{message.kind} cannot be packed: {error}") from error
     _check_sizes(len(packed), sizes)
-    _scan(packed)
+    if len(packed) > OWN_UNSCANNED_BYTES:
+        _scan(packed)
     return [packed, *message.buffers]
 
 

@@ -100,6 +100,8 @@ class ZmqLink:
                 hint=f"only a plain link has one, of at most {MAX_NAME_CHARS} printable characters",
             )
         self._run = run
+        self._encoded: tuple[Message, list[Buffer]] | None = None
+        """The last message without buffers and its frames: some go to many peers, one after another."""
         self._key = key
         self._plain = plain
         self._name = name
@@ -343,7 +345,11 @@ class ZmqLink:
 
     def _encode(self, message: Message) -> list[Buffer]:
         self._refuse_internal(message)
-        return encode(message, self._run)
+        if message.buffers:
+            return encode(message, self._run)
+        if self._encoded is None or self._encoded[0] is not message:
+            self._encoded = (message, encode(message, self._run))
+        return self._encoded[1]
 
     def _tell(self, peer: str, connection: bytes, message: Message) -> bool | None:
         return self._send(peer, connection, encode(message, self._run), None)
