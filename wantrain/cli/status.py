@@ -174,7 +174,7 @@ def _links(links: list[dict[str, Any]]) -> Table:
             link.get("from"),
             link.get("to"),
             _rate(link.get("rate_bytes_per_s")),
-            f"{1e3 * link['rtt_s']:.0f} ms" if link.get("rtt_s") else "",
+            f"{1e3 * link['rtt_s']:.3g} ms" if link.get("rtt_s") else "",
             f"{100 * link.get('loss', 0):.2g} %",
             link.get("lanes") or "",
             link.get("congestion"),
@@ -193,8 +193,8 @@ def _commits(commits: list[dict[str, Any]]) -> Table:
             f"{commit.get('stream')}#{commit.get('index')}.{commit.get('attempt')}",
             ", ".join(commit.get("contributors", [])),
             _seconds(commit.get("gather_s")),
-            _seconds(commit.get("move_s")),
-            _seconds(commit.get("predicted_s") or None),
+            _precisely(commit.get("move_s")),
+            _precisely(commit.get("predicted_s") or None),
             commit.get("topology"),
             _seconds(commit.get("age_s")),
             str(commit.get("digest", ""))[:16],
@@ -231,6 +231,11 @@ def _memory(stats: dict[str, float]) -> str:
     if not stats.get("model_bytes"):
         return _bytes(stats.get("peak_bytes"))
     return f"{_bytes(stats.get('peak_bytes'))} ({stats.get('tensor_bytes', 0) / stats['model_bytes']:.1f}x)"
+
+
+def _precisely(value: float | None) -> str:
+    """Seconds, or milliseconds of what takes less than one."""
+    return f"{1000 * value:.0f} ms" if value is not None and value < 1 else _seconds(value)
 
 
 def _rate(bytes_per_s: float | None) -> str:
