@@ -6,8 +6,8 @@ from collections.abc import Callable
 from tests.process.harness import Run
 
 FROZEN = {"sync": {"deadline_floor_s": 3.0}, "liveness": {"suspect_floor_s": 1.5, "suspect_ceiling_s": 5.0}}
-SEVERAL_CHUNKS = ("--hidden", "1024")
-"""With more than one chunk each to send, a peer that dies after its first cannot be in the sync."""
+SEVERAL_CHUNKS = ("--hidden", "4096")
+"""With chunks for two owners to send, a peer that dies after its first message cannot be in the sync."""
 
 
 def test_a_peer_killed_in_the_middle_of_a_sync_costs_one_attempt_and_comes_back(new_run: Callable[..., Run]) -> None:

@@ -30,7 +30,7 @@ def main() -> None:
     torch.manual_seed(zlib.crc32(options.name.encode()))
     layers = [torch.nn.Linear(16, options.hidden), torch.nn.Tanh(), torch.nn.Linear(options.hidden, 4)]
     model = torch.nn.Sequential(*layers)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.6 / options.hidden)  # wider ones bear less
     inputs, targets = torch.randn(64, 16), torch.randn(64, 4)
     swarm = wantrain.join(model, optimizer)
     stop, pause = options.folder / "stop", options.folder / "pause"
