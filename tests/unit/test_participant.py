@@ -63,7 +63,7 @@ from wantrain.peers.messages import (
     WantUpdate,
     Welcome,
 )
-from wantrain.peers.participant import COORDINATOR, Participant, PeerFacts
+from wantrain.peers.participant import COORDINATOR, HEIR_PATIENCE_S, Participant, PeerFacts
 from wantrain.transport.digest import first_link, next_link, update_digest
 
 RUN = b"run-id-8"
@@ -554,7 +554,8 @@ def test_leaving_waits_for_what_is_in_flight_but_not_for_ever() -> None:
     one.now = 9.9
     assert of(Exit, one.do(Tick())) == []
     one.now = 10.0
-    effects = one.do(Tick())
+    assert of(Exit, one.do(Tick())) == []  # hands over first
+    effects = one.do(HandedOver())
     assert told(Leave, effects) == [Leave("done")]
     assert of(Exit, effects)[0].code == 0
     assert one.do(Tick()) == []
@@ -567,6 +568,34 @@ def test_the_last_holder_waits_for_a_joiner_before_it_leaves() -> None:
     assert of(Exit, one.do(LeaveRequested("done"))) == []
     assert of(HandOver, one.view("d")) == [HandOver("d")]
     assert of(Exit, one.do(HandedOver()))
+
+
+def alone_with_an_update() -> One:
+    """A peer that has made update 1 by itself, while the others were not there for it."""
+    one = joined()
+    one.stage()
+    one.start(5, "m")
+    one.do(Reduced(SyncId("param", 1, 5), 0, "sum", chunk_digest(1)))
+    one.commit(line(1, contributors=("me",), attempt=5))
+    assert one.core.applied == 1
+    one.do(StateDigested(1, b"s" * 32))
+    return one
+
+
+def test_who_alone_holds_an_update_stays_until_somebody_has_asked_for_all_of_it() -> None:
+    one = alone_with_an_update()
+    assert of(HandOver, one.do(LeaveRequested("done"))) == []
+    one.now = 30.0
+    assert of(HandOver, one.do(Tick())) == []
+    assert of(HandOver, one.hear(WantUpdate(1, (0,)), "b"))
+    assert of(Exit, one.do(HandedOver()))
+
+
+def test_who_alone_holds_an_update_does_not_stay_for_ever() -> None:
+    one = alone_with_an_update()
+    one.do(LeaveRequested("done"))
+    one.now = HEIR_PATIENCE_S
+    assert of(HandOver, one.do(Tick()))
 
 
 def test_a_refusal_ends_the_peer_except_while_its_former_process_may_still_count_as_alive() -> None:

@@ -50,7 +50,7 @@ USER_VALUES = 40
 """Names from `swarm.log` that go into the report."""
 PROBE_S = 2.0
 """How long a newcomer probes links in all."""
-GOODBYE_S = 1.0
+GOODBYE_S = 3.0
 """How long what was sent last may take to leave."""
 
 OnEvent = Callable[[dict[str, Any]], None]

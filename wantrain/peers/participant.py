@@ -84,6 +84,8 @@ COORDINATOR = "coordinator"
 HELLO_AGAIN_S = 2.0
 LEAVE_PATIENCE_S = 10.0
 """How long a leaving peer waits for what it has in flight to be decided, and for others to take over the state."""
+HEIR_PATIENCE_S = 60.0
+"""How long it waits for somebody to take over what nobody else has: over a slow link that takes a while."""
 IDENTITY_PATIENCE_S = 60.0
 """How long a restarted peer waits until its former process counts as dead."""
 IDENTITY_PAUSE_S = 10.0
@@ -138,6 +140,10 @@ class Participant:
         self._heir = ""
         """Who gets what is kept of earlier contributions when this peer leaves."""
         self._handed_over = False
+        self._free_at: float | None = None
+        """Since when it may leave but for what it hands over."""
+        self._sole = 0
+        """The newest update, if this peer made it alone and nobody has asked for all of it yet; else 0."""
 
     # ---- what the shell may read
 
@@ -439,6 +445,8 @@ class Participant:
                 if not self.complete:
                     return [Tell(source, NotHeld(-1, -1))]
                 known = len(self.state_chunks)
+                if known - 1 in chunks:
+                    self._sole = 0
                 return [SendState(source, chunk) for chunk in chunks if chunk < known]
             case WantUpdate(number, chunks):
                 return self._serve_update(source, number, chunks)
@@ -456,6 +464,8 @@ class Participant:
         if entry is None:
             return [Tell(source, NotHeld(number, self._held_number))]
         known = len(entry.payloads)
+        if known - 1 in chunks and number >= self._sole:  # the last that it needs
+            self._sole = 0
         return [SendPayload(source, UpdateChunk(number, c), entry.payloads[c]) for c in chunks if c < known]
 
     # ---- commits
@@ -499,6 +509,9 @@ class Participant:
     def _apply(self, record: CommitRecord, payloads: tuple[Payload, ...], now: float) -> list[Effect]:
         name = record.sync.stream
         skip = self._recovery.step(record, now)
+        attempt = self._attempts.of(record.sync)
+        alone = record.contributors == (self.facts.me,) and attempt is not None and not attempt.start.receivers
+        self._sole = record.number if alone else 0
         self._attempts.close(name)
         settled = self._mine.decide(record)
         if not payloads and self._recovery.chunks[name]:
@@ -531,12 +544,15 @@ class Participant:
         reason, since = self._leaving
         heirs = [member.current for member in self.members.values()]
         in_flight = self._mine.outstanding or bool(self._attempts.running)
-        needed = self.complete and bool(heirs) and not any(heirs)
+        needed = self.complete and bool(heirs) and (not any(heirs) or self._sole > 0)
         # The last report is to say what state was reached.
         undigested = self.complete and self.digested != self.applied
-        if (in_flight or needed or undigested) and now - since < LEAVE_PATIENCE_S and self._up:
+        if (in_flight or undigested) and now - since < LEAVE_PATIENCE_S and self._up:
             return []
-        if not self._handed_over and now - since < LEAVE_PATIENCE_S:
+        if needed and now - since < HEIR_PATIENCE_S and self._up:
+            return []
+        self._free_at = now if self._free_at is None else self._free_at
+        if not self._handed_over and now - self._free_at < LEAVE_PATIENCE_S:
             heir = next((p for p, m in self.members.items() if m.current and p not in self._suspects), "")
             if self._heir or heir:
                 effects: list[Effect] = [] if self._heir else [HandOver(heir)]

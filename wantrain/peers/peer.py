@@ -245,8 +245,8 @@ class Peer:
             self.handle(PeerLink(peer, up, reason), now)
 
     def _see_heir(self) -> None:
-        """Whether all that was to be handed over has left."""
-        if self._heir and not self._outbox.waits(self._heir):
+        """Whether all that was to be handed over has left, and all that others have asked for."""
+        if self._heir and not self._outbox.backlog:
             self._heir = ""
             self._events.append(HandedOver())
 
