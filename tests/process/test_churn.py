@@ -7,7 +7,6 @@ from tests.process.harness import Run
 
 FROZEN = {"sync": {"deadline_floor_s": 3.0}, "liveness": {"suspect_floor_s": 1.5, "suspect_ceiling_s": 5.0}}
 SEVERAL_CHUNKS = ("--hidden", "4096")
-"""With chunks for two owners to send, a peer that dies after its first message cannot be in the sync."""
 
 
 def test_a_peer_killed_in_the_middle_of_a_sync_costs_one_attempt_and_comes_back(new_run: Callable[..., Run]) -> None:
@@ -16,7 +15,7 @@ def test_a_peer_killed_in_the_middle_of_a_sync_costs_one_attempt_and_comes_back(
     run.peer("bert", trainer=SEVERAL_CHUNKS)
     run.until_commits(3, "anna", "bert")
     run.pause()
-    doomed = run.head + 5
+    doomed = run.head + 8
     run.peer("carl", trainer=SEVERAL_CHUNKS, environment={"WANTRAIN_KILL_AT": f"param#{doomed}:moving"})
     run.until(lambda: run.events("carl", "granted"), "carl's trainer starts")
     run.resume()

@@ -376,16 +376,12 @@ class PeerDaemon:
     # ---- Surroundings
 
     def send(self, to: str, record: Record) -> bool:
-        sent = self.link.send(to, pack(record))
-        if sent and self._kill_switch is not None:
-            self._kill_switch.sent(record)
-        return sent
+        return self.link.send(to, pack(record))
 
     def send_bulk(self, to: str, record: Record, payloads: tuple[Payload, ...], done: Done | None = None) -> bool:
-        sent = self.link.send_bulk(to, pack(record, *payloads), done)
-        if sent and self._kill_switch is not None:
-            self._kill_switch.sent(record)
-        return sent
+        if self._kill_switch is not None:
+            self._kill_switch.sending(record)
+        return self.link.send_bulk(to, pack(record, *payloads), done)
 
     def bulk_bytes(self, to: str) -> int:
         return self.link.bulk_bytes(to)

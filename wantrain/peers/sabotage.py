@@ -1,7 +1,8 @@
 """For churn tests and the demo: a peer that kills itself, without a word, at a chosen moment of a sync.
 
-WANTRAIN_KILL_AT="param#10:moving" kills the peer's whole process group (daemon and trainer) with SIGKILL right after
-the first chunk of its contribution to sync 10 of stream `param` was handed to the network.
+WANTRAIN_KILL_AT="param#10:moving" kills the peer's whole process group (daemon and trainer) with SIGKILL when sync 10 of
+stream `param` has begun and others wait for its bytes, right before the first of them are handed to the network. Later
+would be left to chance: all that one owner needs of a small model fits into one message.
 """
 
 import os
@@ -9,7 +10,7 @@ import re
 import signal
 
 from wantrain.errors import ConfigError
-from wantrain.peers.messages import Part, Record
+from wantrain.peers.messages import Part, Record, Result
 
 VARIABLE = "WANTRAIN_KILL_AT"
 
@@ -29,7 +30,7 @@ class KillSwitch:
         moment = os.environ.get(VARIABLE)
         return cls(moment) if moment else None
 
-    def sent(self, record: Record) -> None:
-        """A record was handed to the network."""
-        if isinstance(record, Part) and (record.sync.stream, record.sync.index) == (self._stream, self._index):
+    def sending(self, record: Record) -> None:
+        """A record is about to be handed to the network."""
+        if isinstance(record, Part | Result) and (record.sync.stream, record.sync.index) == (self._stream, self._index):
             os.killpg(os.getpgrp(), signal.SIGKILL)
