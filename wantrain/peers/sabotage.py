@@ -1,8 +1,8 @@
 """For churn tests and the demo: a peer that kills itself, without a word, at a chosen moment of a sync.
 
-WANTRAIN_KILL_AT="param#10:moving" kills the peer's whole process group (daemon and trainer) with SIGKILL when sync 10 of
-stream `param` has begun and others wait for its bytes, right before the first of them are handed to the network. Later
-would be left to chance: all that one owner needs of a small model fits into one message.
+WANTRAIN_KILL_AT="param#10:moving" kills the peer's whole process group (daemon and trainer) with SIGKILL when sync 10
+of stream `param` has begun and others wait for its bytes, right before the first of them are handed to the network.
+Later would be left to chance: all that one owner needs of a small model fits into one message.
 """
 
 import os
