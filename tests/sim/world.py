@@ -356,6 +356,9 @@ class SimPeer:
     def bulk_bytes(self, to: str) -> int:
         return self.message_bytes
 
+    def under_way(self) -> bool:
+        return False
+
     def send_bulk(self, to: str, record: Record, payloads: tuple[Any, ...], done: Done | None = None) -> bool:
         if not self.send(to, record, payloads):
             return False

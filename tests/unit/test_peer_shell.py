@@ -163,6 +163,9 @@ class Around:
             done()
         return True
 
+    def under_way(self) -> bool:
+        return False
+
     def bulk_bytes(self, to: str) -> int:
         return self.message_bytes
 

@@ -50,7 +50,7 @@ USER_VALUES = 40
 """Names from `swarm.log` that go into the report."""
 PROBE_S = 2.0
 """How long a newcomer probes links in all."""
-GOODBYE_S = 3.0
+GOODBYE_S = 1.0
 """How long what was sent last may take to leave."""
 
 OnEvent = Callable[[dict[str, Any]], None]
@@ -385,6 +385,9 @@ class PeerDaemon:
 
     def bulk_bytes(self, to: str) -> int:
         return self.link.bulk_bytes(to)
+
+    def under_way(self) -> bool:
+        return any(known.in_flight_bytes for known in self.link.stats().values())
 
     def dial(self, peer: str, address: str, curve_key: bytes) -> None:
         for key in [key for key, known in self._members.items() if known == peer]:

@@ -113,6 +113,9 @@ class Surroundings(Protocol):
     def bulk_bytes(self, to: str) -> int:
         """How many tensor bytes a message to that peer had best have now."""
 
+    def under_way(self) -> bool:
+        """Whether tensor bytes were sent that their receivers have not taken yet."""
+
     def dial(self, peer: str, address: str, curve_key: bytes) -> None:
         """Connect to a peer."""
 
@@ -246,7 +249,7 @@ class Peer:
 
     def _see_heir(self) -> None:
         """Whether all that was to be handed over has left, and all that others have asked for."""
-        if self._heir and not self._outbox.backlog:
+        if self._heir and not self._outbox.backlog and not self._around.under_way():
             self._heir = ""
             self._events.append(HandedOver())
 
