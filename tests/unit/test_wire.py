@@ -20,7 +20,7 @@ VECTORS = json.loads((Path(__file__).parents[1] / "vectors" / "wire.json").read_
 
 
 def header(**changes: Any) -> bytes:
-    fields = {"v": 2, "r": RUN, "k": "Part", "b": {"chunk": 1}, "n": []} | changes
+    fields = {"v": 3, "r": RUN, "k": "Part", "b": {"chunk": 1}, "n": []} | changes
     return bytes(msgpack.packb({key: value for key, value in fields.items() if value is not ...}))
 
 
@@ -71,8 +71,8 @@ def test_buffers_of_any_element_type_count_in_bytes() -> None:
         ([msgpack.packb([1, 2])], "header is not a map"),
         ([header(v=...)], "no protocol version"),
         ([header(v=True)], "no protocol version"),
-        ([header(v=1)], "protocol 1, here 2"),
-        ([header(v=1, extra=1)], "protocol 1, here 2"),
+        ([header(v=1)], "protocol 1, here 3"),
+        ([header(v=1, extra=1)], "protocol 1, here 3"),
         ([header(extra=1)], "missing or surplus"),
         ([header(b=...)], "missing or surplus"),
         ([header(k=b"Part")], "wrong type"),
