@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from wantrain.bench import allreduce, coordinator, inputs, matrix
+from wantrain.bench import allreduce, coordinator, inputs, matrix, suite
 from wantrain.bench.allreduce import ALLOWED_ERROR, Options, expected_traffic, measure
 from wantrain.bench.document import markdown
 from wantrain.bench.interface import interface_of
@@ -311,3 +312,26 @@ def test_the_document_shows_figures_and_why_others_are_missing(tmp_path: Path) -
     assert len(tables) == 3
     assert all(len({line.count("|") for line in table.splitlines()}) == 1 for table in tables)
     assert all((tmp_path / name).stat().st_size > 1000 for name in pictures)
+
+
+def test_more_measures_only_the_rows_without_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Options] = []
+
+    def measured(options: Options, say: object) -> dict[str, Any]:
+        asked.append(options)
+        if len(asked) == 2:
+            raise WantrainError("no room")
+        return {"options": {**asdict(options), "down": options.way_down, "against": list(options.against)}}
+
+    monkeypatch.setattr(suite.allreduce, "measure", measured)
+    monkeypatch.setattr(suite.coordinator, "measure", lambda *_: [])
+    monkeypatch.setattr(suite, "_codecs", lambda: [])
+    first = suite.measure("quick", 1e9, "first")
+    rows = len(asked)
+    assert [row.get("failed") for row in first["allreduce"]].count("no room") == 1
+    again = suite.measure("quick", 1e9, "again", json.loads(json.dumps(first)))
+    assert asked[rows:] == asked[1:2]
+    assert not any("failed" in row for row in again["allreduce"])
+    assert again["command"] == "first; again"
+    with pytest.raises(ConfigError, match="another machine"):
+        suite.measure("quick", 1e9, "again", {**first, "machine": {}})

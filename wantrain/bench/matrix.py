@@ -77,14 +77,6 @@ def _default() -> Iterator[Row]:
         yield _link(HEADLINE, codec, down, 64.0)
     for topology in ("direct", "ring"):
         yield _topology(topology, 1.0)
-    for codec in ("fp32", "int8"):
-        yield _loopback(2, 64.0, codec, True)
-        for peers in PEERS:
-            for size_mb in SIZES_MB[:3]:
-                yield _loopback(peers, size_mb, codec, False)
-        yield _loopback(2, 256.0, codec, False)
-    for codec in LOW_BITS:
-        yield _loopback(2, 64.0, codec, False, "codecs")
     links = (
         ("100mbit", 20, "0"), ("100mbit", 100, "0"), ("100mbit", 100, "1%"), ("100mbit", 300, "0.1%"),
         ("1gbit", 20, "0"), ("1gbit", 100, "0"), ("1gbit", 100, "0.1%"), ("1gbit", 300, "0.1%"),
@@ -94,6 +86,14 @@ def _default() -> Iterator[Row]:
             yield _link(shape(rate, rtt_ms, loss), codec, down, 16.0 if rate == "100mbit" else 64.0)
     yield _link(HEADLINE, "fp32", "", 4.0, congestion="reno")
     yield _link(shape("100mbit", 100, "0"), "int8", "", 16.0, peers=4)
+    for codec in ("fp32", "int8"):
+        yield _loopback(2, 64.0, codec, True)
+        for peers in PEERS:
+            for size_mb in SIZES_MB[:3]:
+                yield _loopback(peers, size_mb, codec, False)
+        yield _loopback(2, 256.0, codec, False)
+    for codec in LOW_BITS:
+        yield _loopback(2, 64.0, codec, False, "codecs")
     for codec in ("fp32", "int8"):
         yield _loopback(4, 64.0, codec, True)
 

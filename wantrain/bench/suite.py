@@ -14,7 +14,7 @@ from wantrain.bench import allreduce, coordinator, matrix
 from wantrain.bench.document import markdown
 from wantrain.bench.plots import draw
 from wantrain.bench.worker import Json
-from wantrain.errors import WantrainError
+from wantrain.errors import ConfigError, WantrainError
 
 BUDGET_S = {"quick": 240.0, "default": 1500.0, "full": 86400.0}
 COORDINATED = {"quick": (8, 64, 512), "default": (8, 64, 512, 4096), "full": (8, 64, 512, 4096)}
@@ -31,8 +31,9 @@ COORDINATED = {"quick": (8, 64, 512), "default": (8, 64, 512, 4096), "full": (8,
     type=click.Path(path_type=Path, file_okay=False),
     help="Where benchmarks.md and img/ are written.",
 )
+@click.option("--more", is_flag=True, help="Keep the figures of img/benchmarks.json, measure the rows without any.")
 @click.option("--render", is_flag=True, help="Measure nothing: write text and pictures from img/benchmarks.json again.")
-def main(which: str | None, budget: float | None, out: Path, render: bool) -> None:
+def main(which: str | None, budget: float | None, out: Path, more: bool, render: bool) -> None:
     """Measure wantrain on this machine and write what came out.
 
     \b
@@ -42,11 +43,13 @@ def main(which: str | None, budget: float | None, out: Path, render: bool) -> No
     """
     figures = out / "img" / "benchmarks.json"
     try:
-        if render:
-            record = json.loads(figures.read_text(encoding="utf-8"))
+        former: Json | None = json.loads(figures.read_text(encoding="utf-8")) if render or more else None
+        if render and former is not None:
+            record = former
         else:
-            command = "scripts/bench" + (f" --{which}" if which else "") + (f" --budget {budget:g}" if budget else "")
-            record = measure(which or "default", budget or BUDGET_S[which or "default"], command)
+            words = [*([f"--{which}"] if which else []), *(["--more"] if more else [])]
+            command = " ".join(["scripts/bench", *words, *([f"--budget {budget:g}"] if budget else [])])
+            record = measure(which or "default", budget or BUDGET_S[which or "default"], command, former)
         figures.parent.mkdir(parents=True, exist_ok=True)
         figures.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
         pictures = draw(record, figures.parent)
@@ -60,19 +63,35 @@ def main(which: str | None, budget: float | None, out: Path, render: bool) -> No
     _say(f"written: {out / 'benchmarks.md'}")
 
 
-def measure(which: str, budget_s: float, command: str) -> Json:
-    """All of a matrix; what cannot run is recorded with the reason."""
+def measure(which: str, budget_s: float, command: str, former: Json | None = None) -> Json:
+    """All of a matrix but what `former` has figures of; what cannot run is recorded with the reason.
+
+    Raises:
+        ConfigError: `former` was measured on another machine.
+    """
     began = time.monotonic()
+    machine = allreduce.machine()
+    if former is not None and former["machine"] != machine:
+        raise ConfigError(
+            f"the figures are from another machine: {former['machine']}, here {machine}", hint="leave out --more"
+        )
+    known = {} if former is None else {_key(row): row for row in former["allreduce"] if "failed" not in row}
     record: Json = {
         "date": datetime.now(UTC).isoformat(timespec="minutes"),
-        "command": command,
-        "machine": allreduce.machine(),
+        "command": command if former is None else f"{former['command']}; {command}",
+        "machine": machine,
         "allreduce": [],
-        "coordinator": _try(lambda: coordinator.measure(COORDINATED[which], 3, _say)),
-        "codecs": _try(_codecs),
+        "coordinator": _try(lambda: coordinator.measure(COORDINATED[which], 3, _say))
+        if former is None
+        else former["coordinator"],
+        "codecs": _try(_codecs) if former is None else former["codecs"],
     }
     for row in matrix.rows(which):
-        entry: Json = {"group": row.group, "options": {**asdict(row.options), "against": list(row.options.against)}}
+        options = {**asdict(row.options), "down": row.options.way_down, "against": list(row.options.against)}
+        entry: Json = {"group": row.group, "options": options}
+        if (found := known.get(_key(entry))) is not None:
+            record["allreduce"].append(found)
+            continue
         _say(f"{row.group}: {describe(row.options)}")
         if time.monotonic() - began > budget_s:
             entry["failed"] = f"not run: the budget of {budget_s:g} s was used up"
@@ -84,8 +103,13 @@ def measure(which: str, budget_s: float, command: str) -> Json:
         if "failed" in entry:
             _say(f"  {entry['failed']}")
         record["allreduce"].append(entry)
-    record["seconds"] = round(time.monotonic() - began)
+    record["seconds"] = round(time.monotonic() - began) + (0 if former is None else former["seconds"])
     return record
+
+
+def _key(entry: Json) -> str:
+    """What makes a row the same as another: its table and its options."""
+    return json.dumps([entry["group"], entry["options"]], sort_keys=True)
 
 
 def describe(options: allreduce.Options) -> str:
