@@ -1,124 +1,327 @@
-"""What goes wrong in a simulated run, when, and the end of it: everything drawn from one seed."""
+"""What can go wrong in a simulated run: one function for each kind of fault, and the end of all of them.
 
-import random
+A fault says by numbers whom it hits; who that is depends on who is alive then, so that a plan without some of its
+faults still makes sense. What a fault breaks it mends itself, `back_s` later.
+"""
+
+from collections.abc import Callable
 from dataclasses import replace
+from typing import TypeAlias
 
 from tests.sim.network import Weather
-from tests.sim.world import World
-from wantrain.optimizers.stream import Stream
+from tests.sim.plan import Fault, Plan
+from tests.sim.world import SimPeer, World
 from wantrain.peers.participant import COORDINATOR
 
-FAULTS = (
-    "crash", "crash-later", "freeze", "coordinator", "coordinator-later", "one-way", "pair", "split", "trainer",
-    "join", "leave", "disk-full", "poison", "flood", "bit-flip", "too-large",
-)  # fmt: skip
+MOST_PEERS = 6
+FLAP_S = 1.0
+STORM_S = 0.7
+"""Time between two crashes of a process that is started again at once."""
+
+Strike: TypeAlias = Callable[[World, Fault, SimPeer, str], None]
+"""The fault, one live peer, and another machine or the coordinator."""
+
+STRIKES: dict[str, Strike] = {}
+"""Every kind of fault by name."""
 
 
-def methods(rng: random.Random) -> tuple[Stream, ...]:
-    """The streams of a run, with a topology drawn for each."""
-    return tuple(replace(stream, topology=rng.choice(["auto", "direct", "ring"])) for stream in _streams(rng))
+def fault(kind: str) -> Callable[[Strike], Strike]:
+    """Make a function a kind of fault."""
+
+    def add(strike: Strike) -> Strike:
+        STRIKES[kind] = strike
+        return strike
+
+    return add
 
 
-def _streams(rng: random.Random) -> tuple[Stream, ...]:
-    every = rng.choice([1, 2, 3, 5])
-    kind = rng.choice(["one", "one", "one", "late-adopt", "delayed", "two", "gradients"])
-    if kind == "two":
-        return (
-            Stream("a", every=every + 1, offset=1),
-            Stream("b", every=every + 1, offset=every, delay=rng.choice([0, 1])),
-        )
-    if kind == "gradients":
-        return (Stream("grad", state="grad", every=1), Stream("param", every=4, late="adopt"))
-    if kind == "late-adopt":
-        return (Stream("param", every=every, late="adopt"),)
-    return (Stream("param", every=every, delay=rng.choice([1, every]) if kind == "delayed" else 0),)
+def kinds() -> tuple[str, ...]:
+    """All kinds of faults."""
+    return tuple(STRIKES)
 
 
-def weather(rng: random.Random) -> Weather:
-    """How good the network is."""
-    loss = rng.choice([0.0, 0.0, 0.01, 0.1])
-    spike = rng.choice([0.0, 0.05, 0.2])
-    duplicate = rng.choice([0.0, 0.0, 0.1])
-    return Weather((0.001, rng.choice([0.005, 0.05, 0.3])), spike, rng.choice([0.5, 2.0]), loss, duplicate)
+def schedule(world: World, plan: Plan) -> None:
+    """Let the faults of a plan strike when their time has come."""
+    for planned in plan.faults:
+        world.net.at(planned.at_s, lambda planned=planned: strike(world, planned))
 
 
-def schedule(world: World, until_s: float) -> None:
-    """Plan the faults of a run."""
-    rng = world.rng
-    for _ in range(rng.randint(0, 7)):
-        kind = rng.choice(FAULTS)
-        world.net.at(rng.uniform(0.0, until_s), lambda kind=kind: strike(world, kind))
-
-
-def strike(world: World, kind: str) -> None:
+def strike(world: World, planned: Fault) -> None:
     """Let one fault happen now."""
-    rng, net = world.rng, world.net
     alive = [peer for peer in world.peers.values() if peer.alive]
     if not alive:
         return
-    peer = rng.choice(alive)
+    peer = alive[planned.peer % len(alive)]
     others = [name for name in (*world.peers, COORDINATOR) if name != peer.name]
-    other = rng.choice(others)
-    back_s = rng.choice([0.1, 1.0, 4.0, 12.0])
-    world.trace.add(net.now, "FAULT", f"{kind} {peer.name} {other} for {back_s} s")
-    match kind:
-        case "crash":
-            if world.may_crash(peer):
-                peer.die(seen=rng.random() < 0.7)
-        case "crash-later":
-            peer.crash_after = rng.randint(0, 40)
-        case "freeze":
-            net.frozen.setdefault(peer.name, [])
-            net.at(back_s, lambda: net.thaw(peer.name))
-        case "coordinator":
-            if world.coordinator.core is not None:
-                world.coordinator.die()
-        case "coordinator-later":
-            world.coordinator.crash_after = rng.randint(0, 40)
-        case "one-way":
-            _cut(world, [(peer.name, other)], back_s)
-        case "pair":
-            _cut(world, [(peer.name, other), (other, peer.name)], back_s)
-        case "split":
-            names = [*world.peers, COORDINATOR]
-            side = {name for name in names if rng.random() < 0.5}
-            _cut(world, [(a, b) for a in names for b in names if (a in side) != (b in side)], back_s)
-        case "trainer":
-            if peer.trainer is not None:
-                peer.trainer.crash()
-        case "join":
-            if world.named < 6:
-                world.join(world.new_name())
-        case "leave":
-            if peer.trainer is not None and peer.trainer.started and world.may_crash(peer):
-                peer.trainer.leave()
-        case "disk-full":
-            world.coordinator.disk.full = True
-            net.at(back_s, lambda: setattr(world.coordinator.disk, "full", False))
-        case "poison":
-            if peer.trainer is not None:
-                peer.trainer.flaw = "nan"
-        case "too-large":
-            if peer.trainer is not None:
-                peer.trainer.flaw = rng.choice(["part", "sum"])
-                net.at(back_s, lambda trainer=peer.trainer: setattr(trainer, "flaw", ""))
-        case "bit-flip":
-            # With fewer than three who can be compared nobody can tell who is right.
-            clean = [p for p in world.holders() if p.tensors is not None and not p.tensors.tainted]
-            if len(clean) >= 3 and len(clean) == len(alive):
-                clean[0].tensors.flip_a_bit(rng)
-        case "flood":
-            # A burst of loss on everything.
-            usual = net.weather
-            net.weather = replace(usual, loss=0.6)
-            net.at(min(back_s, 4.0), lambda: net.becomes(usual))
-    if kind in ("crash", "crash-later", "coordinator", "coordinator-later"):
-        net.at(back_s, lambda: restart(world))
+    other = others[planned.other % len(others)]
+    if world.trace.on:
+        world.trace.add(world.net.now, "FAULT", f"{planned.kind} {peer.name} {other} for {planned.back_s} s")
+    STRIKES[planned.kind](world, planned, peer, other)
+
+
+# ---- processes
+
+
+def _back(world: World, planned: Fault) -> None:
+    world.net.at(planned.back_s, lambda: restart(world))
+
+
+@fault("crash")
+def _crash(world: World, planned: Fault, peer: SimPeer, other: str) -> None:
+    if world.may_crash(peer):
+        peer.die(seen=planned.amount % 10 < 7)
+    _back(world, planned)
+
+
+@fault("crash-later")
+def _crash_later(world: World, planned: Fault, peer: SimPeer, other: str) -> None:
+    peer.crash_after = planned.amount % 41
+    _back(world, planned)
+
+
+@fault("storm")
+def _storm(world: World, planned: Fault, peer: SimPeer, other: str) -> None:
+    """A process that crashes again whenever it is started again."""
+
+    def again(left: int) -> None:
+        if world.calm:
+            return
+        if peer.alive and world.may_crash(peer):
+            peer.die(seen=left % 2 == 0)
+        if left:
+            world.net.at(STORM_S, lambda: restart(world))
+            world.net.at(STORM_S * 1.5, lambda: again(left - 1))
+        else:
+            _back(world, planned)
+
+    again(2 + planned.amount % 4)
+
+
+@fault("freeze")
+def _freeze(world: World, planned: Fault, peer: SimPeer, other: str) -> None:
+    """SIGSTOP: what comes meanwhile is delivered when it thaws."""
+    world.net.freeze(peer.name)
+    world.net.at(planned.back_s, lambda: world.net.thaw(peer.name))
+
+
+@fault("trainer")
+def _trainer(world: World, planned: Fault, peer: SimPeer, other: str) -> None:
+    if peer.trainer is not None:
+        peer.trainer.crash()
+
+
+@fault("join")
+def _join(world: World, planned: Fault, peer: SimPeer, other: str) -> None:
+    if world.named < MOST_PEERS:
+        world.join(world.new_name())
+
+
+@fault("leave")
+def _leave(world: World, planned: Fault, peer: SimPeer, other: str) -> None:
+    """swarm.leave(); half of those who leave come back."""
+    if peer.trainer is not None and peer.trainer.started and world.may_crash(peer):
+        peer.trainer.leave()
+        if planned.amount % 2:
+            world.net.at(planned.back_s, peer.come_back)
+
+
+@fault("coordinator")
+def _coordinator(world: World, planned: Fault, peer: SimPeer, other: str) -> None:
+    if world.coordinator.core is not None:
+        world.coordinator.die()
+    _back(world, planned)
+
+
+@fault("coordinator-later")
+def _coordinator_later(world: World, planned: Fault, peer: SimPeer, other: str) -> None:
+    world.coordinator.crash_after = planned.amount % 41
+    _back(world, planned)
+
+
+@fault("coordinator-storm")
+def _coordinator_storm(world: World, planned: Fault, peer: SimPeer, other: str) -> None:
+    def again(left: int) -> None:
+        if world.calm:
+            return
+        if world.coordinator.core is not None:
+            world.coordinator.die()
+        if left:
+            world.net.at(STORM_S, lambda: restart(world))
+            world.net.at(STORM_S * 1.5, lambda: again(left - 1))
+        else:
+            _back(world, planned)
+
+    again(2 + planned.amount % 4)
+
+
+@fault("coordinator-freeze")
+def _coordinator_freeze(world: World, planned: Fault, peer: SimPeer, other: str) -> None:
+    world.net.freeze(COORDINATOR)
+    world.net.at(planned.back_s, lambda: world.net.thaw(COORDINATOR))
+
+
+# ---- clocks
+
+
+def _whose(planned: Fault, peer: SimPeer) -> str:
+    return COORDINATOR if planned.amount % 3 == 0 else peer.name
+
+
+@fault("clock-jump")
+def _clock_jump(world: World, planned: Fault, peer: SimPeer, other: str) -> None:
+    """A machine that was suspended, as its monotonic clock may show it: minutes are gone at once."""
+    world.clocks.jump(_whose(planned, peer), 30.0 * (1 + planned.amount % 20))
+
+
+@fault("clock-stop")
+def _clock_stop(world: World, planned: Fault, peer: SimPeer, other: str) -> None:
+    """`now` stands still, then goes on with the right time."""
+    name = _whose(planned, peer)
+    world.clocks.stop(name)
+    world.net.at(planned.back_s, lambda: world.clocks.go_on(name))
+
+
+# ---- the network
+
+
+@fault("one-way")
+def _one_way(world: World, planned: Fault, peer: SimPeer, other: str) -> None:
+    _cut(world, [(peer.name, other) if planned.amount % 2 else (other, peer.name)], planned.back_s)
+
+
+@fault("pair")
+def _pair(world: World, planned: Fault, peer: SimPeer, other: str) -> None:
+    _cut(world, [(peer.name, other), (other, peer.name)], planned.back_s)
+
+
+@fault("split")
+def _split(world: World, planned: Fault, peer: SimPeer, other: str) -> None:
+    """Two sides; the bits of `amount` say who is on which, the coordinator included."""
+    names = [*world.peers, COORDINATOR]
+    side = {name for k, name in enumerate(names) if planned.amount >> k & 1}
+    _cut(world, [(a, b) for a in names for b in names if (a in side) != (b in side)], planned.back_s)
 
 
 def _cut(world: World, pairs: list[tuple[str, str]], back_s: float) -> None:
     world.net.cut.update(pairs)
     world.net.at(back_s, lambda: world.net.cut.difference_update(pairs))
+
+
+@fault("flap")
+def _flap(world: World, planned: Fault, peer: SimPeer, other: str) -> None:
+    """A link that breaks and comes up every second."""
+    pairs = {(peer.name, other), (other, peer.name)}
+
+    def turn(up: bool, left_s: float) -> None:
+        up = up or world.calm
+        (world.net.cut.difference_update if up else world.net.cut.update)(pairs)
+        world.connection(peer.name, other, up=up)
+        if left_s > 0.0 or not up:
+            world.net.at(FLAP_S, lambda: turn(not up, left_s - FLAP_S))
+
+    turn(False, planned.back_s)
+
+
+@fault("asymmetric")
+def _asymmetric(world: World, planned: Fault, peer: SimPeer, other: str) -> None:
+    """One direction of a link is slow and loses much, the other is as it was."""
+    way = (peer.name, other) if planned.amount % 2 else (other, peer.name)
+    world.net.links[way] = Weather((0.3, 0.3 + 0.1 * (planned.amount % 10)), loss=0.2)
+    world.net.at(planned.back_s, lambda: world.net.links.pop(way, None))
+
+
+@fault("slow")
+def _slow(world: World, planned: Fault, peer: SimPeer, other: str) -> None:
+    """Ten times slower than it was: its links and its trainer."""
+    world.net.times[peer.name] = 10.0
+    peer.slowness = 10.0
+
+    def over() -> None:
+        world.net.times.pop(peer.name, None)
+        peer.slowness = 1.0
+
+    world.net.at(planned.back_s, over)
+
+
+@fault("late")
+def _late(world: World, planned: Fault, peer: SimPeer, other: str) -> None:
+    """All that it says and hears comes seconds late."""
+    world.net.late_s[peer.name] = 0.5 + 0.25 * (planned.amount % 11)
+    world.net.at(planned.back_s, lambda: world.net.late_s.pop(peer.name, None))
+
+
+@fault("flood")
+def _flood(world: World, planned: Fault, peer: SimPeer, other: str) -> None:
+    """A burst of loss on everything."""
+    net = world.net
+    net.weather = replace(net.usual, loss=0.6)
+
+    def over() -> None:
+        net.weather = net.usual
+
+    net.at(min(planned.back_s, 4.0), over)
+
+
+@fault("replay")
+def _replay(world: World, planned: Fault, peer: SimPeer, other: str) -> None:
+    """Messages from any time before are delivered once more."""
+    world.net.replay(1 + planned.amount % 40)
+
+
+# ---- the coordinator's disk
+
+
+@fault("disk-full")
+def _disk_full(world: World, planned: Fault, peer: SimPeer, other: str) -> None:
+    """From now on, or in the middle of what is written next."""
+    disk = world.coordinator.disk
+    disk.room = planned.amount % 4
+
+    def over() -> None:
+        disk.room = None
+
+    world.net.at(planned.back_s, over)
+
+
+@fault("disk-slow")
+def _disk_slow(world: World, planned: Fault, peer: SimPeer, other: str) -> None:
+    """What is written is durable seconds later, or is and the coordinator hears of it only then."""
+    disk = world.coordinator.disk
+    disk.slow_s = 0.2 + 0.3 * (planned.amount % 12)
+
+    def over() -> None:
+        disk.slow_s = 0.0
+
+    world.net.at(planned.back_s, over)
+
+
+# ---- what is contributed, and memory
+
+
+@fault("poison")
+def _poison(world: World, planned: Fault, peer: SimPeer, other: str) -> None:
+    if peer.trainer is not None:
+        peer.trainer.flaw = "nan"
+
+
+@fault("too-large")
+def _too_large(world: World, planned: Fault, peer: SimPeer, other: str) -> None:
+    trainer = peer.trainer
+    if trainer is not None:
+        trainer.flaw = "part" if planned.amount % 2 else "sum"
+        world.net.at(planned.back_s, lambda: setattr(trainer, "flaw", ""))
+
+
+@fault("bit-flip")
+def _bit_flip(world: World, planned: Fault, peer: SimPeer, other: str) -> None:
+    # With fewer than three who can be compared nobody can tell who is right.
+    alive = [p for p in world.peers.values() if p.alive]
+    clean = [p for p in world.holders() if p.tensors is not None and not p.tensors.tainted]
+    if len(clean) >= 3 and len(clean) == len(alive):
+        clean[0].tensors.flip_a_bit(world.rng)
+
+
+# ---- the end
 
 
 def restart(world: World) -> None:
@@ -132,15 +335,23 @@ def restart(world: World) -> None:
 
 def heal(world: World) -> None:
     """No more faults from here on."""
-    world.net.becomes(Weather(), for_good=True)
+    net = world.net
+    world.calm = True
+    net.weather = net.usual = Weather()
     world.refuse_send = 0.0
-    world.net.cut.clear()
-    for name in list(world.net.frozen):
-        world.net.thaw(name)
+    net.cut.clear()
+    net.links.clear()
+    net.times.clear()
+    net.late_s.clear()
+    for name in list(net.frozen):
+        net.thaw(name)
+    world.clocks.all_go_on()
     world.coordinator.crash_after = None
-    world.coordinator.disk.full = False
+    world.coordinator.disk.room = None
+    world.coordinator.disk.slow_s = 0.0
     for peer in world.peers.values():
         peer.crash_after = None
+        peer.slowness = 1.0
         if peer.trainer is not None:
             peer.trainer.flaw = ""
     restart(world)

@@ -1,4 +1,4 @@
-"""Run one seed, or many: the seed is the bug report. `python -m tests.sim.simulate --seeds N --from S`."""
+"""Run one seed, or many: the seed is the bug report. Play, print and shrink plans. See `scripts/simulate --help`."""
 
 import argparse
 import itertools
@@ -7,21 +7,30 @@ import random
 import sys
 import time
 import traceback
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import get_context
+from pathlib import Path
 
 from tests.sim import symbols
-from tests.sim.faults import heal, methods, schedule, weather
+from tests.sim.coverage import Transition, never_reached, summary
+from tests.sim.faults import heal, kinds, schedule
+from tests.sim.plan import Plan, draw
+from tests.sim.shrink import same_failure, shrink
 from tests.sim.symbols import Violation
 from tests.sim.world import World
 
-FAULTY_S = 25.0
 CALM_S = 90.0
 """Longest that a run may take to recover: the largest ceiling of the policy three times over."""
 QUIET_S = 45.0
+"""Longest that it may take to come to rest."""
+STAYS_S = 4.0
+"""How long it has to stay at rest: several heartbeats and ticks."""
 PROGRESS_SEEDS = 500
+BATCH = 2000
+CHUNK = 10
+"""Seeds that are handed out at once, and to one process."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,72 +41,98 @@ class Outcome:
     failure: str
     commits: int
     deliveries: int
+    reached: frozenset[Transition] = frozenset()
     trace: tuple[str, ...] = ()
 
 
-def run_seed(seed: int, world_class: type[World] = World, *, keep_trace: bool = False) -> Outcome:
+def run_seed(seed: int, world_class: type[World] = World, *, trace: bool = False) -> Outcome:
     """Simulate a whole run from a seed, then check everything."""
-    rng = random.Random(seed)
+    return run_plan(draw(seed, kinds()), world_class, trace=trace)
+
+
+def run_plan(plan: Plan, world_class: type[World] = World, *, trace: bool = False) -> Outcome:
+    """Simulate a run by a plan, then check everything."""
     symbols.SymbolicTensors._idents = itertools.count(1)
-    world = world_class(rng, methods(rng), weather(rng))
-    world.refuse_send = rng.choice([0.0, 0.0, 0.05])
-    world.wait_ceiling_s = rng.choice([None, 1.0, 6.0])
+    world = world_class(random.Random(plan.seed), plan.streams, plan.weather)
+    world.trace.on = trace
+    world.refuse_send = plan.refuse_send
+    world.wait_ceiling_s = plan.wait_ceiling_s
     try:
-        _play(world)
+        _play(world, plan)
         failure = ""
     except Exception as error:  # whatever goes wrong is the seed's finding
         failure = f"{type(error).__name__}: {error}"
         if not isinstance(error, Violation):
             world.trace.lines += traceback.format_exception(error, limit=-8)
-    trace = tuple(world.trace.lines) if failure or keep_trace else ()
-    return Outcome(seed, failure, world.checkers.commits, world.net.delivered, trace)
+    reached = frozenset(world.reached.transitions)
+    return Outcome(plan.seed, failure, world.checkers.commits, world.net.delivered, reached, tuple(world.trace.lines))
 
 
-def _play(world: World) -> None:
-    for name in [world.new_name() for _ in range(world.rng.randint(1, 4))]:
-        world.net.at(world.rng.uniform(0.0, 3.0), lambda name=name: world.join(name))
-    schedule(world, FAULTY_S)
-    world.net.run_until(FAULTY_S)
+def _play(world: World, plan: Plan) -> None:
+    for name, at_s in [(world.new_name(), at_s) for at_s in plan.joins_s]:
+        world.net.at(at_s, lambda name=name: world.join(name))
+    schedule(world, plan)
+    world.net.run_until(plan.faulty_s)
     heal(world)
-    _recovers(world)
+    for at_s in plan.late_joins_s:
+        world.net.at(at_s, lambda: world.join(world.new_name()))
+    _recovers(world, max(plan.late_joins_s, default=0.0))
     world.trainers_stopped = True
-    world.net.run_until(world.net.now + QUIET_S)
-    _rests(world)
+    _comes_to_rest(world)
 
 
-def _recovers(world: World) -> None:
+def _recovers(world: World, not_before_s: float) -> None:
     """Guarantee 4: after the last fault everybody takes part again, within a bound."""
-    deadline = world.net.now + CALM_S
+    healed_at = world.net.now
     before = dict(world.checkers.commits_of)
-    while world.net.now < deadline:
-        world.net.run_until(world.net.now + 1.0)
+    while world.net.now < healed_at + CALM_S:
+        world.net.run_until(world.net.now + 0.5)
         alive = [peer for peer in world.peers.values() if peer.alive]
         behind = [peer.name for peer in alive if world.checkers.commits_of[peer.name] <= before.get(peer.name, 0)]
-        if not behind:
+        if not behind and world.net.now > healed_at + not_before_s:
             return
     assert world.coordinator.core is not None
-    state = {peer.name: (peer.shell.core.applied, peer.shell.core.waiting(world.net.now)) for peer in alive}
+    state = {peer.name: (peer.shell.core.applied, peer.shell.core.waiting(peer.now)) for peer in alive}
     raise Violation(
         f"after {CALM_S} s of calm {behind} have not contributed: {state}; "
         f"coordinator at {world.coordinator.core.head}: {world.coordinator.core.reason()}"
     )
 
 
-def _rests(world: World) -> None:
-    """Parity at the end, and no inner step of a trainer that lived is lost."""
+def _comes_to_rest(world: World) -> None:
+    """When nobody trains any more all reach one state, within a bound, and stay there."""
+    deadline = world.net.now + QUIET_S
+    while _unrest(world) and world.net.now < deadline:
+        world.net.run_until(world.net.now + 1.0)
+    world.net.run_until(world.net.now + STAYS_S)
+    if reason := _unrest(world):
+        raise Violation(reason)
+    _nothing_lost(world)
+
+
+def _unrest(world: World) -> str:
+    """Why the run is not at rest with parity, or ""."""
     head = len(world.coordinator.disk.records)
     alive = [peer for peer in world.peers.values() if peer.alive]
     for peer in alive:
         core = peer.shell.core
         if not core.complete or core.applied != head:
-            raise Violation(f"{peer.name} rests at {core.applied} of {head}: {core.waiting(world.net.now)}")
+            return f"{peer.name} rests at {core.applied} of {head}: {core.waiting(peer.now)}"
         if peer.tensors is None or peer.tensors.phi != alive[0].tensors.phi:
-            raise Violation(f"{peer.name} and {alive[0].name} rest with different states")
+            return f"{peer.name} and {alive[0].name} rest with different states"
         if peer.tensors.tainted and not world.doubtful:
-            raise Violation(f"{peer.name} rests with a state in which a bit was flipped")
-        dropping = world.gradients or any(stream.late == "adopt" for stream in world.streams)
+            return f"{peer.name} rests with a state in which a bit was flipped"
+    return ""
+
+
+def _nothing_lost(world: World) -> None:
+    """No inner step of a trainer that lived is lost, but where the method drops them."""
+    dropping = world.gradients or any(stream.late == "adopt" for stream in world.streams)
+    if dropping or world.checkers.rewinds:
+        return
+    for peer in world.peers.values():
         trainer = peer.trainer
-        if dropping or world.checkers.rewinds or trainer is None or not trainer.alive or trainer.restarts:
+        if not peer.alive or trainer is None or not trainer.alive or trainer.restarts:
             continue
         for stream, theta in trainer.theta.items():
             lost = {step for step in trainer.made - theta.steps if (stream, step) not in world.checkers.taken}
@@ -107,44 +142,96 @@ def _rests(world: World) -> None:
                 )
 
 
-def run_seeds(seeds: Iterable[int], *, workers: int) -> Iterator[Outcome]:
-    """Outcomes of many seeds, as they come."""
+_told: set[Transition] = set()
+"""What this process has reported already: a million seeds would send the same transitions a million times."""
+
+
+def _run_in_worker(seed: int) -> Outcome:
+    outcome = run_seed(seed)
+    news = outcome.reached - _told
+    _told.update(news)
+    return replace(outcome, reached=news)
+
+
+def run_seeds(seeds: range, *, workers: int) -> Iterator[Outcome]:
+    """Outcomes of many seeds in their order, each with the transitions that its process has not reported before."""
     if workers == 1:
-        yield from map(run_seed, seeds)
+        yield from map(_run_in_worker, seeds)
         return
     # Not forked: the caller may have threads.
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        yield from pool.map(run_seed, seeds, chunksize=10)
+        for first in range(seeds.start, seeds.stop, BATCH):  # a million waiting tasks would be a lot of memory
+            yield from pool.map(_run_in_worker, range(first, min(first + BATCH, seeds.stop)), chunksize=CHUNK)
 
 
 def main() -> int:
     """The command behind scripts/simulate."""
-    parser = argparse.ArgumentParser(description="Simulate runs under faults and check the guarantees.")
+    parser = argparse.ArgumentParser(
+        description="Simulate runs under faults and check the guarantees.",
+        epilog="example: scripts/simulate --seeds 10000 --from 5000; then scripts/simulate --shrink SEED > plan.json",
+    )
     parser.add_argument("--seeds", type=int, default=1000, help="how many seeds (1000)")
     parser.add_argument("--from", dest="first", type=int, default=0, help="the first seed (0)")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (one per core)")
     parser.add_argument("--trace", action="store_true", help="print what led to the first failure")
     parser.add_argument("--lines", type=int, default=200, help="how many events of the trace (200)")
+    parser.add_argument("--plan", type=int, metavar="SEED", help="only print the plan of this seed")
+    parser.add_argument("--schedule", type=Path, metavar="FILE", help="play the plan in this file, not a seed's")
+    parser.add_argument("--shrink", type=int, metavar="SEED", help="print the least plan that still fails as SEED does")
     options = parser.parse_args()
+    if options.plan is not None:
+        print(draw(options.plan, kinds()).text())
+        return 0
+    if options.shrink is not None:
+        return _shrink(options.shrink)
+    if options.schedule is not None:
+        outcome = run_plan(Plan.from_text(options.schedule.read_text()), trace=options.trace)
+        print("\n".join((*outcome.trace[-options.lines :], outcome.failure or "all guarantees hold")))
+        return 1 if outcome.failure else 0
+    return _run_many(options)
+
+
+def _shrink(seed: int) -> int:
+    """The plan goes to stdout, all else to stderr."""
+    plan = draw(seed, kinds())
+    failure = run_plan(plan).failure
+    if not failure:
+        print(f"seed {seed} does not fail", file=sys.stderr)
+        return 2
+    least, tried = shrink(plan, lambda other: same_failure(failure, run_plan(other).failure))
+    print(f"{failure}\nleast of {tried} plans; play it with scripts/simulate --schedule FILE --trace", file=sys.stderr)
+    print(least.text())
+    return 1
+
+
+def _run_many(options: argparse.Namespace) -> int:
     started = time.monotonic()
-    failures = commits = deliveries = 0
-    for done, outcome in enumerate(
-        run_seeds(range(options.first, options.first + options.seeds), workers=options.workers), start=1
-    ):
-        commits += outcome.commits
-        deliveries += outcome.deliveries
-        if outcome.failure:
-            failures += 1
-            print(f"seed {outcome.seed}: {outcome.failure}", flush=True)
-            if options.trace and failures == 1:
-                print("\n".join(outcome.trace[-options.lines :]))
-        if done % PROGRESS_SEEDS == 0:
-            seconds = time.monotonic() - started
-            print(f"{done} seeds, {failures} failures, {commits} commits, {seconds:.0f} s", flush=True)
+    failures = commits = deliveries = done = 0
+    reached: set[Transition] = set()
+    seeds = range(options.first, options.first + options.seeds)
+    try:
+        for done, outcome in enumerate(run_seeds(seeds, workers=options.workers), start=1):
+            commits += outcome.commits
+            deliveries += outcome.deliveries
+            reached |= outcome.reached
+            if outcome.failure:
+                failures += 1
+                print(f"seed {outcome.seed}: {outcome.failure}", flush=True)
+                if options.trace and failures == 1:
+                    print("\n".join(run_seed(outcome.seed, trace=True).trace[-options.lines :]))
+            if done % PROGRESS_SEEDS == 0:
+                seconds = time.monotonic() - started
+                line = f"{done} seeds, {failures} failures, {commits} commits, {len(reached)} transitions"
+                print(f"{line}, {seconds:.0f} s; go on with --from {outcome.seed + 1}", flush=True)
+    except KeyboardInterrupt:
+        print(f"stopped; go on with --from {options.first + done}")
     print(
-        f"{options.seeds} seeds from {options.first}: {failures} failures, {commits} commits, {deliveries} events, "
+        f"{done} seeds from {options.first}: {failures} failures, {commits} commits, {deliveries} events, "
         f"{time.monotonic() - started:.1f} s"
     )
+    print(summary(reached))
+    if unreached := never_reached(reached):
+        print("never reached: " + "; ".join(unreached))
     return 1 if failures else 0
 
 

@@ -56,6 +56,6 @@ def test_a_planted_bug_is_caught(bug: str) -> None:
 
 @pytest.mark.parametrize("seed", [3, 17, 42])
 def test_a_seed_gives_the_same_run_every_time(seed: int) -> None:
-    first, second = run_seed(seed, keep_trace=True), run_seed(seed, keep_trace=True)
+    first, second = run_seed(seed, trace=True), run_seed(seed, trace=True)
     assert first.trace
     assert first == second

@@ -12,7 +12,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tests.sim.checkers import Checkers
-from tests.sim.network import Network, Trace, Weather
+from tests.sim.coverage import Reached
+from tests.sim.network import Clocks, Network, Trace, Weather
 from tests.sim.symbols import PartOf, Regions, SumOf, SymbolicTensors, Violation, Weights
 from wantrain.optimizers.stream import Stream
 from wantrain.peers import coordinator as co
@@ -79,7 +80,10 @@ class Disk:
     manifest: Manifest = ()
     chain0: bytes = b""
     records: list[Any] = field(default_factory=list)
-    full: bool = False
+    room: int | None = None
+    """How many more writes it has room for, if it is to be full after them."""
+    slow_s: float = 0.0
+    """How long a write takes."""
 
 
 class SimCoordinator:
@@ -102,6 +106,7 @@ class SimCoordinator:
         history = self.history()
         facts = RunFacts(RUN, "", b"spec", self.world.streams, "0", POLICY)
         self.core = self.core_class(facts, history)
+        self.world.reached.watch_coordinator(self.core)
         self.world.net.on(COORDINATOR, TICK_S, lambda life=self.life: self._tick(life))
         for peer in self.world.peers.values():
             peer.coordinator_link(up=True)
@@ -116,6 +121,7 @@ class SimCoordinator:
         self.core = None
         self.life += 1
         self.crash_after = None
+        self.world.net.frozen.pop(COORDINATOR, None)
         for peer in self.world.peers.values():
             peer.coordinator_link(up=False)
 
@@ -130,13 +136,14 @@ class SimCoordinator:
         events = deque([event])
         try:
             while events:
-                for effect in self.core.handle(events.popleft(), self.world.net.now):
+                for effect in self.core.handle(events.popleft(), self.world.clocks.of(COORDINATOR)):
                     self._count_down()
                     answer = self._perform(effect)
                     if answer is not None:
                         events.append(answer)
         except Crash:
-            self.world.trace.add(self.world.net.now, COORDINATOR, "CRASH")
+            if self.world.trace.on:
+                self.world.trace.add(self.world.net.now, COORDINATOR, "CRASH")
             self.die()
 
     def _count_down(self) -> None:
@@ -146,22 +153,38 @@ class SimCoordinator:
                 raise Crash
 
     def _perform(self, effect: co.CoordinatorEffect) -> co.CoordinatorEvent | None:
-        world, disk = self.world, self.disk
+        world = self.world
         match effect:
             case co.Send(to, record):
                 peer = world.peers.get(to)
-                if peer is not None and not isinstance(record, Waiting):
-                    world.trace.add(world.net.now, COORDINATOR, f"-> {to}: {short(record)}")
                 if peer is not None:
+                    if world.trace.on and not isinstance(record, Waiting):
+                        world.trace.add(world.net.now, COORDINATOR, f"-> {to}: {short(record)}")
                     world.net.carry(COORDINATOR, to, lambda: peer.receive(COORDINATOR, record, ()))
                 return None
             case co.Announce(event, details):
-                world.trace.add(world.net.now, COORDINATOR, f"{event} {details}")
+                if world.trace.on:
+                    world.trace.add(world.net.now, COORDINATOR, f"{event} {details}")
                 if event in ("joined", "lost", "left"):
                     world.somebody_changed()
                 return None
-        if disk.full:
-            return co.StoreFailed("disk full")
+        if not self.disk.slow_s:
+            return self._write(effect)
+        # Either it is on the disk soon and the coordinator hears of it late, or it gets there late.
+        answer = self._write(effect) if world.rng.random() < 0.5 else None
+        world.net.on(COORDINATOR, self.disk.slow_s, lambda life=self.life: self._written(life, effect, answer))
+        return None
+
+    def _written(self, life: int, effect: co.Persist, answer: co.CoordinatorEvent | None) -> None:
+        if life == self.life and self.core is not None:
+            self.handle(answer or self._write(effect))
+
+    def _write(self, effect: co.Persist) -> co.CoordinatorEvent:
+        world, disk = self.world, self.disk
+        if disk.room is not None:
+            if disk.room <= 0:
+                return co.StoreFailed("disk full")
+            disk.room -= 1
         match effect:
             case co.PersistGenesis(manifest, _, chain):
                 disk.manifest, disk.chain0 = manifest, chain
@@ -259,11 +282,24 @@ class SimPeer:
         self.crash_after: int | None = None
         self.dialled: set[str] = set()
         self.discards = 0
+        self.slowness = 1.0
+        """How many times longer the trainer's steps take."""
         self.message_bytes = world.rng.choice([100, 250, 10**6])
         """How many chunks of 100 bytes go into one message."""
         self.keep_updates = world.rng.choice([2, 4, 256])
 
+    @property
+    def now(self) -> float:
+        """What its clock shows."""
+        return self.world.clocks.of(self.name)
+
     # ---- life
+
+    def come_back(self) -> None:
+        """Start again after it has left."""
+        if self.gone_for_good and not self.alive:
+            self.gone_for_good = False
+            self.start()
 
     def start(self) -> None:
         """Start the daemon without any state, and its trainer."""
@@ -276,7 +312,9 @@ class SimPeer:
         hello = Hello(PROTOCOL_VERSION, "0", b"spec", self.name, boot, "host:1", ("fp32", "bf16", "int8"))
         facts = PeerFacts(self.name, RUN, hello, self.world.streams, POLICY.heartbeat_s, 10**9, self.keep_updates)
         self.tensors = None
-        self.shell = self.shell_class(self.core_class(facts), self)
+        core = self.core_class(facts)
+        self.world.reached.watch_participant(core)
+        self.shell = self.shell_class(core, self)
         self._tick(self.boot)
         if self.world.coordinator.core is not None:
             self.coordinator_link(up=True)
@@ -290,7 +328,8 @@ class SimPeer:
         """Crash, daemon and trainer; `seen`: the machine lives and closes the connections."""
         if not self.alive:
             return
-        self.world.trace.add(self.world.net.now, self.name, f"CRASH seen={seen}")
+        if self.world.trace.on:
+            self.world.trace.add(self.world.net.now, self.name, f"CRASH seen={seen}")
         self.world.somebody_changed()
         self.alive = False
         self.crash_after = None
@@ -307,7 +346,7 @@ class SimPeer:
         """Run something on this process; it may be its last."""
         try:
             action()
-            while self.shell.pump(self.world.net.now):
+            while self.shell.pump(self.now):
                 pass
         except Crash:
             self.die(seen=self.world.rng.random() < 0.7)
@@ -315,7 +354,7 @@ class SimPeer:
     def _tick(self, boot: int) -> None:
         if not self.alive or boot != self.boot:
             return
-        now = self.world.net.now
+        now = self.now
 
         def tick() -> None:
             if self.world.rng.random() < 0.05:
@@ -344,12 +383,12 @@ class SimPeer:
     def link(self, boot: int, peer: str, *, up: bool) -> None:
         """A connection came up or broke."""
         if self.alive and boot == self.boot:
-            self.run(lambda: self.shell.link_changed(peer, up, "" if up else "connection closed", self.world.net.now))
+            self.run(lambda: self.shell.link_changed(peer, up, "" if up else "connection closed", self.now))
 
     def receive(self, source: str, record: Record, payloads: Sequence[Any]) -> None:
         """A message has come."""
         if self.alive:
-            self.run(lambda: self.shell.receive(source, record, payloads, self.world.net.now))
+            self.run(lambda: self.shell.receive(source, record, payloads, self.now))
 
     # ---- Surroundings
 
@@ -409,10 +448,12 @@ class SimPeer:
 
     def note(self, event: str, details: dict[str, Any]) -> None:
         self.discards += event in ("refetch", "contribution-dropped")
-        self.world.trace.add(self.world.net.now, self.name, f"{event} {details}")
+        if self.world.trace.on:
+            self.world.trace.add(self.world.net.now, self.name, f"{event} {details}")
 
     def exit(self, code: int, reason: str, hint: str) -> None:
-        self.world.trace.add(self.world.net.now, self.name, f"exit {code}: {reason}")
+        if self.world.trace.on:
+            self.world.trace.add(self.world.net.now, self.name, f"exit {code}: {reason}")
         self.world.exits.append((self.name, code, reason))
         self.world.somebody_changed()
         self.gone_for_good = True
@@ -449,7 +490,7 @@ class SimTrainer:
         """Start the process; it attaches after a while."""
         self.alive = True
         self.boot = self.world.rng.randbytes(8)
-        self.peer.run(lambda: self.peer.shell.trainer_starting(self.world.net.now))
+        self.peer.run(lambda: self.peer.shell.trainer_starting(self.peer.now))
         self._later(self.world.rng.uniform(0.1, 2.0), lambda: self._tell(Attach(self.manifest, 1, self.boot)))
 
     manifest = MANIFEST
@@ -462,10 +503,11 @@ class SimTrainer:
         """The process ends and the daemon starts another one."""
         if not self.alive or not self.peer.alive:
             return
-        self.world.trace.add(self.world.net.now, self.peer.name, "trainer CRASH")
+        if self.world.trace.on:
+            self.world.trace.add(self.world.net.now, self.peer.name, "trainer CRASH")
         self.die()
         peer = self.peer
-        peer.run(lambda: peer.shell.trainer_gone(self.world.net.now))
+        peer.run(lambda: peer.shell.trainer_gone(peer.now))
         if peer.alive:
             peer.trainer = SimTrainer(peer)
             peer.trainer.start()
@@ -484,7 +526,7 @@ class SimTrainer:
         self.world.net.on(self.peer.name, delay_s, run)
 
     def _tell(self, record: Record) -> None:
-        self.peer.run(lambda: self.peer.shell.from_trainer(record, self.world.net.now))
+        self.peer.run(lambda: self.peer.shell.from_trainer(record, self.peer.now))
 
     def receive(self, record: Record) -> None:
         """A message from the daemon."""
@@ -513,7 +555,7 @@ class SimTrainer:
 
     def _next_step(self) -> None:
         self.phase = "between"
-        self._later(self.step_s * self.world.rng.uniform(0.8, 1.3), self._step)
+        self._later(self.step_s * self.peer.slowness * self.world.rng.uniform(0.8, 1.3), self._step)
 
     def _step(self) -> None:
         if not self.started or self.world.trainers_stopped:
@@ -593,7 +635,11 @@ class World:
         self.streams = streams
         self.gradients = any(stream.state == "grad" for stream in streams)
         self.net = Network(rng, weather)
+        self.clocks = Clocks(self.net)
+        self.calm = False
+        """Whether the last fault is over."""
         self.trace = Trace()
+        self.reached = Reached()
         self.checkers = Checkers()
         self.peers: dict[str, SimPeer] = {}
         self.refuse_send = 0.0
@@ -610,6 +656,13 @@ class World:
     def somebody_changed(self) -> None:
         """A peer comes or goes."""
         self.doubtful = self.doubtful or any(p.tensors is not None and p.tensors.tainted for p in self.peers.values())
+
+    def connection(self, one: str, other: str, *, up: bool) -> None:
+        """The connection between two nodes breaks or comes up, and both ends that dialled see it."""
+        for here, there in ((one, other), (other, one)):
+            peer = self.peers.get(here)
+            if peer is not None and peer.alive and (there == COORDINATOR or there in peer.dialled):
+                self.net.on(here, 0.05, lambda p=peer, b=peer.boot, t=there: p.link(b, t, up=up))
 
     def new_name(self) -> str:
         """A name for a machine that nobody else has."""

@@ -1,0 +1,131 @@
+"""What simulated runs have reached: transitions of the real cores, and which rows of their tables none has."""
+
+from collections import Counter
+from collections.abc import Iterable
+from typing import TypeAlias, get_args
+
+from wantrain.peers import coordinator_events, events, membership, rounds
+from wantrain.peers import messages as m
+from wantrain.peers.coordinator import Coordinator
+from wantrain.peers.membership import Membership
+from wantrain.peers.participant import Participant
+from wantrain.peers.rounds import Round
+
+Transition: TypeAlias = tuple[str, str, str, tuple[str, ...], str]
+"""Which core, its state, the event, the kinds of effects in order of first appearance, the state after."""
+
+FROM_COORDINATOR = (
+    m.Welcome, m.View, m.Start, m.Abort, m.Commit, m.WantGenesis, m.WantHello, m.Refetch, m.Waiting, m.Refused,
+)  # fmt: skip
+FROM_PEERS = (m.Part, m.Result, m.WantParts, m.WantState, m.WantUpdate, m.StateChunk, m.UpdateChunk, m.NotHeld)
+TO_COORDINATOR = (m.Hello, m.Report, m.Genesis, m.WantRecords, m.Leave)
+
+
+def rows() -> set[tuple[str, str]]:
+    """The rows of the transition tables: (core and, where it has phases, its phase; event or record)."""
+    table = {(f"round {phase.value}", event.__name__) for phase, event in rounds._TABLE}
+    own = {event.__name__ for event in get_args(events.Event)} - {"FromPeer"}
+    table |= {("participant", name) for name in own | {r.__name__ for r in (*FROM_COORDINATOR, *FROM_PEERS)}}
+    outside = {event.__name__ for event in get_args(coordinator_events.CoordinatorEvent)} - {"FromPeer"}
+    table |= {("coordinator", name) for name in outside | {record.__name__ for record in TO_COORDINATOR}}
+    return table | {("membership", event.__name__) for event in get_args(membership.MembershipEvent)}
+
+
+def never_reached(transitions: Iterable[Transition]) -> list[str]:
+    """Rows that are in none of the transitions, in words."""
+    seen = {(f"{core} {state}" if core == "round" else core, event) for core, state, event, _, _ in transitions}
+    return sorted(f"{where}: {event}" for where, event in rows() - seen)
+
+
+def summary(transitions: Iterable[Transition]) -> str:
+    """How many distinct transitions each core has made, in one line."""
+    counts = Counter(transition[0] for transition in transitions)
+    return f"{sum(counts.values())} distinct transitions: " + ", ".join(f"{n} of {core}s" for core, n in counts.items())
+
+
+class Reached:
+    """Notes every transition that the cores of one run make."""
+
+    def __init__(self) -> None:
+        self.transitions: set[Transition] = set()
+
+    def watch_participant(self, core: Participant) -> None:
+        """Note what this participant does from now on."""
+        handle, note = core.handle, self.transitions.add
+
+        def watched(event: events.Event, now: float) -> list[object]:
+            before = _participant(core)
+            effects = handle(event, now)
+            kind = type(event.record if isinstance(event, events.FromPeer) else event).__name__
+            note(("participant", before, kind, _kinds(effects), _participant(core)))
+            return effects
+
+        core.handle = watched
+
+    def watch_coordinator(self, core: Coordinator) -> None:
+        """Note what this coordinator, its membership and its rounds do from now on."""
+        handle, note, watched_rounds = core.handle, self.transitions.add, {}
+        self._watch_membership(core.membership)
+
+        def watched(event: coordinator_events.CoordinatorEvent, now: float) -> list[object]:
+            nonlocal watched_rounds
+            if core.rounds is not watched_rounds:
+                watched_rounds = core.rounds
+                for current in core.rounds.values():
+                    self._watch_round(current)
+            before = _coordinator(core)
+            effects = handle(event, now)
+            kind = type(event.record if isinstance(event, coordinator_events.FromPeer) else event).__name__
+            note(("coordinator", before, kind, _kinds(effects), _coordinator(core)))
+            return effects
+
+        core.handle = watched
+
+    def _watch_round(self, core: Round) -> None:
+        handle, note = core.handle, self.transitions.add
+
+        def watched(event: object, now: float) -> list[object]:
+            before = core.phase.value
+            effects = handle(event, now)
+            note(("round", before, type(event).__name__, _kinds(effects), core.phase.value))
+            return effects
+
+        core.handle = watched
+
+    def _watch_membership(self, core: Membership) -> None:
+        handle, note = core.handle, self.transitions.add
+
+        def watched(event: object, now: float) -> list[object]:
+            peer = getattr(event, "peer", "")
+            before = core.peers[peer].state if peer in core.peers else ""
+            effects = handle(event, now)
+            after = core.peers[peer].state if peer in core.peers else ""
+            note(("membership", before, type(event).__name__, _kinds(effects), after))
+            return effects
+
+        core.handle = watched
+
+
+def _kinds(effects: list[object]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys([type(effect).__name__ for effect in effects])) if effects else ()
+
+
+def _coordinator(core: Coordinator) -> str:
+    if core.head < 0:
+        return "empty"
+    return "trouble" if core.trouble else "writing" if core.log.writing else "running"
+
+
+def _participant(core: Participant) -> str:
+    """Where a participant stands: in the history, in its attempts, and with its trainer."""
+    welcome = core._welcome
+    if welcome is None:
+        history = "unknown"
+    elif core.applied < 0:
+        history = "empty" if welcome.head < 0 else "fetching"
+    else:
+        history = "complete" if core.complete else "replaying"
+    attempt = ""
+    for running in core._attempts.running.values():
+        attempt = "failed" if running.failed is not None else "done" if running.done is not None else "moving"
+    return f"{history} {attempt} {core._mine.trainer_state}"

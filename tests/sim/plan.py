@@ -1,0 +1,120 @@
+"""The plan of a simulated run as data: streams, weather, who joins when, and every fault with its time and arguments.
+
+A seed draws a plan; a plan can be written down, changed by hand, shrunk and played again. What a plan leaves open (how
+long a message takes, how fast a trainer is) is drawn from its seed while it is played.
+"""
+
+import json
+import random
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Self
+
+from tests.sim.network import Weather
+from wantrain.optimizers.stream import Stream
+
+FAULTY_S = 25.0
+"""Virtual seconds in which faults strike."""
+BACK_S = (0.1, 1.0, 4.0, 12.0)
+"""How long what a fault has broken may stay broken."""
+MOST_FAULTS = 7
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One thing that goes wrong. What `peer`, `other` and `amount` mean is up to the kind; see `faults.py`."""
+
+    at_s: float
+    kind: str
+    peer: int = 0
+    """Which of those who are alive then, counted in the order of joining and around."""
+    other: int = 0
+    """Which of all other machines and the coordinator."""
+    back_s: float = 0.0
+    amount: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """All that is decided about a run before it is played."""
+
+    seed: int
+    streams: tuple[Stream, ...]
+    weather: Weather
+    joins_s: tuple[float, ...]
+    """When the first machines join."""
+    faults: tuple[Fault, ...]
+    late_joins_s: tuple[float, ...] = ()
+    """Machines that join when the faults are over, in seconds after that."""
+    refuse_send: float = 0.0
+    """Share of messages for which there is no room."""
+    wait_ceiling_s: float | None = None
+    """How long trainers wait before they go on alone; None: as long as it takes."""
+    faulty_s: float = FAULTY_S
+
+    def text(self) -> str:
+        """The plan as JSON, one line for each fault."""
+        document = asdict(self)
+        faults = document.pop("faults")
+        lines = ",\n    ".join(json.dumps(fault) for fault in faults)
+        return json.dumps(document, indent=2)[:-2] + f',\n  "faults": [\n    {lines}\n  ]\n}}'
+
+    @classmethod
+    def from_text(cls, text: str) -> Self:
+        """Read what `text` has written."""
+        document: dict[str, Any] = json.loads(text)
+        document["streams"] = tuple(Stream(**_tuples(stream)) for stream in document["streams"])
+        document["weather"] = Weather(**_tuples(document["weather"]))
+        document["faults"] = tuple(Fault(**fault) for fault in document["faults"])
+        return cls(**_tuples(document))
+
+
+def _tuples(document: dict[str, Any]) -> dict[str, Any]:
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in document.items()}
+
+
+def draw(seed: int, kinds: tuple[str, ...]) -> Plan:
+    """The plan of a seed, with faults of these kinds."""
+    rng = random.Random(seed)
+    return Plan(
+        seed=seed,
+        streams=methods(rng),
+        weather=weather(rng),
+        joins_s=tuple(rng.uniform(0.0, 3.0) for _ in range(rng.randint(1, 4))),
+        faults=tuple(sorted((_fault(rng, kinds) for _ in range(rng.randint(0, MOST_FAULTS))), key=lambda f: f.at_s)),
+        late_joins_s=(rng.uniform(0.0, 5.0),) if rng.random() < 0.25 else (),
+        refuse_send=rng.choice([0.0, 0.0, 0.05]),
+        wait_ceiling_s=rng.choice([None, 1.0, 6.0]),
+    )
+
+
+def _fault(rng: random.Random, kinds: tuple[str, ...]) -> Fault:
+    at_s = round(rng.uniform(0.0, FAULTY_S), 3)
+    return Fault(at_s, rng.choice(kinds), rng.randrange(60), rng.randrange(60), rng.choice(BACK_S), rng.randrange(1024))
+
+
+def methods(rng: random.Random) -> tuple[Stream, ...]:
+    """The streams of a run, with a topology drawn for each."""
+    return tuple(replace(stream, topology=rng.choice(["auto", "direct", "ring"])) for stream in _streams(rng))
+
+
+def _streams(rng: random.Random) -> tuple[Stream, ...]:
+    every = rng.choice([1, 2, 3, 5])
+    kind = rng.choice(["one", "one", "one", "late-adopt", "delayed", "two", "gradients"])
+    if kind == "two":
+        return (
+            Stream("a", every=every + 1, offset=1),
+            Stream("b", every=every + 1, offset=every, delay=rng.choice([0, 1])),
+        )
+    if kind == "gradients":
+        return (Stream("grad", state="grad", every=1), Stream("param", every=4, late="adopt"))
+    if kind == "late-adopt":
+        return (Stream("param", every=every, late="adopt"),)
+    return (Stream("param", every=every, delay=rng.choice([1, every]) if kind == "delayed" else 0),)
+
+
+def weather(rng: random.Random) -> Weather:
+    """How good the network is."""
+    loss = rng.choice([0.0, 0.0, 0.01, 0.1])
+    spike = rng.choice([0.0, 0.05, 0.2])
+    duplicate = rng.choice([0.0, 0.0, 0.1])
+    return Weather((0.001, rng.choice([0.005, 0.05, 0.3])), spike, rng.choice([0.5, 2.0]), loss, duplicate)
