@@ -1,7 +1,7 @@
 """What simulated runs have reached: transitions of the real cores, and which rows of their tables none has."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
 from typing import TypeAlias, get_args
 
 from wantrain.peers import coordinator_events, events, membership, rounds
@@ -11,7 +11,7 @@ from wantrain.peers.membership import Membership
 from wantrain.peers.participant import Participant
 from wantrain.peers.rounds import Round
 
-Transition: TypeAlias = tuple[str, str, str, tuple[str, ...], str]
+Transition: TypeAlias = tuple[str, Hashable, str, tuple[str, ...], Hashable]
 """Which core, its state, the event, the kinds of effects in order of first appearance, the state after."""
 
 FROM_COORDINATOR = (
@@ -52,31 +52,33 @@ class Reached:
     def watch_participant(self, core: Participant) -> None:
         """Note what this participant does from now on."""
         handle, note = core.handle, self.transitions.add
+        state = _participant(core)
 
         def watched(event: events.Event, now: float) -> list[object]:
-            before = _participant(core)
+            nonlocal state
             effects = handle(event, now)
             kind = type(event.record if isinstance(event, events.FromPeer) else event).__name__
-            note(("participant", before, kind, _kinds(effects), _participant(core)))
+            before, state = state, _participant(core)
+            note(("participant", before, kind, _kinds(effects), state))
             return effects
 
         core.handle = watched
 
     def watch_coordinator(self, core: Coordinator) -> None:
         """Note what this coordinator, its membership and its rounds do from now on."""
-        handle, note, watched_rounds = core.handle, self.transitions.add, {}
+        handle, note, watched_rounds, state = core.handle, self.transitions.add, {}, _coordinator(core)
         self._watch_membership(core.membership)
 
         def watched(event: coordinator_events.CoordinatorEvent, now: float) -> list[object]:
-            nonlocal watched_rounds
+            nonlocal watched_rounds, state
             if core.rounds is not watched_rounds:
                 watched_rounds = core.rounds
                 for current in core.rounds.values():
                     self._watch_round(current)
-            before = _coordinator(core)
             effects = handle(event, now)
             kind = type(event.record if isinstance(event, coordinator_events.FromPeer) else event).__name__
-            note(("coordinator", before, kind, _kinds(effects), _coordinator(core)))
+            before, state = state, _coordinator(core)
+            note(("coordinator", before, kind, _kinds(effects), state))
             return effects
 
         core.handle = watched
@@ -116,7 +118,7 @@ def _coordinator(core: Coordinator) -> str:
     return "trouble" if core.trouble else "writing" if core.log.writing else "running"
 
 
-def _participant(core: Participant) -> str:
+def _participant(core: Participant) -> tuple[str, str, str]:
     """Where a participant stands: in the history, in its attempts, and with its trainer."""
     welcome = core._welcome
     if welcome is None:
@@ -128,4 +130,4 @@ def _participant(core: Participant) -> str:
     attempt = ""
     for running in core._attempts.running.values():
         attempt = "failed" if running.failed is not None else "done" if running.done is not None else "moving"
-    return f"{history} {attempt} {core._mine.trainer_state}"
+    return history, attempt, core._mine.trainer_state

@@ -12,9 +12,9 @@ from typing import Any, Self
 from tests.sim.network import Weather
 from wantrain.optimizers.stream import Stream
 
-FAULTY_S = 25.0
+FAULTY_S = 15.0
 """Virtual seconds in which faults strike."""
-BACK_S = (0.1, 1.0, 4.0, 12.0)
+BACK_S = (0.1, 1.0, 4.0, 10.0)
 """How long what a fault has broken may stay broken."""
 MOST_FAULTS = 7
 

@@ -146,7 +146,8 @@ _told: set[Transition] = set()
 """What this process has reported already: a million seeds would send the same transitions a million times."""
 
 
-def _run_in_worker(seed: int) -> Outcome:
+def run_in_worker(seed: int) -> Outcome:
+    """Like `run_seed`, with those transitions only that this process has not reported before."""
     outcome = run_seed(seed)
     news = outcome.reached - _told
     _told.update(news)
@@ -156,12 +157,12 @@ def _run_in_worker(seed: int) -> Outcome:
 def run_seeds(seeds: range, *, workers: int) -> Iterator[Outcome]:
     """Outcomes of many seeds in their order, each with the transitions that its process has not reported before."""
     if workers == 1:
-        yield from map(_run_in_worker, seeds)
+        yield from map(run_in_worker, seeds)
         return
     # Not forked: the caller may have threads.
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
         for first in range(seeds.start, seeds.stop, BATCH):  # a million waiting tasks would be a lot of memory
-            yield from pool.map(_run_in_worker, range(first, min(first + BATCH, seeds.stop)), chunksize=CHUNK)
+            yield from pool.map(run_in_worker, range(first, min(first + BATCH, seeds.stop)), chunksize=CHUNK)
 
 
 def main() -> int:

@@ -91,6 +91,8 @@ class SymbolicTensors:
         self._settled: dict[str, tuple[Contribution | None, bool]] = {}
         self.taken_over = 0
         """Residuals of others, whole."""
+        self.changes = 0
+        """How often the state has changed."""
         self._state = [(name, chunk) for name, phi in self.phi.items() for chunk in range(len(phi))]
 
     @property
@@ -100,6 +102,7 @@ class SymbolicTensors:
 
     def flip_a_bit(self, rng: random.Random) -> None:
         """Let the memory fail."""
+        self.changes += 1
         stream, chunk = rng.choice(self._state)
         self.phi[stream][chunk] = "!" + self.phi[stream][chunk]
 
@@ -110,6 +113,7 @@ class SymbolicTensors:
     def adopt_genesis(self) -> bytes:
         if "nan" in self.regions.out.values():
             raise CodecError("an initial weight is NaN")
+        self.changes += 1
         for name, phi in self.phi.items():
             self.phi[name] = [link("genesis", (self.regions.out[name], chunk)) for chunk in range(len(phi))]
         return self.state_digest()
@@ -202,6 +206,7 @@ class SymbolicTensors:
         if self.streams[stream].state == "grad":
             self.gradient[stream] = tuple(payloads)
             return
+        self.changes += 1
         phi = self.phi[stream]
         for chunk, payload in enumerate(payloads):
             if chunk not in skip:
@@ -229,6 +234,7 @@ class SymbolicTensors:
         return None if isinstance(payload, str) and payload else "not a chunk of state"
 
     def store_state(self, k: int, payload: str) -> None:
+        self.changes += 1
         stream, chunk = self._state[k]
         self.phi[stream][chunk] = payload
 

@@ -52,7 +52,7 @@ from wantrain.transport.link import Done
 from wantrain.transport.wire import PROTOCOL_VERSION
 
 RUN = b"sim-run!"
-TICK_S = 0.2
+TICK_S = 0.3
 MANIFEST: Manifest = (TensorSpec("weight", (4096, 2), "float32"), TensorSpec("bias", (100,), "float32"))
 """Three chunks."""
 POLICY = Policy(
@@ -247,6 +247,9 @@ class CheckedTensors(SymbolicTensors):
 class CheckedPeer(Peer):
     """The real shell; the checkers look at what it applied and at the state that came out."""
 
+    seen: tuple[bytes, int] | None = None
+    """History and count of changes of the state that was checked last."""
+
     def _perform(self, effect: Effect, now: float) -> None:
         super()._perform(effect, now)
         if isinstance(effect, Apply):
@@ -258,8 +261,11 @@ class CheckedPeer(Peer):
         super().handle(event, now)
         around = self._around
         assert isinstance(around, SimPeer)
-        if self.core.complete and around.tensors is not None and not around.tensors.tainted:
-            around.world.checkers.state(around.name, self.core.chain, around.tensors)
+        tensors = around.tensors
+        if tensors is not None and self.core.complete and (seen := (self.core.chain, tensors.changes)) != self.seen:
+            self.seen = seen
+            if not tensors.tainted:
+                around.world.checkers.state(around.name, self.core.chain, tensors)
 
 
 class SimPeer:

@@ -135,6 +135,7 @@ class Participant:
         self._why = ""
         self._sequence = 0
         self._reported: Report | None = None
+        self._reported_key: object = None
         self._reported_at = -facts.heartbeat_s
         self._leaving: tuple[str, float] | None = None
         self._heir = ""
@@ -577,9 +578,10 @@ class Participant:
         heartbeat = now - self._reported_at >= self.facts.heartbeat_s or self._reported is None
         if not heartbeat and self._reported is not None:
             key = urgent(self._held_number, self._mine.trainer_state, self._sync_lines(), self._suspects, self.digested)
-            if key == urgent_in(self._reported):
+            if key == self._reported_key:
                 return []
         self._reported = self._report(now, heartbeat=heartbeat)
+        self._reported_key = urgent_in(self._reported)
         self._reported_at = now
         return [Tell(COORDINATOR, self._reported)]
 

@@ -1,7 +1,6 @@
 """What a peer tells the coordinator about itself: lines of its report, and when one is due at once; pure."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from typing import Protocol
 
 from wantrain.peers.attempts import Attempt
@@ -14,15 +13,16 @@ def sync_line(stream: str, index: int, staged: Staged | None, attempt: Attempt |
     if staged is None and attempt is None:
         return None
     weight, norm = (staged.weight, staged.norm) if staged is not None else (1.0, 0.0)
-    line = SyncReport(stream, index, "ready", weight, norm, staged is not None)
+    here = staged is not None
     if attempt is None:
-        return line
-    line = replace(line, attempt=attempt.sync.attempt)
+        return SyncReport(stream, index, "ready", weight, norm, here)
+    number = attempt.sync.attempt
     if attempt.done is not None:
-        return replace(line, phase="done", digest=attempt.done.digest)
+        return SyncReport(stream, index, "done", weight, norm, here, number, digest=attempt.done.digest)
     if attempt.failed is not None:
-        return replace(line, phase="failed", waiting_for=attempt.failed)
-    return replace(line, phase="moving", missing=attempt.core.missing, waiting_for=attempt.core.waiting_for)
+        return SyncReport(stream, index, "failed", weight, norm, here, number, waiting_for=attempt.failed)
+    missing, waiting_for = attempt.core.missing, attempt.core.waiting_for
+    return SyncReport(stream, index, "moving", weight, norm, here, number, missing=missing, waiting_for=waiting_for)
 
 
 CHANGE = 0.2

@@ -63,7 +63,7 @@ class Load:
         best = equal = split_chunks(chunks, [float(may) for may in may_own])
         if not chunks or len(set(rates)) == 1:
             return equal
-        too_short, enough = 0.0, max(self.times_s([count / chunks for count in equal]))
+        too_short, enough = self._least_s(rates), max(self.times_s([count / chunks for count in equal]))
         while enough - too_short > PRECISION * enough:
             middle = (too_short + enough) / 2
             room = [
@@ -78,6 +78,13 @@ class Load:
             else:
                 too_short = middle
         return best
+
+    def _least_s(self, rates: Sequence[tuple[float, float]]) -> float:
+        """A time in which it cannot be done: the slowest contributor needs longer whatever its share is."""
+        others = len(rates) - 1
+        sent = min(self.up_bytes, (others + self.receivers) * self.down_bytes)
+        received = min(others * self.up_bytes, self.down_bytes)
+        return (1 - PRECISION) * max(max(sent / upload, received / download) for upload, download in rates)
 
     def _room(self, most: int, chunks: int, upload: float, download: float, time_s: float) -> tuple[int, int]:
         """Fewest and most chunks, up to `most`, with which a contributor is done in time; none if they cross."""
