@@ -7,7 +7,7 @@ import json
 import textwrap
 import tomllib
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args, get_origin
@@ -137,6 +137,39 @@ class WireSection(Section):
         return Wire(self.codec, self.down or format_of(self.codec).down, self.topology)
 
 
+class RobustSection(Section):
+    """What contributions that are wrong, or lie, can do; all but the defaults need every contribution in one place."""
+
+    merge: Literal["mean", "trimmed-mean", "median"] = "mean"
+    """Average of the contributions: mean, trimmed-mean, or median of each value; default "mean"."""
+    trim: Annotated[float, Field(ge=0, lt=0.5)] = 0.2
+    """Share that trimmed-mean leaves out at each end, rounded up to whole contributors; 0 to 0.5, default 0.2."""
+    clip: Literal["none", "median"] = "none"
+    """Limit of a contribution's norm in each chunk: none, or the contributors' median norm; default "none"."""
+
+    def applied(self, stream: Stream) -> Stream:
+        """The stream with this average.
+
+        Raises:
+            ConfigError: it sums in a ring, or weighs contributions by what their senders claim.
+        """
+        stream = replace(stream, average=self.merge, trim=self.trim, clip=self.clip)
+        if (self.merge, self.clip) == ("mean", "none"):
+            return stream
+        asked = f'merge = "{self.merge}" with clip = "{self.clip}"'
+        if stream.topology == "ring":
+            raise ConfigError(
+                f'[robust] {asked} and topology = "ring": in a ring nobody sees more than sums of contributions',
+                hint='set topology = "direct" or "auto" in [wire]',
+            )
+        if stream.weight != "equal":
+            raise ConfigError(
+                f'[robust] {asked} and weight = "{stream.weight}": weights are what peers claim, and a lie counts most',
+                hint='set weight = "equal" in [method]',
+            )
+        return replace(stream, topology="direct")
+
+
 class CoordinatorSection(Section):
     """Where the coordinator listens."""
 
@@ -207,6 +240,7 @@ class RunSpec(Section):
     about: RunSection = Field(alias="run")
     method: MethodSection = MethodSection()
     wire: WireSection = WireSection()
+    robust: RobustSection = RobustSection()
     coordinator: CoordinatorSection = CoordinatorSection()
     sync: SyncSection = SyncSection()
     liveness: LivenessSection = LivenessSection()
@@ -232,7 +266,8 @@ class RunSpec(Section):
         try:
             _ = spec.streams
         except ConfigError as error:
-            raise ConfigError(f"{source}: [method] {error.message}", hint=error.hint) from None
+            where = "" if error.message.startswith("[") else "[method] "
+            raise ConfigError(f"{source}: {where}{error.message}", hint=error.hint) from None
         return spec
 
     @classmethod
@@ -267,12 +302,12 @@ class RunSpec(Section):
 
     @property
     def streams(self) -> tuple[Stream, ...]:
-        """The streams of the method.
+        """The streams of the method, with the average of [robust].
 
         Raises:
-            ConfigError: unknown method or option, wrong type or out of range.
+            ConfigError: unknown method or option, wrong type or out of range, or they do not fit [robust].
         """
-        return build(self.method.name, self.method.options, self.wire.wire)
+        return tuple(map(self.robust.applied, build(self.method.name, self.method.options, self.wire.wire)))
 
     @property
     def digest(self) -> bytes:

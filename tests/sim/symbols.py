@@ -175,6 +175,8 @@ class SymbolicTensors:
         final: bool,
     ) -> SumOf:
         whole: list[tuple[float, Contribution]] = []
+        if self.streams[stream].average != "mean" and (not final or any(isinstance(p, SumOf) for _, p in inputs)):
+            raise Violation(f"{self.who} averaged partial sums of {stream}, whose rule has to see all contributions")
         for weight, part in inputs:
             if isinstance(part, SumOf):
                 if weight != 1.0 or part.final:

@@ -44,6 +44,12 @@ class Stream:
     """Codec of the way up: contributions."""
     down: str = ""
     """Codec of the way down: the mean; "" for the same as up."""
+    average: str = "mean"
+    """How contributions become one value; see `wantrain.optimizers.average.AVERAGES`. All but `mean` go directly."""
+    trim: float = 0.2
+    """Share of the contributions that `trimmed-mean` leaves out at each end."""
+    clip: str = "none"
+    """`median`: a contribution's norm in each chunk is limited to the contributors' median one."""
     late: str = "rebase"
     """A peer that missed a sync: `rebase` (take the others' movement, keep own unsent progress), `adopt` (drop it)."""
     weight: str = "equal"

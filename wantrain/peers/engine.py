@@ -17,6 +17,7 @@ from torch import Tensor
 
 from wantrain.errors import CodecError, ProtocolBug
 from wantrain.optimizers.stream import Stream
+from wantrain.peers.averaging import Averager, sees_all
 from wantrain.peers.layout import stream_elements
 from wantrain.peers.messages import Manifest
 from wantrain.peers.residual import square_norm
@@ -53,6 +54,7 @@ class Engine:
         self._state_chunks = [(vector, bounds) for vector in self._params for bounds in vector.bounds]
         longest = max((chunk_elements(vector.elements) for vector in self._vectors.values()), default=0)
         self._mean, self._scratch = big(longest), big(longest)
+        self._averager = Averager()
         self._pool = Pool()
 
     # ---- sizes
@@ -86,7 +88,7 @@ class Engine:
 
     @property
     def _fixed_bytes(self) -> int:
-        return self.state_bytes + 8 * self._scratch.numel() + self._pool.size_bytes
+        return self.state_bytes + 8 * self._scratch.numel() + self._averager.size_bytes + self._pool.size_bytes
 
     def phi(self, stream: str) -> Tensor:
         """fp32[elements]: the last committed value of a `param` stream, to read only."""
@@ -218,6 +220,8 @@ class Engine:
     ) -> Payload:
         """Sum of a chunk, encoded into a new buffer: weight * value in fp32 and in this order, divided by `divisor`.
 
+        With another rule than the mean it is that rule's average of the values, whatever weights and divisor are.
+
         Args:
             stream: its name.
             chunk: number in the stream's grid.
@@ -234,17 +238,29 @@ class Engine:
         # The sum of an fp32 result is taken where the result will lie.
         total = torch.empty(stop - start) if how.name == PLAIN else self._mean[: stop - start]
         scratch = self._scratch[: stop - start]
+        if sees_all(vector.stream):
+            if not final:
+                raise ProtocolBug(f"a partial sum of stream {stream}, whose rule has to see all contributions")
+            self._averager.combine(vector, chunk, inputs, total, scratch)
+            return self._finished(how, total)
         # The first two may change places without changing a bit; to begin with a part saves a copy of the own input.
         first = [*inputs[1::-1], *inputs[2:]] if inputs[0][1] is None else inputs
         for k, (weight, payload) in enumerate(first):
             (vector.add if k else vector.begin)(chunk, weight, payload, total, scratch)
         if divisor != 1.0:
             total.div_(divisor)
+        return self._finished(how, total)
+
+    def _finished(self, how: Codec, total: Tensor) -> Payload:
         if how.name != PLAIN:
             return _encoded(how, total)
         if not _finite(total):
             raise not_finite(PLAIN)
         return bytes_of(total)
+
+    def longest(self, stream: str, chunk: int, inputs: Sequence[tuple[float, Payload | None]]) -> int:
+        """Position of the contribution to blame for a `reduce` that has failed: the one with the largest value."""
+        return self._averager.longest(self._vectors[stream], chunk, inputs, self._scratch)
 
     def check(self, stream: str, chunk: int, payload: Payload, *, part: bool) -> str | None:
         """Why these encoded bytes may not be used as that chunk of a contribution (`part`) or update, or None."""
