@@ -9,9 +9,10 @@ from tests.sim.world import CheckedTensors, SimCoordinator, SimPeer, World
 from wantrain.peers import coordinator as co
 from wantrain.peers.commit_log import History
 from wantrain.peers.contributions import Contributions
+from wantrain.peers.coordinator import Coordinator, RunFacts
 from wantrain.peers.effects import Effect, Settle
 from wantrain.peers.events import Event
-from wantrain.peers.messages import CommitRecord
+from wantrain.peers.messages import CommitRecord, Member
 from wantrain.peers.participant import Participant, PeerFacts
 from wantrain.transport.digest import next_link
 
@@ -132,6 +133,37 @@ class _AnnouncesTooEarly(SimCoordinator):
         return super()._perform(effect)
 
 
+class _SaysNothing(Participant):
+    """Waits, and does not know for what."""
+
+    def waiting(self, now: float) -> str:
+        return ""
+
+
+class _StartsOver(Participant):
+    """Fetches the state anew whenever somebody joins, so that both have the same."""
+
+    def _viewed(self, members: Sequence[Member], now: float) -> list[Effect]:
+        joins = any(not member.current and member.peer not in self.members for member in members)
+        effects = super()._viewed(members, now)
+        return effects + (self._reset("somebody joins") if joins and self.complete else [])
+
+
+class _WaitsForEver(Coordinator):
+    """Has no bound on how long it waits for those who are late."""
+
+    def __init__(self, facts: RunFacts, history: History) -> None:
+        super().__init__(replace(facts, policy=replace(facts.policy, grace_ceiling_s=3600.0)), history)
+
+
+class _NeverSuspects(Coordinator):
+    """Takes nobody for lost, and lets nobody's stall end an attempt."""
+
+    def __init__(self, facts: RunFacts, history: History) -> None:
+        policy = replace(facts.policy, suspect_floor_s=3600.0, suspect_ceiling_s=3600.0, deadline_floor_s=3600.0)
+        super().__init__(replace(facts, policy=replace(policy, deadline_ceiling_s=3600.0)), history)
+
+
 def _peers(**parts: type) -> type[World]:
     """A world whose peers have these parts."""
     return type("MutantWorld", (World,), {"peer_class": type("MutantPeer", (SimPeer,), parts)})
@@ -151,4 +183,16 @@ MUTANTS: dict[str, type[World]] = {
     "keeps the error of a contribution that is in no update": _peers(core_class=_MixesUpErrors),
     "forgets the commit log on restart": _coordinator(_ForgetsLog),
     "announces a commit before it is durable": _coordinator(_AnnouncesTooEarly),
+    "does not say why it waits": _peers(core_class=_SaysNothing),
+    "starts over when somebody joins": _peers(core_class=_StartsOver),
+    "waits for the late without a bound": _coordinator(type("_Sim", (SimCoordinator,), {"core_class": _WaitsForEver})),
+    "never suspects the frozen": _coordinator(type("_Sim", (SimCoordinator,), {"core_class": _NeverSuspects})),
 }
+
+CAUGHT_BY = {
+    "does not say why it waits": "nobody says why",
+    "starts over when somebody joins": "join: ",
+    "waits for the late without a bound": "hang: ",
+    "never suspects the frozen": "freeze: ",
+}
+"""What the failure says where it matters which checker has found it."""

@@ -45,6 +45,8 @@ class Plan:
     faults: tuple[Fault, ...]
     late_joins_s: tuple[float, ...] = ()
     """Machines that join when the faults are over, in seconds after that."""
+    trial: str = ""
+    """What the run has to stand when it has recovered; see `trials.py`."""
     refuse_send: float = 0.0
     """Share of messages for which there is no room."""
     wait_ceiling_s: float | None = None
@@ -72,8 +74,8 @@ def _tuples(document: dict[str, Any]) -> dict[str, Any]:
     return {name: tuple(value) if isinstance(value, list) else value for name, value in document.items()}
 
 
-def draw(seed: int, kinds: tuple[str, ...]) -> Plan:
-    """The plan of a seed, with faults of these kinds."""
+def draw(seed: int, kinds: tuple[str, ...], trials: tuple[str, ...]) -> Plan:
+    """The plan of a seed, with faults of these kinds and, in every other seed, one of these trials."""
     rng = random.Random(seed)
     return Plan(
         seed=seed,
@@ -81,7 +83,8 @@ def draw(seed: int, kinds: tuple[str, ...]) -> Plan:
         weather=weather(rng),
         joins_s=tuple(rng.uniform(0.0, 3.0) for _ in range(rng.randint(1, 4))),
         faults=tuple(sorted((_fault(rng, kinds) for _ in range(rng.randint(0, MOST_FAULTS))), key=lambda f: f.at_s)),
-        late_joins_s=(rng.uniform(0.0, 5.0),) if rng.random() < 0.25 else (),
+        late_joins_s=(rng.uniform(0.0, 5.0),) if rng.random() < 0.1 else (),
+        trial=rng.choice(trials) if rng.random() < 0.5 else "",
         refuse_send=rng.choice([0.0, 0.0, 0.05]),
         wait_ceiling_s=rng.choice([None, 1.0, 6.0]),
     )

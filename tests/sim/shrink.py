@@ -53,6 +53,8 @@ def simpler_plans(plan: Plan) -> Iterator[Plan]:
         yield replace(plan, faults=plan.faults[:half])
     for faults in _without_one(plan.faults):
         yield replace(plan, faults=faults)
+    if plan.trial:
+        yield replace(plan, trial="")
     if plan.late_joins_s:
         yield replace(plan, late_joins_s=plan.late_joins_s[1:])
     if len(plan.joins_s) > 1:

@@ -19,6 +19,7 @@ from tests.sim.faults import heal, kinds, schedule
 from tests.sim.plan import Plan, draw
 from tests.sim.shrink import same_failure, shrink
 from tests.sim.symbols import Violation
+from tests.sim.trials import TRIALS, stand_trial
 from tests.sim.world import World
 
 CALM_S = 90.0
@@ -45,9 +46,14 @@ class Outcome:
     trace: tuple[str, ...] = ()
 
 
+def plan_of(seed: int) -> Plan:
+    """The plan that a seed stands for."""
+    return draw(seed, kinds(), tuple(TRIALS))
+
+
 def run_seed(seed: int, world_class: type[World] = World, *, trace: bool = False) -> Outcome:
     """Simulate a whole run from a seed, then check everything."""
-    return run_plan(draw(seed, kinds()), world_class, trace=trace)
+    return run_plan(plan_of(seed), world_class, trace=trace)
 
 
 def run_plan(plan: Plan, world_class: type[World] = World, *, trace: bool = False) -> Outcome:
@@ -77,6 +83,8 @@ def _play(world: World, plan: Plan) -> None:
     for at_s in plan.late_joins_s:
         world.net.at(at_s, lambda: world.join(world.new_name()))
     _recovers(world, max(plan.late_joins_s, default=0.0))
+    if plan.trial:
+        stand_trial(world, plan.trial)
     world.trainers_stopped = True
     _comes_to_rest(world)
 
@@ -181,7 +189,7 @@ def main() -> int:
     parser.add_argument("--shrink", type=int, metavar="SEED", help="print the least plan that still fails as SEED does")
     options = parser.parse_args()
     if options.plan is not None:
-        print(draw(options.plan, kinds()).text())
+        print(plan_of(options.plan).text())
         return 0
     if options.shrink is not None:
         return _shrink(options.shrink)
@@ -194,7 +202,7 @@ def main() -> int:
 
 def _shrink(seed: int) -> int:
     """The plan goes to stdout, all else to stderr."""
-    plan = draw(seed, kinds())
+    plan = plan_of(seed)
     failure = run_plan(plan).failure
     if not failure:
         print(f"seed {seed} does not fail", file=sys.stderr)

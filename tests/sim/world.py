@@ -53,6 +53,8 @@ from wantrain.transport.wire import PROTOCOL_VERSION
 
 RUN = b"sim-run!"
 TICK_S = 0.3
+SAYS_WHY_AFTER_S = 3.0
+SILENT_TICKS = 8
 MANIFEST: Manifest = (TensorSpec("weight", (4096, 2), "float32"), TensorSpec("bias", (100,), "float32"))
 """Three chunks."""
 POLICY = Policy(
@@ -288,6 +290,8 @@ class SimPeer:
         self.crash_after: int | None = None
         self.dialled: set[str] = set()
         self.discards = 0
+        self._silent = 0
+        """Ticks in which its trainer waited and it could not say why."""
         self.slowness = 1.0
         """How many times longer the trainer's steps take."""
         self.message_bytes = world.rng.choice([100, 250, 10**6])
@@ -368,9 +372,20 @@ class SimPeer:
             self.shell.tick(now)
             while self.shell.idle_work(now):
                 pass
+            self._says_why(now)
 
         self.run(tick)
         self.world.net.on(self.name, TICK_S * self.world.rng.uniform(0.8, 1.2), lambda: self._tick(boot))
+
+    def _says_why(self, now: float) -> None:
+        """Guarantee 4: a peer whose trainer waits knows for what."""
+        trainer = self.trainer
+        if trainer is None or trainer.pause_s < SAYS_WHY_AFTER_S or self.shell.core.waiting(now):
+            self._silent = 0
+            return
+        self._silent += 1
+        if self._silent > SILENT_TICKS:
+            raise Violation(f"the trainer of {self.name} waits for {trainer.pause_s:.1f} s and nobody says why")
 
     def _paths(self) -> dict[str, LinkReport]:
         """Measurements that may say anything: no plan that is made from them may be wrong, only slow."""
@@ -489,6 +504,8 @@ class SimTrainer:
         """What is wrong with what it computes: nan, part (does not encode) or sum (its sums do not)."""
         self.step_s = peer.world.rng.choice([0.05, 0.1, 0.1, 0.1, 0.3])
         self.gradient: frozenset[int] = frozenset()
+        self.longest_pause_s = 0.0
+        self._paused_at: float | None = None
         self._waits = 0
         self._pending: set[str] = {s.name for s in self.world.streams if s.state == "param"}
 
@@ -517,6 +534,11 @@ class SimTrainer:
         if peer.alive:
             peer.trainer = SimTrainer(peer)
             peer.trainer.start()
+
+    @property
+    def pause_s(self) -> float:
+        """For how long it has been waiting for grants now."""
+        return 0.0 if self._paused_at is None else self.world.net.now - self._paused_at
 
     def leave(self) -> None:
         """swarm.leave()."""
@@ -575,6 +597,11 @@ class SimTrainer:
 
     def _go_on(self) -> None:
         """Go on with the loop, as far as nothing has to be waited for."""
+        if not self.core.waiting:
+            self.longest_pause_s = max(self.longest_pause_s, self.pause_s)
+            self._paused_at = None
+        elif self._paused_at is None:
+            self._paused_at = self.world.net.now
         if self.core.waiting:
             self._waits += 1
             if self.world.wait_ceiling_s is not None:

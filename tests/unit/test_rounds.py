@@ -81,6 +81,19 @@ def begun(live: str, now: float = 0.0) -> Round:
     return current
 
 
+def done_line(index: int, attempt: int) -> SyncReport:
+    return SyncReport("param", index, "done", attempt=attempt, digest=b"d" * 32)
+
+
+def commit_alone(current: Round, peer: str, index: int, now: float) -> None:
+    """One contributor and all receivers are done with the attempt, and it is committed."""
+    assert current.start is not None
+    for receiver in current.start.receivers:
+        current.handle(Reported(receiver, done_line(index, current.start.sync.attempt)), now)
+    current.handle(Reported(peer, done_line(index, current.start.sync.attempt)), now)
+    current.handle(Persisted(), now)
+
+
 def aborts(effects: list[RoundEffect]) -> list[Aborted]:
     return [effect for effect in effects if isinstance(effect, Aborted)]
 
@@ -95,6 +108,25 @@ def test_it_starts_when_everybody_is_ready_in_the_order_of_the_view() -> None:
     start = starts(current.handle(ready("b", weight=2.0), 0.6))["a"]
     assert (start.contributors, start.weights, start.receivers) == (("a", "b", "c"), (1.0, 2.0, 3.0), ())
     assert sum(start.shards) == 4
+
+
+def test_who_is_waited_for_in_vain_is_waited_for_in_ever_fewer_syncs() -> None:
+    current, now, waited = round_of("ab"), 0.0, []
+    for index in range(1, 16):
+        if not current.handle(ready("a", index), now):
+            waited.append(index)
+            now += POLICY.grace_ceiling_s
+            assert starts(current.handle(Tick(), now))["a"].contributors == ("a",)
+        commit_alone(current, "a", index, now)
+    assert waited == [1, 3, 7, 15]  # and not in the 1, 3 and 7 syncs after them
+    assert not current.handle(ready("b", 16), now)
+    both = starts(current.handle(ready("a", 16), now))["a"]
+    assert both.contributors == ("a", "b")  # who shows up takes part, and is waited for again
+    for peer in "ab":
+        effects = current.handle(Reported(peer, done_line(16, both.sync.attempt)), now)
+    assert any(isinstance(effect, Persist) for effect in effects)
+    current.handle(Persisted(), now)
+    assert current.handle(ready("a", 17), now) == []
 
 
 def test_a_lone_peer_starts_at_once() -> None:

@@ -82,6 +82,8 @@ from wantrain.transport.topologies import TOPOLOGIES
 
 COORDINATOR = "coordinator"
 HELLO_AGAIN_S = 2.0
+SILENCE_S = 3.0
+"""Who is ready hears every second why it waits; after so long without that the coordinator itself is the reason."""
 LEAVE_PATIENCE_S = 10.0
 """How long a leaving peer waits for what it has in flight to be decided, and for others to take over the state."""
 HEIR_PATIENCE_S = 60.0
@@ -133,6 +135,9 @@ class Participant:
         self._progress = Progress(-1.0)
         self._path_news = PathNews()
         self._why = ""
+        """Why the coordinator waits; of the sync that is being gathered."""
+        self._heard_at = 0.0
+        """When the coordinator last said anything."""
         self._sequence = 0
         self._reported: Report | None = None
         self._reported_key: object = None
@@ -231,7 +236,12 @@ class Participant:
             if attempt.done is None:
                 names = ", ".join(map(self._name_of, attempt.core.waiting_for))
                 return f"moving {attempt.sync}: {attempt.core.missing} chunks missing from {names or 'nobody'}"
-        return self._recovery.in_words(self._name_of) or (self._why if self._mine.outstanding else "")
+        if (words := self._recovery.in_words(self._name_of)) or not self._mine.outstanding:
+            return words
+        silent_s = now - self._heard_at
+        if silent_s > SILENCE_S:
+            return f"nothing has come from the coordinator for {silent_s:.1f} s"
+        return self._why or "for the coordinator to start or decide the sync"
 
     def _name_of(self, peer: str) -> str:
         return self.members[peer].name if peer in self.members else peer
@@ -300,7 +310,7 @@ class Participant:
     # ---- from the coordinator
 
     def _from_coordinator(self, event: FromPeer, now: float) -> list[Effect]:
-        self._up, self._down_since = True, None
+        self._up, self._down_since, self._heard_at = True, None, now
         match event.record:
             case Welcome() as welcome:
                 return self._welcomed(welcome, now)
@@ -424,6 +434,7 @@ class Participant:
         )
         if not sane or (me in start.contributors and not self._mine.joins(start)):
             return [Note("bad-start", {"sync": str(sync)})]
+        self._why = ""
         return self._attempts.begin(start, now)
 
     def _reduce_failed(self, event: ReduceFailed) -> list[Effect]:

@@ -114,6 +114,10 @@ class Round:
         self._unfit: set[str] = set()
         """Those of them whose contribution may be what does not encode."""
         self._ties = 0
+        self._in_vain: Counter[str] = Counter()
+        """Syncs in a row that have waited for a peer until the end of the grace time, and gone on without it."""
+        self._go_ahead: dict[str, int] = {}
+        """Up to which sync nobody waits for such a peer; if it is ready by itself it takes part."""
         self._bench: dict[str, int] = {}
         self._stalls: Counter[str] = Counter()
         self._briefed_at: dict[str, float] = {}
@@ -175,6 +179,8 @@ class Round:
             self._first_ready_at = now
         self._ready[event.peer] = report
         self._late.pop(event.peer, None)
+        self._in_vain.pop(event.peer, None)
+        self._go_ahead.pop(event.peer, None)
         return self._start_if_ready(now)
 
     def _gather_absent(self, event: Absent, now: float) -> list[RoundEffect]:
@@ -211,15 +217,24 @@ class Round:
     def _benched(self, peer: str) -> bool:
         return peer in self._excluded or self._bench.get(peer, 0) >= self.index
 
+    def _awaited(self, peer: str) -> bool:
+        return peer not in self._ready and not self._benched(peer) and self._go_ahead.get(peer, 0) < self.index
+
     def _judge(self, peer: str) -> None:
         """Find out whether a peer is late."""
-        if peer in self._expected and peer not in self._ready and not self._benched(peer):
+        if peer in self._expected and self._awaited(peer):
             self._late[peer] = None
         else:
             self._late.pop(peer, None)
 
     def _judge_all(self) -> None:
-        self._late = {p: None for p in self._expected if p not in self._ready and not self._benched(p)}
+        self._late = {peer: None for peer in self._expected if self._awaited(peer)}
+
+    def _wait_no_more(self) -> None:
+        """Whoever was waited for in vain is not waited for in the next 1, 3, 7 … syncs, unless it shows up."""
+        for peer in self._late:
+            self._in_vain[peer] += 1
+            self._go_ahead[peer] = self.index + min(2 ** self._in_vain[peer], MAX_BENCH_SYNCS) - 1
 
     def _start_if_ready(self, now: float) -> list[RoundEffect]:
         late, policy = self._late, self._policy
@@ -249,6 +264,7 @@ class Round:
                     f"{self._names(late)}; going on without in {limit_at - now:.1f} s"
                 )
                 return []
+            self._wait_no_more()
         ready = [peer for peer in self._live if peer in self._ready]
         contributors = [peer for peer in ready if not self._benched(peer)]
         if not contributors:
