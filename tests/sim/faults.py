@@ -321,6 +321,15 @@ def _bit_flip(world: World, planned: Fault, peer: SimPeer, other: str) -> None:
         clean[0].tensors.flip_a_bit(world.rng)
 
 
+@fault("liar")
+def _liar(world: World, planned: Fault, peer: SimPeer, other: str) -> None:
+    """It gives false bytes to those who catch up, of which there is one more."""
+    peer.lies = True
+    if world.named < MOST_PEERS:
+        world.join(world.new_name())
+    world.net.at(planned.back_s, lambda: setattr(peer, "lies", False))
+
+
 # ---- the end
 
 
@@ -352,6 +361,7 @@ def heal(world: World) -> None:
     for peer in world.peers.values():
         peer.crash_after = None
         peer.slowness = 1.0
+        peer.lies = False
         if peer.trainer is not None:
             peer.trainer.flaw = ""
     restart(world)

@@ -15,6 +15,7 @@ from wantrain.errors import CodecError
 from wantrain.optimizers.stream import Stream
 from wantrain.peers.layout import stream_chunks
 from wantrain.peers.messages import TensorSpec
+from wantrain.transport.digest import state_digest
 
 
 class Violation(AssertionError):  # noqa: N818 - it is a finding, not an error of the program
@@ -241,7 +242,8 @@ class SymbolicTensors:
         self.phi[stream][chunk] = payload
 
     def state_digest(self) -> bytes:
-        return hashlib.sha256(repr(sorted(self.phi.items())).encode()).digest()
+        return state_digest(self.digest_steps())
 
-    def digest_steps(self) -> Iterator[bytes | None]:
-        yield self.state_digest()
+    def digest_steps(self) -> Iterator[bytes]:
+        for stream, chunk in self._state:
+            yield self.digest(self.phi[stream][chunk])

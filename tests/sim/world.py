@@ -32,7 +32,9 @@ from wantrain.peers.messages import (
     Manifest,
     Record,
     Refused,
+    StateChunk,
     TensorSpec,
+    UpdateChunk,
     Waiting,
 )
 from wantrain.peers.participant import COORDINATOR, Participant, PeerFacts
@@ -294,6 +296,8 @@ class SimPeer:
         """Ticks in which its trainer waited and it could not say why."""
         self.slowness = 1.0
         """How many times longer the trainer's steps take."""
+        self.lies = False
+        """Whether it gives false bytes to those who catch up."""
         self.message_bytes = world.rng.choice([100, 250, 10**6])
         """How many chunks of 100 bytes go into one message."""
         self.keep_updates = world.rng.choice([2, 4, 256])
@@ -420,11 +424,19 @@ class SimPeer:
         return False
 
     def send_bulk(self, to: str, record: Record, payloads: tuple[Any, ...], done: Done | None = None) -> bool:
-        if not self.send(to, record, payloads):
+        if not self.send(to, record, self._lie(record, payloads) if self.lies else payloads):
             return False
         if done is not None:
             done()
         return True
+
+    def _lie(self, record: Record, payloads: tuple[Any, ...]) -> tuple[Any, ...]:
+        if isinstance(record, UpdateChunk):
+            return tuple(replace(payload, inputs=payload.inputs * 2) for payload in payloads)
+        if isinstance(record, StateChunk):
+            self.world.somebody_lied()
+            return tuple("!" + payload for payload in payloads)
+        return payloads
 
     def send(self, to: str, record: Record, payloads: tuple[Any, ...] = ()) -> bool:
         world = self.world
@@ -468,7 +480,7 @@ class SimPeer:
         pass
 
     def note(self, event: str, details: dict[str, Any]) -> None:
-        self.discards += event in ("refetch", "contribution-dropped")
+        self.discards += event in ("refetch", "repair", "contribution-dropped")
         if self.world.trace.on:
             self.world.trace.add(self.world.net.now, self.name, f"{event} {details}")
 
@@ -696,6 +708,11 @@ class World:
             peer = self.peers.get(here)
             if peer is not None and peer.alive and (there == COORDINATOR or there in peer.dialled):
                 self.net.on(here, 0.05, lambda p=peer, b=peer.boot, t=there: p.link(b, t, up=up))
+
+    def somebody_lied(self) -> None:
+        """A peer gives a false chunk of the state. With fewer than three who are right nobody can tell who is."""
+        clean = [p for p in self.holders() if p.tensors is not None and not p.tensors.tainted]
+        self.doubtful = self.doubtful or len(clean) < 3
 
     def new_name(self) -> str:
         """A name for a machine that nobody else has."""

@@ -16,6 +16,7 @@ from wantrain.peers.engine import Engine
 from wantrain.peers.messages import TensorSpec
 from wantrain.transport.codec import CODECS, as_tensor, codec
 from wantrain.transport.collective import Payload
+from wantrain.transport.digest import chunk_digest, state_digest
 from wantrain.transport.partition import chunk_bounds
 
 torch.set_num_threads(1)
@@ -460,10 +461,11 @@ def test_a_state_chunk_of_wrong_size_or_with_nan_is_refused(make: Make) -> None:
     assert "NaN" in str(engine.check_state(0, torch.full((2 * 16384,), math.nan).numpy().tobytes()))
 
 
-def test_the_digest_comes_in_as_many_steps_as_there_are_chunks(make: Make) -> None:
+def test_the_digest_of_the_state_is_made_of_those_of_its_chunks_as_they_are_sent(make: Make) -> None:
     engine = make(NESTEROV)
     steps = list(engine.digest_steps())
-    assert steps == [None] * len(BOUNDS) + [engine.state_digest()]
+    assert steps == [chunk_digest(engine.read_state(k)) for k in CHUNKS]
+    assert state_digest(steps) == engine.state_digest()
 
 
 def test_the_digest_sees_every_value(make: Make) -> None:

@@ -46,7 +46,7 @@ from wantrain.peers.messages import (
 from wantrain.peers.outbox import MAX_SERVED
 from wantrain.peers.participant import COORDINATOR, LEAVE_PATIENCE_S, Participant, PeerFacts
 from wantrain.peers.peer import Peer
-from wantrain.transport.digest import first_link, next_link, update_digest
+from wantrain.transport.digest import first_link, next_link, state_digest, update_digest
 from wantrain.transport.link import Done
 
 RUN = b"run-id-8"
@@ -129,8 +129,7 @@ class Tensors:
     def store_state(self, k: int, payload: Any) -> None:
         self.did.append(("store", payload))
 
-    def digest_steps(self) -> Iterator[bytes | None]:
-        yield None
+    def digest_steps(self) -> Iterator[bytes]:
         yield b"s" * 32
 
 
@@ -427,7 +426,7 @@ def test_a_trainer_that_takes_its_leave_is_told_when_it_may_end() -> None:
     assert one.around.exits == []  # the digest of its last state is to be reported first
     while one.peer.idle_work(0.0):
         pass
-    assert one.reports()[-1].state_digest == b"s" * 32
+    assert one.reports()[-1].state_digest == state_digest([b"s" * 32])
     assert one.around.to_trainer[-1] == Detached()
     assert one.around.exits == [0]
 
@@ -476,7 +475,7 @@ def test_the_state_is_digested_in_steps_and_anew_when_it_was_replaced() -> None:
     one.welcome(0)
     one.hear(StateChunk(0, 0, CHAIN0), "b", "state")
     assert [one.peer.idle_work(0.0) for _ in range(3)] == [True, True, False]
-    assert (one.reports()[-1].state_number, one.reports()[-1].state_digest) == (0, b"s" * 32)
+    assert (one.reports()[-1].state_number, one.reports()[-1].state_digest) == (0, state_digest([b"s" * 32]))
 
 
 # ---- what a leaving peer owes

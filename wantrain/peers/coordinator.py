@@ -320,7 +320,7 @@ class Coordinator:
         current = not refetch and report.log_number >= 0 and behind <= 2 * len(self.facts.streams)
         effects = self._member(Heard(peer, report, current), now)
         if refetch:
-            return effects + self._outdated(peer, report, refetch, now)
+            return effects + self._outdated(peer, report.log_number, report.chain, refetch, now)
         if 0 <= report.log_number < self.head:
             effects += self._catch_up(peer, report.log_number, now)
         elif report.log_number < 0 <= self.head:
@@ -358,16 +358,18 @@ class Coordinator:
             return f"another history up to log number {report.log_number}"
         return ""
 
-    def _outdated(self, peer: str, report: Report, reason: str, now: float) -> list[CoordinatorEffect]:
+    def _outdated(
+        self, peer: str, number: int, chain: bytes, reason: str, now: float, stands: bytes = b""
+    ) -> list[CoordinatorEffect]:
         effects: list[CoordinatorEffect] = [
             Announce("refetch", {"peer": peer, "name": self.name_of(peer), "reason": reason}),
-            Send(peer, Refetch(report.log_number, report.chain, reason)),
+            Send(peer, Refetch(number, chain, reason, stands)),
             Send(peer, self._welcome(peer)),
         ]
         return effects + self._member(Outdated(peer), now)
 
     def _compare_state(self, peer: str, report: Report, now: float) -> list[CoordinatorEffect]:
-        """Who holds another state than most at its log number fetches the state anew.
+        """Who holds another state than most at its log number fetches anew what differs, even if it is further by now.
 
         While no state has the most votes nobody can tell who is right; if that lasts, the one reported first stands.
         """
@@ -389,10 +391,10 @@ class Coordinator:
         effects: list[CoordinatorEffect] = []
         for other in [p for p, voted in votes.items() if voted != digest]:
             known = self.membership.peers[other]
-            if known.report is not None and known.report.log_number == number:
+            if known.report is not None and known.report.log_number >= number:
                 del votes[other]
                 reason = f"state digest at {number} differs from that of {self._names(votes)}"
-                effects += self._outdated(other, known.report, reason, now)
+                effects += self._outdated(other, number, self.chain(number), reason, now, digest)
         return effects
 
     def _names(self, peers: Iterable[str]) -> str:

@@ -6,7 +6,6 @@ besides phi, its outer state and the trainer's segment, and a quarter of it for 
 What is encoded for others goes from shared memory into a pooled buffer, and from there to the wire.
 """
 
-import hashlib
 import math
 import os
 from collections.abc import Iterator, Sequence
@@ -26,7 +25,7 @@ from wantrain.peers.vector import StagedValues, vector_of
 from wantrain.transport.codec import Codec, as_tensor
 from wantrain.transport.codec.blocks import not_finite
 from wantrain.transport.collective import Payload
-from wantrain.transport.digest import chunk_digest
+from wantrain.transport.digest import chunk_digest, state_digest
 from wantrain.transport.memory import Pool, big, bytes_of
 from wantrain.transport.partition import chunk_elements
 from wantrain.transport.wire import size_bytes
@@ -361,23 +360,20 @@ class Engine:
         for tensor, part in zip(tensors, values.chunk(len(tensors)), strict=True):
             tensor.copy_(part)
 
-    def digest_steps(self) -> Iterator[bytes | None]:
-        """Digest of the state, SHA-256 over its chunks' BLAKE3 in order: None after each chunk, at last the digest.
+    def digest_steps(self) -> Iterator[bytes]:
+        """BLAKE3 of each state chunk in order, as `read_state` gives it; `state_digest` makes one digest of them.
 
         Every chunk is read when its turn comes: if the state changes meanwhile, begin anew.
         """
-        whole = hashlib.sha256(b"state")
         for k in range(len(self._state_chunks)):
             digest = blake3()
             for tensor in self._state_chunk(k):
                 digest.update(bytes_of(tensor))
-            whole.update(digest.digest())
-            yield None
-        yield whole.digest()
+            yield digest.digest()
 
     def state_digest(self) -> bytes:
-        """The digest of `digest_steps` at once."""
-        return next(digest for digest in self.digest_steps() if digest is not None)
+        """The digest of the whole state, with all of `digest_steps` at once."""
+        return state_digest(self.digest_steps())
 
     def _state_chunk(self, k: int) -> tuple[Tensor, ...]:
         vector, (start, stop) = self._state_chunks[k]

@@ -112,10 +112,11 @@ class ReduceFailed:
 
 @dataclass(frozen=True, slots=True)
 class StateDigested:
-    """The digest of the state at log number `number` was computed."""
+    """The digest of the state at log number `number` was computed, from those of its chunks."""
 
     number: int
     digest: bytes
+    chunks: tuple[bytes, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,8 @@ MAX_PATHS = 64
 """Most measured paths in one report."""
 MAX_ASKED = 4096
 """Most chunks asked for in one message."""
+MAX_DIGESTS = 16_384
+"""Most digests of chunks in one message: half of what its header holds, enough for a stream of 8.6 G values."""
 
 Name: TypeAlias = Annotated[str, Field(strict=True, max_length=128)]
 PeerId: TypeAlias = Annotated[str, Field(strict=True, min_length=1, max_length=64)]
@@ -296,11 +298,16 @@ class Abort:
 
 @dataclass(frozen=True, slots=True)
 class Refetch:
-    """The state that the receiver reported is not the run's: if it still is at that one it fetches a fresh snapshot."""
+    """The state that the receiver reported is not the run's.
+
+    By `digest`, which stands at that log number, it finds out what of its state is false, and fetches that anew.
+    Without one it fetches a fresh snapshot, if it still is at that number.
+    """
 
     log_number: Count
     chain: Annotated[bytes, Field(strict=True, max_length=32)]
     reason: Text
+    digest: Annotated[bytes, Field(strict=True, max_length=32)] = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -352,6 +359,21 @@ class StateChunk:
     chunk: Count
     number: Count
     chain: Digest
+
+
+@dataclass(frozen=True, slots=True)
+class WantDigests:
+    """Ask for the digests of all state chunks at log number `number`."""
+
+    number: Count
+
+
+@dataclass(frozen=True, slots=True)
+class StateDigests:
+    """BLAKE3 of all state chunks at log number `number`, one after another; b"" if they are not known (any more)."""
+
+    number: Count
+    digests: Annotated[bytes, Field(strict=True, max_length=32 * MAX_DIGESTS)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -481,8 +503,8 @@ class Detached:
 Record: TypeAlias = (
     Enroll | Hello | Report | Genesis | WantRecords | Leave | WantStatus | Enrolled | Refused | Welcome
     | WantHello | WantGenesis | View | Start | Commit | Abort | Refetch | Status | Part | Result | WantParts | WantState
-    | StateChunk | WantUpdate | UpdateChunk | Owed | NotHeld | Attach | Attached | GenesisWritten | Contribute | Granted
-    | Waiting | Log | Detach | Detached
+    | StateChunk | WantDigests | StateDigests | WantUpdate | UpdateChunk | Owed | NotHeld | Attach | Attached
+    | GenesisWritten | Contribute | Granted | Waiting | Log | Detach | Detached
 )  # fmt: skip
 
 # A TypeAdapter takes no configuration for dataclasses, so each class carries it; it must be there before the adapters.

@@ -45,6 +45,7 @@ from wantrain.peers.events import (
     TrainerStarting,
 )
 from wantrain.peers.messages import (
+    MAX_DIGESTS,
     Abort,
     Commit,
     CommitRecord,
@@ -61,11 +62,13 @@ from wantrain.peers.messages import (
     Result,
     Start,
     StateChunk,
+    StateDigests,
     SyncId,
     SyncReport,
     UpdateChunk,
     View,
     Waiting,
+    WantDigests,
     WantGenesis,
     WantHello,
     WantParts,
@@ -77,7 +80,7 @@ from wantrain.peers.recovery import Recovery
 from wantrain.peers.reports import PathNews, sync_line, urgent, urgent_in
 from wantrain.peers.update_log import UpdateLog
 from wantrain.transport.collective import Payload
-from wantrain.transport.digest import first_link
+from wantrain.transport.digest import DIGEST_BYTES, first_link
 from wantrain.transport.topologies import TOPOLOGIES
 
 COORDINATOR = "coordinator"
@@ -294,9 +297,8 @@ class Participant:
             case Progress():
                 self._progress = event
                 return []
-            case StateDigested(number, digest):
-                if self.complete and number == self.applied:
-                    self._recovery.state_digest = (number, digest)
+            case StateDigested(number, digest, chunks):
+                self._recovery.digested(number, digest, chunks)
                 return []
             case LeaveRequested(reason):
                 self._leaving = self._leaving or (reason, now)
@@ -331,8 +333,8 @@ class Participant:
             case WantHello():
                 self._reported = None
                 return [Tell(COORDINATOR, self.facts.hello)]
-            case Refetch(number, chain, reason):
-                return self._reset(reason) if (number, chain) == (self.applied, self.chain) else []
+            case Refetch() as refetch:
+                return self._refetch(refetch, now)
             case Waiting(reason):
                 self._why = reason
                 return []
@@ -466,6 +468,12 @@ class Participant:
                 return recovery.state_came(source, record, event.payload, now) + self._advance(now)
             case UpdateChunk(number, chunk):
                 return recovery.update_came(event, number, chunk, now) + self._advance(now)
+            case WantDigests(number):
+                digests = recovery.digests_at(number)
+                known_here = digests if len(digests) <= DIGEST_BYTES * MAX_DIGESTS else b""
+                return [Tell(source, StateDigests(number, known_here))]
+            case StateDigests(number, digests):
+                return recovery.digests_came(source, number, digests, now) + self._advance(now)
             case NotHeld(number, held):
                 return recovery.not_held(source, number, held, now) + self._advance(now)
             case _:
@@ -531,6 +539,16 @@ class Participant:
         if self._streams[name].state == "grad":
             self._mine.gradient_came(name, record.sync.index)
         return [*settled, Apply(record, payloads, skip)]
+
+    def _refetch(self, refetch: Refetch, now: float) -> list[Effect]:
+        """The state is not the run's. The trainer starts again from the run's state, once that is here."""
+        repair = self._recovery.repair(refetch.log_number, refetch.chain, refetch.digest, now)
+        if repair is None:
+            here = (refetch.log_number, refetch.chain) == (self.applied, self.chain)
+            return self._reset(refetch.reason) if here else []
+        self._attempts.give_up()
+        self._mine.reset()
+        return [ForgetResiduals(), Note("repair", {"reason": refetch.reason}), *repair, *self._answer_trainer()]
 
     def _reset(self, reason: str) -> list[Effect]:
         """Forget the state: it is not the run's. The trainer starts again from the run's state, once fetched."""

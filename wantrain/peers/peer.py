@@ -69,6 +69,7 @@ from wantrain.peers.messages import (
 from wantrain.peers.outbox import Outbox
 from wantrain.peers.participant import Participant
 from wantrain.transport.collective import Payload
+from wantrain.transport.digest import state_digest
 from wantrain.transport.link import Done
 
 WAITING_EVERY_S = 1.0
@@ -98,7 +99,7 @@ class Tensors(Protocol):
     def read_state(self, k: int) -> Payload: ...
     def check_state(self, k: int, payload: Payload) -> str | None: ...
     def store_state(self, k: int, payload: Payload) -> None: ...
-    def digest_steps(self) -> Iterator[bytes | None]: ...
+    def digest_steps(self) -> Iterator[bytes]: ...
 
 
 class Surroundings(Protocol):
@@ -173,7 +174,8 @@ class Peer:
         self._heir = ""
         """To whom this peer hands over what it owes."""
         self._waited_at = 0.0
-        self._digest: tuple[int, Iterator[bytes | None]] | None = None
+        self._digest: tuple[int, Iterator[bytes], list[bytes]] | None = None
+        """Of the state at this log number: its chunks' digests to come, and those that are known."""
         self.pause_s = 0.0
         """Seconds that the trainer has waited for grants in total."""
 
@@ -452,10 +454,12 @@ class Peer:
         if self.tensors is None or core.left or not core.complete or core.digested == core.applied:
             return False
         if self._digest is None or self._digest[0] != core.applied:
-            self._digest = (core.applied, self.tensors.digest_steps())
-        number, steps = self._digest
-        digest = next(steps)
+            self._digest = (core.applied, self.tensors.digest_steps(), [])
+        number, steps, chunks = self._digest
+        digest = next(steps, None)
         if digest is not None:
+            chunks.append(digest)
+        else:
             self._digest = None
-            self.handle(StateDigested(number, digest), now)
+            self.handle(StateDigested(number, state_digest(chunks), tuple(chunks)), now)
         return True

@@ -13,9 +13,11 @@ from wantrain.peers import catchup
 from wantrain.peers.effects import Effect, Note, StoreState, Tell
 from wantrain.peers.events import FromPeer
 from wantrain.peers.layout import stream_chunks
-from wantrain.peers.messages import CommitRecord, Manifest, StateChunk, WantRecords, WantState, WantUpdate, Welcome
+from wantrain.peers.messages import CommitRecord, Manifest, StateChunk, WantDigests, WantRecords, WantState, Welcome
+from wantrain.peers.repair import Ledger, Repair
+from wantrain.peers.update_fetch import UpdateFetch
 from wantrain.transport.collective import Payload
-from wantrain.transport.digest import next_link, update_digest
+from wantrain.transport.digest import next_link
 
 ASK_RECORDS_S = 1.0
 STUCK_S = 30.0
@@ -64,15 +66,14 @@ class Recovery:
         self._own_anchor = False
         """Whether the anchor is where this peer stood itself; what is staged then depends on the lines after it."""
         self._sources: tuple[str, ...] = ()
+        self._liars: frozenset[str] = frozenset()
+        """Who has given something false; they are asked last."""
         self._state: catchup.Fetch | None = None
         self._taken: dict[int, tuple[int, bytes]] = {}
         """Chunks of the state that are ahead of `applied`: log number and link that each was taken at."""
-        self._update: catchup.Fetch | None = None
-        self._update_number = 0
-        self._update_chunks: dict[int, FromPeer] = {}
-        self._update_dropped = False
-        """Whether somebody has answered that it no longer keeps the update."""
-        self._vain = 0
+        self._ledger = Ledger()
+        self._repair: Repair | None = None
+        self._update: UpdateFetch | None = None
         self._asked_at = -ASK_RECORDS_S
         self._moved_at = 0.0
 
@@ -100,7 +101,7 @@ class Recovery:
 
     def wants_update(self, number: int, chunk: int) -> bool:
         """Whether this chunk of an update is of use."""
-        return self._update is not None and number == self._update_number and chunk in self._update.missing
+        return self._update is not None and self._update.wants(number, chunk)
 
     def stream_of(self, number: int) -> str | None:
         """The stream of a line ahead, if the line is known."""
@@ -113,11 +114,14 @@ class Recovery:
             have = len(self.state_chunks) - len(self._state.missing)
             sources = ", ".join(map(name_of, self._state.sources)) or "a peer that holds it"
             return f"fetching the state from {sources}: {have} of {len(self.state_chunks)} chunks"
+        if self._repair is not None:
+            sources = ", ".join(map(name_of, self._repair.sources)) or "a peer that holds it"
+            return f"finding out from {sources} which chunks of its state at {self._repair.number} are false"
         if not self.complete:
             return f"replaying updates: at {self.applied} of {self.head}"
         if self._update is not None:
             sources = ", ".join(map(name_of, self._update.sources)) or "a peer that holds it"
-            return f"fetching update {self._update_number} from {sources}"
+            return f"fetching update {self._update.record.number} from {sources}"
         return ""
 
     # ---- beginnings
@@ -140,21 +144,23 @@ class Recovery:
         if not self._own_anchor:
             indices = {name: welcome.indices.get(name, 0) for name in self.indices}
             self._anchor = Position(welcome.head, welcome.chain, indices)
-        if self._state is not None:
+        if self._state is not None or self._repair is not None:
             return []
-        self._state = catchup.Fetch(range(len(self.state_chunks)))
-        return self._fetch_state(catchup.Sources(self._sources), now)
+        return self._fetch_chunks(range(len(self.state_chunks)), now)
 
     def sources_changed(self, sources: tuple[str, ...], now: float) -> list[Effect]:
         """Other peers hold the run's state now."""
         self._sources = sources
-        effects = self._fetch_state(catchup.Sources(sources), now)
-        return effects + self._fetch_update(catchup.Sources(sources), now)
+        return self._fetch_all(catchup.Sources(sources, self._liars), now)
 
     def reachable(self, source: str, now: float) -> list[Effect]:
         """The connection to a peer came up: ask it again at once."""
-        effects = self._fetch_state(catchup.Reachable(source), now)
-        return effects + self._fetch_update(catchup.Reachable(source), now)
+        return self._fetch_all(catchup.Reachable(source), now)
+
+    def _lied(self, liars: Iterable[str], now: float) -> list[Effect]:
+        """These peers are asked after all others from now on."""
+        self._liars = self._liars.union(liars)
+        return self.sources_changed(self._sources, now)
 
     def learn(self, records: Iterable[CommitRecord], head: int) -> None:
         """Lines of the commit log have come, in any order and maybe late."""
@@ -166,8 +172,8 @@ class Recovery:
             # After a rewind the same number comes again, from a later attempt.
             if known is None or known.sync.attempt < record.sync.attempt:
                 self._records[record.number] = record
-                if known is not None and record.number == self._update_number:
-                    self._drop_update()
+                if known is not None and self._update is not None and record.number == self._update.record.number:
+                    self._update = None
 
     # ---- a snapshot
 
@@ -177,6 +183,7 @@ class Recovery:
             return []
         self._moved_at = now
         self._taken[record.chunk] = (record.number, record.chain)
+        self._ledger.givers[record.chunk] = source
         effects: list[Effect] = [StoreState(record.chunk, payload)]
         return effects + self._fetch_state(catchup.Came(source, record.chunk), now)
 
@@ -233,13 +240,17 @@ class Recovery:
             effects.append(Note("behind", {"from": self.applied}))
             self._anchor, self._own_anchor = Position(self.applied, self.chain, dict(self.indices)), True
         self._forget_state()
-        self._state = catchup.Fetch(range(len(self.state_chunks)))
-        self._moved_at = now
-        return effects + self._fetch_state(catchup.Sources(self._sources), now)
+        return effects + self._fetch_chunks(range(len(self.state_chunks)), now)
+
+    def _fetch_chunks(self, chunks: Iterable[int], now: float) -> list[Effect]:
+        """Fetch these chunks of the state; all others are known by `_taken`."""
+        self._state, self._moved_at = catchup.Fetch(chunks), now
+        return self._fetch_state(catchup.Sources(self._sources, self._liars), now)
 
     def reset(self) -> None:
         """Forget everything but the model: it was not the run's."""
         self._forget_state()
+        self._ledger.givers = {}
         self._records, self._anchor, self._own_anchor = {}, None, False
         self.head, self.given_up = -1, False
         for name in self.indices:
@@ -249,7 +260,65 @@ class Recovery:
         self.applied, self.chain = -1, b""
         self.state_digest = (-1, b"")
         self._state, self._taken = None, {}
-        self._drop_update()
+        self._update, self._repair = None, None
+        self._ledger.forget()
+
+    # ---- a state that is false somewhere
+
+    def digested(self, number: int, digest: bytes, chunks: tuple[bytes, ...]) -> None:
+        """The state at hand was digested."""
+        if self.complete and number == self.applied:
+            self.state_digest = (number, digest)
+            self._ledger.keep(number, self.chain, chunks)
+
+    def digests_at(self, number: int) -> bytes:
+        """Digests of the state's chunks at a log number, one after another; b"" if they are not known."""
+        return b"".join(self._ledger.at(number)[1])
+
+    def repair(self, number: int, chain: bytes, digest: bytes, now: float) -> list[Effect] | None:
+        """At this log number another digest stands than this peer's: find out what is false, and fetch that anew.
+
+        Until then there is no state at hand. What is staged must have been given up: it counts from a false state.
+
+        Returns:
+            effects; None if this peer does not know the digests of its own chunks there: nothing has changed then.
+        """
+        link, own = self._ledger.at(number)
+        if not self.complete or link != chain or not digest or not own:
+            return None
+        self._anchor, self._own_anchor = Position(self.applied, self.chain, dict(self.indices)), False
+        self._forget_state()
+        self._repair = Repair(number, digest, own)
+        return self._compare(catchup.Sources(self._sources, self._liars), now)
+
+    def digests_came(self, source: str, number: int, digests: bytes, now: float) -> list[Effect]:
+        """`source` says what the digests of all chunks are; b"" if it does not know."""
+        repair, anchor = self._repair, self._anchor
+        if repair is None or anchor is None or number != repair.number:
+            return []
+        false = repair.false_chunks(digests)
+        if false is None:
+            return self._compare(catchup.Denied(source), now)
+        givers = sorted({self._ledger.givers[chunk] for chunk in false if chunk in self._ledger.givers})
+        count = len(self.state_chunks)
+        note = Note("false-state", {"number": number, "chunks": len(false), "of": count, "sources": givers})
+        self._repair = None
+        right = set(range(count)).difference(false)
+        self._taken = dict.fromkeys(sorted(right), (anchor.number, anchor.chain))
+        return [note, *self._lied(givers, now), *self._fetch_chunks(false, now)]
+
+    def _compare(self, event: catchup.FetchEvent, now: float) -> list[Effect]:
+        effects: list[Effect] = []
+        for effect in [] if self._repair is None else self._repair.handle(event, now):
+            match effect:
+                case catchup.Want(source, _):
+                    assert self._repair is not None
+                    effects.append(Tell(source, WantDigests(self._repair.number)))
+                case catchup.Exhausted():
+                    effects.append(Note("refetch", {"reason": "nobody knows the digests of its chunks any more"}))
+                    self._repair = None
+                    effects += self._fetch_chunks(range(len(self.state_chunks)), now)
+        return effects
 
     # ---- the next line and its update
 
@@ -271,24 +340,20 @@ class Recovery:
 
     def fetched(self, record: CommitRecord) -> tuple[Payload, ...] | None:
         """The fetched update of a line: its chunks; none of them if it is done without; None if it is not here."""
-        if self._update is None or self._update_number != record.number:
+        update = self._update
+        if update is None or update.record.number != record.number:
             return None
-        if self._streams[record.sync.stream].state == "grad" and self._vain >= (
-            1 if self._update_dropped else VAIN_ROUNDS
-        ):
+        enough = 1 if update.dropped else VAIN_ROUNDS
+        if self._streams[record.sync.stream].state == "grad" and update.vain >= enough:
             return ()
-        if self._update.missing:
-            return None
-        return tuple(self._update_chunks[chunk].payload for chunk in range(len(self._update_chunks)))
+        return update.payloads
 
     def fetch(self, record: CommitRecord, now: float) -> list[Effect]:
         """Get the update of this line from other peers."""
-        if self._update is not None and self._update_number == record.number:
+        if self._update is not None and self._update.record.number == record.number:
             return []
-        self._drop_update()
-        self._update_number = record.number
-        self._update = catchup.Fetch(range(self.chunks[record.sync.stream]))
-        return self._fetch_update(catchup.Sources(self._sources), now)
+        self._update = UpdateFetch(record, self.chunks[record.sync.stream])
+        return self._fetch_update(catchup.Sources(self._sources, self._liars), now)
 
     def step(self, record: CommitRecord, now: float) -> frozenset[int]:
         """The line is applied now; chunks of its stream that have it in already."""
@@ -300,66 +365,54 @@ class Recovery:
         self.applied, self.chain = record.number, record.chain
         self.indices[record.sync.stream] = record.sync.index
         del self._records[record.number]
-        self._drop_update()
+        self._update = None
         self._leave_behind()
         self._moved_at = now
         return skip
 
     def update_came(self, event: FromPeer, number: int, chunk: int, now: float) -> list[Effect]:
         """A chunk of the update that is being fetched."""
-        if not self.wants_update(number, chunk) or self._update is None or number not in self._records:
+        update = self._update
+        if update is None or not update.wants(number, chunk):
             return []
         self._moved_at = now
-        self._update_chunks[chunk] = event
-        effects = self._fetch_update(catchup.Came(event.source, chunk), now)
-        if self._update.missing:
-            return effects
-        chunks = [self._update_chunks[c] for c in range(len(self._update_chunks))]
-        record = self._records[number]
-        if update_digest(c.digest for c in chunks) == record.digest:
-            return effects
-        # Somebody's bytes are false; those who sent a chunk are asked again only after all others.
-        sources = sorted({c.source for c in chunks})
-        effects.append(Note("false-update", {"number": number, "sources": sources}))
-        self._drop_update()
-        effects += self.fetch(record, now)
-        return effects + [effect for source in sources for effect in self._fetch_update(catchup.Denied(source), now)]
+        effects = update.came(event, chunk, now)
+        liars, update.liars = sorted(update.liars), set()
+        if liars:
+            effects += [Note("false-update", {"number": number, "sources": liars}), *self._lied(liars, now)]
+        return effects
 
     def not_held(self, source: str, number: int, held: int, now: float) -> list[Effect]:
         """`source` does not hold what it was asked for: the state (number -1) or an update."""
         if number < 0:
             return self._fetch_state(catchup.Denied(source), now)
-        if self._update is None or number != self._update_number:
+        if self._update is None or number != self._update.record.number:
             return []
-        self._update_dropped = self._update_dropped or held >= number
+        self._update.dropped = self._update.dropped or held >= number
         return self._fetch_update(catchup.Denied(source), now)
 
-    def _drop_update(self) -> None:
-        self._update, self._update_number, self._update_chunks = None, 0, {}
-        self._update_dropped, self._vain = False, 0
-
     # ---- fetching
+
+    def _fetch_all(self, event: catchup.FetchEvent, now: float) -> list[Effect]:
+        return self._fetch_state(event, now) + self._fetch_update(event, now) + self._compare(event, now)
 
     def _fetch_state(self, event: catchup.FetchEvent, now: float) -> list[Effect]:
         wants = [] if self._state is None else self._state.handle(event, now)
         return [Tell(want.source, WantState(want.chunks)) for want in wants if isinstance(want, catchup.Want)]
 
     def _fetch_update(self, event: catchup.FetchEvent, now: float) -> list[Effect]:
-        effects: list[Effect] = []
-        for effect in [] if self._update is None else self._update.handle(event, now):
-            match effect:
-                case catchup.Want(source, chunks):
-                    effects.append(Tell(source, WantUpdate(self._update_number, chunks)))
-                case catchup.Exhausted():
-                    self._vain += 1
-                    stream = self.stream_of(self._update_number)
-                    if self._update_dropped and stream is not None and self._streams[stream].state == "param":
-                        return effects + self.snapshot_again(now)
+        update = self._update
+        if update is None:
+            return []
+        vain = update.vain
+        effects = update.handle(event, now)
+        if update.vain > vain and update.dropped and self._streams[update.record.sync.stream].state == "param":
+            return effects + self.snapshot_again(now)
         return effects
 
     def tick(self, now: float) -> list[Effect]:
         """Time has passed."""
-        effects = self._fetch_state(catchup.Tick(), now) + self._fetch_update(catchup.Tick(), now)
+        effects = self._fetch_all(catchup.Tick(), now)
         replaying = self._state is not None and not self._state.missing and not self.complete
         if replaying and now - self._moved_at >= STUCK_S:
             self.given_up = self._own_anchor

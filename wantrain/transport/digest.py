@@ -20,6 +20,11 @@ def update_digest(chunk_digests: Iterable[bytes]) -> bytes:
     return hashlib.sha256(b"update" + b"".join(chunk_digests)).digest()
 
 
+def state_digest(chunk_digests: Iterable[bytes]) -> bytes:
+    """Digest of a state: SHA-256 over its chunks' digests in order, so that states can be compared chunk by chunk."""
+    return hashlib.sha256(b"state" + b"".join(chunk_digests)).digest()
+
+
 def first_link(run: bytes, state_digest: bytes) -> bytes:
     """chain[0]: the run and its initial state."""
     return hashlib.sha256(b"genesis" + run + state_digest).digest()
