@@ -3,12 +3,14 @@
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
+from pathlib import Path
 
 import pytest
 
 from tests.sim.coverage import Transition, never_reached
 from tests.sim.mutants import CAUGHT_BY, MUTANTS
-from tests.sim.simulate import Outcome, run_in_worker, run_seed
+from tests.sim.plan import Plan
+from tests.sim.simulate import Outcome, run_in_worker, run_plan, run_seed
 
 SEEDS = 10_000
 BATCH = 1000
@@ -24,6 +26,8 @@ FOUND = [
     (2981, "one false state outvoted the two others, who came later after a restart of the coordinator"),
 ]
 """Seeds that failed once, and why. As faults are added a seed becomes another run, but it stays in."""
+PLANS = Path(__file__).parent / "found"
+"""Plans of seeds that failed once, shrunk; the name of the file says what was wrong."""
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +63,11 @@ def test_every_row_of_the_transition_tables_is_reached(reached: set[Transition])
 def test_seeds_that_failed_once_hold(seed: int, why: str) -> None:
     outcome = run_seed(seed)
     assert not outcome.failure, f"again: {why}\n{explain(outcome)}"
+
+
+@pytest.mark.parametrize("file", sorted(PLANS.glob("*.json")), ids=lambda file: file.stem)
+def test_plans_that_failed_once_hold(file: Path) -> None:
+    assert not run_plan(Plan.from_text(file.read_text())).failure, f"again: scripts/simulate --schedule {file} --trace"
 
 
 @pytest.mark.parametrize("bug", MUTANTS)

@@ -600,9 +600,7 @@ class SimTrainer:
     def _step(self) -> None:
         if not self.started or self.world.trainers_stopped:
             return
-        step = self.world.new_step()
-        self.made.add(step)
-        self.gradient = frozenset([step])
+        self.gradient = frozenset([self.world.new_step()])
         self.phase = "before"
         self._do(self.core.handle(BeforeStep()))
         self._go_on()
@@ -621,6 +619,7 @@ class SimTrainer:
         elif self.phase == "before":
             self.phase = "after"
             if not self.world.gradients:
+                self.made |= self.gradient
                 self.theta = {name: replace(t, steps=t.steps | self.gradient) for name, t in self.theta.items()}
             self._do(self.core.handle(AfterStep()))
             self._go_on()

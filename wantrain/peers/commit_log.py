@@ -4,6 +4,7 @@ A part of `coordinator.py`, which alone calls it. Durable before visible: what i
 effect, one at a time, and what follows from it happens only when `stored` says that it is on disk.
 """
 
+import math
 from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -127,5 +128,5 @@ class CommitLog:
         """Try the oldest write again, if it failed and it is time."""
         if not self.trouble or now < self._retry_at or not self._pending:
             return []
-        self._retry_at = now + STORE_RETRY_S
+        self._retry_at = math.inf  # it is under way now
         return [self._pending[0][0]]
