@@ -69,7 +69,7 @@ def run_plan(plan: Plan, world_class: type[World] = World, *, trace: bool = Fals
     except Exception as error:  # whatever goes wrong is the seed's finding
         failure = f"{type(error).__name__}: {error}"
         if not isinstance(error, Violation):
-            world.trace.lines += traceback.format_exception(error, limit=-8)
+            world.trace.lines += "".join(traceback.format_exception(error, limit=-8)).splitlines()
     reached = frozenset(world.reached.transitions)
     return Outcome(plan.seed, failure, world.checkers.commits, world.net.delivered, reached, tuple(world.trace.lines))
 
