@@ -312,6 +312,17 @@ def _too_large(world: World, planned: Fault, peer: SimPeer, other: str) -> None:
         world.net.at(planned.back_s, lambda: setattr(trainer, "flaw", ""))
 
 
+@fault("garbage")
+def _garbage(world: World, planned: Fault, peer: SimPeer, other: str) -> None:
+    """A member that sends some of the others what is no chunk of anything."""
+    peer.lies_to = planned.amount
+
+    def over() -> None:
+        peer.lies_to = 0
+
+    world.net.at(planned.back_s, over)
+
+
 @fault("bit-flip")
 def _bit_flip(world: World, planned: Fault, peer: SimPeer, other: str) -> None:
     # With fewer than three who can be compared nobody can tell who is right.
@@ -362,6 +373,7 @@ def heal(world: World) -> None:
         peer.crash_after = None
         peer.slowness = 1.0
         peer.lies = False
+        peer.lies_to = 0
         if peer.trainer is not None:
             peer.trainer.flaw = ""
     restart(world)

@@ -191,6 +191,10 @@ class SymbolicTensors:
             raise CodecError("the sum is too large to encode")
         return SumOf(chunk, tuple(whole), final)
 
+    def longest(self, stream: str, chunk: int, inputs: Sequence[tuple[float, PartOf | SumOf | None]]) -> int:
+        found = [self._used(stream) if p is None else p.contribution for _, p in inputs if not isinstance(p, SumOf)]
+        return next(k for k, contribution in enumerate(found) if contribution.flaw)
+
     def check(self, stream: str, chunk: int, payload: object, *, part: bool) -> str | None:
         kinds = isinstance(payload, PartOf) or (isinstance(payload, SumOf) and payload.final != part)
         return None if kinds and payload.chunk == chunk else "not a chunk of this stream"

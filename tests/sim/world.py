@@ -30,8 +30,10 @@ from wantrain.peers.messages import (
     Hello,
     LinkReport,
     Manifest,
+    Part,
     Record,
     Refused,
+    Result,
     StateChunk,
     TensorSpec,
     UpdateChunk,
@@ -294,6 +296,8 @@ class SimPeer:
         self.discards = 0
         self._silent = 0
         """Ticks in which its trainer waited and it could not say why."""
+        self.lies_to = 0
+        """Bits of the machines to which it sends garbage; odd: and one buffer too few."""
         self.slowness = 1.0
         """How many times longer the trainer's steps take."""
         self.lies = False
@@ -452,6 +456,8 @@ class SimPeer:
         target = world.peers.get(to)
         if target is None:
             return False
+        if self.lies_to >> int(to[1:]) & 1 and isinstance(record, Part | Result):
+            payloads = ("garbage",) * (len(payloads) - (self.lies_to & 1))
         world.net.carry(self.name, to, lambda: target.receive(self.name, record, payloads))
         return True
 

@@ -105,6 +105,9 @@ class Tensors:
             raise CodecError("too large")
         return "sum"
 
+    def longest(self, stream: str, chunk: int, inputs: Sequence[tuple[float, Any]]) -> int:
+        return next(k for k, (_, payload) in enumerate(inputs) if payload is not None)
+
     def check(self, stream: str, chunk: int, payload: Any, *, part: bool) -> str | None:
         return "false bytes" if payload == "false" else None
 
@@ -220,6 +223,10 @@ class One:
         sync = replace(SYNC, attempt=attempt)
         self.hear(Start(sync, 1, contributors, (1.0,) * len(contributors), (), shards))
 
+    def report(self) -> Report:
+        """What the coordinator was told last."""
+        return [record for to, record, _ in self.around.sent if to == COORDINATOR and isinstance(record, Report)][-1]
+
     def commit(self, contributors: tuple[str, ...], number: int = 1, attempt: int = 5) -> None:
         chain = CHAIN0
         for _ in range(number):
@@ -259,9 +266,46 @@ def test_false_bytes_never_reach_the_core_and_end_nothing(record: Record) -> Non
     one.start()
     before = len(one.around.sent)
     one.hear(record, "b", "false")
-    one.hear(record, "b", None)
-    assert len(one.around.sent) == before
+    told = [sent for _, sent, _ in one.around.sent[before:]]
+    assert [type(sent) for sent in told] == [Report] * isinstance(record, Part | Result)
     assert one.peer.core.applied == 0
+
+
+@pytest.mark.parametrize(
+    ("record", "payload", "why"),
+    [
+        (Part(SYNC, (0,)), "false", "Part: false bytes"),
+        (Result(SYNC, (0,)), "false", "Result: false bytes"),
+        (Part(SYNC, (0,)), None, "Part: 0 buffers for 1 chunks"),
+        (Part(SYNC, (0, 1)), "false", "Part: 1 buffers for 2 chunks"),
+        (Part(SYNC, (7,)), "part", "Part: no such chunk"),
+    ],
+)
+def test_the_coordinator_hears_by_name_whose_contribution_cannot_be_used(
+    record: Record, payload: str | None, why: str
+) -> None:
+    one = running()
+    one.say(Contribute("param", 1, 10, 0, 1))
+    one.start()
+    one.hear(record, "c", payload)  # who is not in it cannot end it
+    assert one.report().syncs[0].phase == "moving"
+    one.hear(record, "b", payload)
+    (line,) = one.report().syncs
+    assert (line.phase, line.waiting_for, line.why) == ("failed", ("b",), why)
+    assert one.peer.rejected == 2
+    one.hear(Abort(SYNC, "b is out"))
+    one.start(attempt=6, contributors=("me",))
+    one.commit(("me",), attempt=6)
+    assert one.peer.core.applied == 1
+
+
+def test_who_makes_the_sum_overflow_is_named() -> None:
+    one = running()
+    one.say(Contribute("param", 1, 10, 0, 1))
+    one.start(contributors=("me", "b"))
+    one.around.tensors.sums = False
+    one.hear(Part(SYNC, (0,)), "b", "huge")
+    assert one.report().syncs[0].waiting_for == ("b",)
 
 
 def test_bytes_that_nobody_asked_for_are_dropped_before_they_are_looked_at() -> None:

@@ -15,6 +15,7 @@ from wantrain.peers.rounds import (
     Persist,
     Persisted,
     Phase,
+    Rejected,
     Reported,
     Round,
     RoundEffect,
@@ -63,8 +64,9 @@ def done(peer: str, attempt: int, digest: bytes = b"d" * 32) -> Reported:
     return Reported(peer, SyncReport("param", 1, "done", attempt=attempt, digest=digest))
 
 
-def failed(peer: str, attempt: int, blamed: str = "") -> Reported:
-    return Reported(peer, SyncReport("param", 1, "failed", attempt=attempt, waiting_for=tuple(blamed)))
+def failed(peer: str, attempt: int, blamed: str = "", why: str = "", index: int = 1) -> Reported:
+    line = SyncReport("param", index, "failed", attempt=attempt, waiting_for=tuple(blamed), why=why)
+    return Reported(peer, line)
 
 
 def starts(effects: list[RoundEffect]) -> dict[str, Start]:
@@ -286,7 +288,7 @@ def test_two_digests_without_a_majority_are_tried_again_before_one_is_left_out()
 
 def test_a_chunk_that_does_not_encode_ends_the_attempt_at_once_without_the_largest() -> None:
     current = round_of("abc")
-    for peer, norm in (("a", 1.0), ("b", 1e30), ("c", 2.0)):
+    for peer, norm in (("a", 1.0), ("b", 30.0), ("c", 2.0)):
         current.handle(ready(peer, norm=norm), 0.0)
     effects = current.handle(failed("c", 1), 0.1)
     assert aborts(effects)[0].dropped == ("b",)
@@ -392,3 +394,58 @@ def test_of_many_late_peers_a_reason_names_a_few_and_their_number() -> None:
     current = round_of("abcdefghijklmnop")
     current.handle(ready("a"), 0.0)
     assert "b, c, d, e, f, g, h, i and 7 more" in current.reason
+
+
+# ---- contributions that cannot be used
+
+
+def rejected(effects: list[RoundEffect]) -> list[Rejected]:
+    return [effect for effect in effects if isinstance(effect, Rejected)]
+
+
+def test_whose_bytes_cannot_be_used_is_left_out_by_name_and_longer_each_time() -> None:
+    current = round_of("abc")
+    attempt, left_out = 0, []
+    for index in range(1, 9):
+        effects = [e for peer in "abc" for e in current.handle(ready(peer, index), 10.0 * index)]
+        attempt += 1
+        contributors = starts(effects)["a"].contributors
+        if "c" in contributors:
+            effects = current.handle(failed("b", attempt, "c", "NaN", index), 10.0 * index)
+            assert [(r.peer, r.by, r.reason) for r in rejected(effects)] == [("c", "b", "NaN")]
+            attempt += 1
+            assert starts(effects)["a"].contributors == ("a", "b")
+        else:
+            left_out.append(index)
+        for peer in starts(effects):
+            line = SyncReport("param", index, "done", attempt=attempt, digest=b"d" * 32)
+            current.handle(Reported(peer, line), 10.0 * index)
+        current.handle(Persisted(), 10.0 * index)
+    assert left_out == [3, 5, 6, 7]  # found out in 1, 2 and 4, and again in 8
+
+
+def test_who_alone_accuses_one_after_another_is_left_out_itself() -> None:
+    current = round_of("abcd")
+    effects = [e for peer in "abcd" for e in current.handle(ready(peer), 0.0)]
+    effects = current.handle(failed("a", 1, "b", "NaN"), 0.1)
+    assert starts(effects)["a"].contributors == ("a", "c", "d")
+    effects = current.handle(failed("a", 2, "c", "NaN"), 0.2)
+    assert rejected(effects)[0].peer == "a"
+    assert starts(effects)["c"].contributors == ("c", "d")
+
+
+@pytest.mark.parametrize("norm", [0.0, 1e6])
+def test_a_norm_out_of_line_is_not_in_the_sync_and_the_others_do_not_wait(norm: float) -> None:
+    current = round_of("abcd")
+    effects = [
+        e for peer in "abcd" for e in current.handle(ready(peer, norm=norm if peer == "b" else 1.0), 0.0)
+    ]  # fmt: skip
+    assert [(r.peer, r.by) for r in rejected(effects)] == [("b", "")]
+    assert starts(effects)["a"].contributors == ("a", "c", "d")
+
+
+def test_claimed_weights_count_only_where_the_run_weighs() -> None:
+    current = round_of("ab")
+    current._weighted = False
+    effects = [e for peer in "ab" for e in current.handle(ready(peer, weight=1e15), 0.0)]
+    assert starts(effects)["a"].weights == (1.0, 1.0)

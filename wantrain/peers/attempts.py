@@ -8,12 +8,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from wantrain.peers.effects import Effect, Note, ReduceChunk, SendContribution, SendPayload, Tell
-from wantrain.peers.events import FromPeer, Reduced, ReduceFailed
+from wantrain.peers.events import Flawed, FromPeer, Reduced, ReduceFailed
 from wantrain.peers.messages import CommitRecord, Part, Result, Start, SyncId, WantParts
 from wantrain.transport import collective as co
 from wantrain.transport.collective import Collective, Payload, Plan
 from wantrain.transport.topologies import collective
 
+MAX_WHY_CHARS = 256
 MAX_EARLY = 128
 """Messages with tensor bytes kept when they overtake their START; more are dropped and asked for again."""
 
@@ -27,6 +28,7 @@ class Attempt:
     done: co.Complete | None = None
     failed: tuple[str, ...] | None = None
     """Set when it cannot be completed here; names those to blame, if that is known."""
+    why: str = ""
 
     @property
     def sync(self) -> SyncId:
@@ -153,8 +155,15 @@ class Attempts:
         attempt = self.of(event.sync)
         if attempt is None:
             return []
-        attempt.failed = event.blamed
+        attempt.failed, attempt.why = event.blamed, event.reason[:MAX_WHY_CHARS]
         return [Note("reduce-failed", {"sync": str(event.sync), "reason": event.reason})]
+
+    def flawed(self, event: Flawed) -> list[Effect]:
+        """A contributor has sent what cannot be used: it will not get better by asking again."""
+        attempt = self.of(event.sync)
+        if attempt is not None and attempt.done is None and event.source in attempt.start.contributors:
+            attempt.failed, attempt.why = (event.source,), event.reason[:MAX_WHY_CHARS]
+        return []
 
     def tick(self, now: float) -> list[Effect]:
         """Time has passed."""

@@ -63,6 +63,7 @@ from wantrain.peers.messages import (
     WantRecords,
     Welcome,
 )
+from wantrain.peers.offences import Offences
 from wantrain.peers.planner import Planner
 from wantrain.peers.timing import Policy
 from wantrain.transport.digest import first_link
@@ -110,6 +111,7 @@ class Coordinator:
         self.membership = Membership(facts.policy, history.view)
         self.rounds: dict[str, rounds.Round] = {}
         self.links = LinkTable()
+        self.offences = Offences()
         self._attempts = history.epoch * ATTEMPTS_PER_EPOCH
         self._revision = history.epoch * ATTEMPTS_PER_EPOCH
         self._candidate = ""
@@ -332,6 +334,10 @@ class Coordinator:
         if before is None or (before.trainer, before.log_number) != (report.trainer, report.log_number):
             effects += self._show_seen(peer, now)
         lines = {line.stream: line for line in report.syncs} if report.log_number >= 0 else {}
+        for said in report.syncs:
+            if said.phase == "failed" and said.why:  # also of an attempt that is over: the more say it the better
+                for accused in self.membership.peers.keys() & said.waiting_for:
+                    self.offences.heard(peer, accused)
         for stream in list(self.rounds):
             line = lines.get(stream)
             event = rounds.Absent(peer) if line is None else rounds.Reported(peer, line)
@@ -470,6 +476,8 @@ class Coordinator:
                 self.facts.policy,
                 self._next_attempt,
                 self.name_of,
+                weighted=stream.weight != "equal",
+                offences=self.offences,
             )
 
     def _next_attempt(self) -> int:
@@ -516,9 +524,17 @@ class Coordinator:
                 case rounds.LeftBehind(sync, peer, reason):
                     details = {"sync": str(sync), "name": self.name_of(peer), "reason": reason}
                     effects.append(Announce("left-behind", details))
+                case rounds.Rejected(where, peer, by, reason):
+                    effects.append(self._rejected(where, peer, by, reason))
                 case rounds.Committed():
                     pass
         return effects
+
+    def _rejected(self, where: str, peer: str, by: str, reason: str) -> Announce:
+        guilty = self.offences.guilty.get(peer)
+        details = {"sync": where, "peer": peer, "name": self.name_of(peer), "reason": reason}
+        details |= {"by": self.name_of(by)} if by else {}
+        return Announce("rejected", {**details, "times": guilty.times if guilty else 0})
 
     def _commit(self, done: rounds.Persist) -> list[CoordinatorEffect]:
         start = done.start

@@ -111,6 +111,15 @@ class ReduceFailed:
 
 
 @dataclass(frozen=True, slots=True)
+class Flawed:
+    """What a peer has sent for an attempt cannot be used, for this reason; nothing of it was."""
+
+    source: str
+    sync: SyncId
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class StateDigested:
     """The digest of the state at log number `number` was computed, from those of its chunks."""
 
@@ -138,5 +147,5 @@ class Tick:
 
 Event: TypeAlias = (
     FromPeer | CoordinatorLink | PeerLink | TrainerStarting | TrainerAttached | GenesisReady | Staged | TrainerGone
-    | Progress | Reduced | ReduceFailed | StateDigested | LeaveRequested | HandedOver | Tick
+    | Progress | Reduced | ReduceFailed | Flawed | StateDigested | LeaveRequested | HandedOver | Tick
 )  # fmt: skip

@@ -129,6 +129,8 @@ class SyncReport:
     """Chunks that have not come in yet."""
     waiting_for: Peers = ()
     """From whom something is missing; once it has failed, those to blame, if that is known."""
+    why: Annotated[str, Field(strict=True, max_length=256)] = ""
+    """What is wrong with what they contribute, once it has failed."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,6 +29,7 @@ from wantrain.peers.effects import (
 from wantrain.peers.events import (
     CoordinatorLink,
     Event,
+    Flawed,
     FromPeer,
     GenesisReady,
     HandedOver,
@@ -215,6 +216,11 @@ class Participant:
         """Whether this very attempt is still of use to others: it runs, or is done and not yet decided."""
         return self._attempts.of(sync) is not None
 
+    def contributors(self, sync: SyncId) -> tuple[str, ...]:
+        """Whose contributions the sums of this attempt are made of, in their order; () if they come as partial sums."""
+        attempt = self._attempts.of(sync)
+        return attempt.start.contributors if attempt is not None and attempt.start.topology == "direct" else ()
+
     def chunk_stream(self, record: object) -> tuple[str, int] | None:
         """The stream and chunk that a message's tensor bytes belong to, or None if there is no such chunk."""
         match record:
@@ -271,6 +277,8 @@ class Participant:
                 return self._attempts.reduced(event, now)
             case ReduceFailed():
                 return self._reduce_failed(event)
+            case Flawed():
+                return self._attempts.flawed(event)
             case CoordinatorLink(up, _):
                 self._up = up
                 self._down_since = None if up else now if self._down_since is None else self._down_since

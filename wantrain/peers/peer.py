@@ -34,6 +34,7 @@ from wantrain.peers.effects import (
 from wantrain.peers.events import (
     CoordinatorLink,
     Event,
+    Flawed,
     FromPeer,
     GenesisReady,
     HandedOver,
@@ -91,6 +92,7 @@ class Tensors(Protocol):
     def reduce(
         self, stream: str, chunk: int, inputs: Sequence[tuple[float, Payload | None]], divisor: float, final: bool
     ) -> Payload: ...
+    def longest(self, stream: str, chunk: int, inputs: Sequence[tuple[float, Payload | None]]) -> int: ...
     def check(self, stream: str, chunk: int, payload: Payload, *, part: bool) -> str | None: ...
     def digest(self, payload: Payload) -> bytes: ...
     def size_bytes(self, payload: Payload) -> int: ...
@@ -176,6 +178,10 @@ class Peer:
         self._waited_at = 0.0
         self._digest: tuple[int, Iterator[bytes], list[bytes]] | None = None
         """Of the state at this log number: its chunks' digests to come, and those that are known."""
+        self.rejected = 0
+        """Messages with tensor bytes that could not be used."""
+        self.unasked = 0
+        """Chunks that came and were of no use: late, repeated, or never asked for."""
         self.pause_s = 0.0
         """Seconds that the trainer has waited for grants in total."""
 
@@ -193,19 +199,21 @@ class Peer:
         """A record from the coordinator or a peer. Tensor bytes are checked before anything else sees them."""
         match record:
             case Part(sync, chunks) | Result(sync, chunks):
-                # Of the wrong number none is used; what is missing is asked for again.
-                for chunk, payload in zip(chunks, payloads if len(payloads) == len(chunks) else (), strict=False):
+                if len(payloads) != len(chunks):
+                    self._reject(source, record, f"{len(payloads)} buffers for {len(chunks)} chunks", now)
+                    return
+                for chunk, payload in zip(chunks, payloads, strict=True):
                     self._take_chunk(source, type(record)(sync, (chunk,)), payload, now)
             case Owed(stream, chunk, chunks):
                 if len(payloads) == 1 and stream in self._streams and source in self.core.members:
-                    self._take_owed(source, stream, chunk, chunks, payloads[0])
+                    self._take_owed(source, stream, chunk, chunks, payloads[0], now)
             case StateChunk() | UpdateChunk():
                 if len(payloads) == 1:
                     self._take_chunk(source, record, payloads[0], now)
             case _:
                 self.handle(FromPeer(source, record), now)
 
-    def _take_owed(self, source: str, stream: str, chunk: int, chunks: int, payload: Payload) -> None:
+    def _take_owed(self, source: str, stream: str, chunk: int, chunks: int, payload: Payload, now: float) -> None:
         """What a leaving peer owed is ours once all of it is here."""
         if self.tensors is None or chunks != self.core.chunks(stream) or chunk >= chunks:
             return
@@ -217,21 +225,29 @@ class Peer:
         try:
             self.tensors.add_residual(stream, [owed[k] for k in range(chunks)])
         except CodecError as error:
-            self._around.note("rejected", {"source": source, "kind": "Owed", "reason": error.message})
+            self._reject(source, Owed(stream, chunk, chunks), error.message, now)
 
     def _take_chunk(
         self, source: str, record: Part | Result | StateChunk | UpdateChunk, payload: Payload, now: float
     ) -> None:
         if not self.core.accepts(source, record):
+            self.unasked += 1
             return
         digest = b""
         flaw = self._flaw(record, payload)
         if flaw is not None:
-            self._around.note("rejected", {"source": source, "kind": type(record).__name__, "reason": flaw})
+            self._reject(source, record, flaw, now)
             return
         if self.tensors is not None and not isinstance(record, Part):
             digest = self.tensors.digest(payload)
         self.handle(FromPeer(source, record, payload, digest), now)
+
+    def _reject(self, source: str, record: Record, reason: str, now: float) -> None:
+        """Drop tensor bytes that cannot be used, by name; of a contribution the coordinator hears."""
+        self.rejected += 1
+        self._around.note("rejected", {"source": source, "kind": type(record).__name__, "reason": reason})
+        if isinstance(record, Part | Result):
+            self.handle(Flawed(source, record.sync, f"{type(record).__name__}: {reason}"), now)
 
     def _flaw(self, record: Part | Result | StateChunk | UpdateChunk, payload: Payload) -> str | None:
         where = self.core.chunk_stream(record)
@@ -399,10 +415,17 @@ class Peer:
         try:
             payload = self._tensors.reduce(sync.stream, chunk, effect.inputs, effect.divisor, effect.final)
         except CodecError as error:
-            self._events.append(ReduceFailed(sync, error.message))
+            self._events.append(ReduceFailed(sync, error.message, self._who_overflows(effect)))
             return
         digest = self._tensors.digest(payload) if effect.final else b""
         self._events.append(Reduced(sync, chunk, payload, digest))
+
+    def _who_overflows(self, effect: ReduceChunk) -> tuple[str, ...]:
+        """Whose contribution makes a sum impossible to encode, from its bytes; () if only partial sums are here."""
+        contributors = self.core.contributors(effect.sync)
+        if len(contributors) != len(effect.inputs):
+            return ()
+        return (contributors[self._tensors.longest(effect.sync.stream, effect.chunk, effect.inputs)],)
 
     def _apply(self, effect: Apply) -> None:
         record = effect.record

@@ -20,7 +20,9 @@ def sync_line(stream: str, index: int, staged: Staged | None, attempt: Attempt |
     if attempt.done is not None:
         return SyncReport(stream, index, "done", weight, norm, here, number, digest=attempt.done.digest)
     if attempt.failed is not None:
-        return SyncReport(stream, index, "failed", weight, norm, here, number, waiting_for=attempt.failed)
+        return SyncReport(
+            stream, index, "failed", weight, norm, here, number, waiting_for=attempt.failed, why=attempt.why
+        )
     missing, waiting_for = attempt.core.missing, attempt.core.waiting_for
     return SyncReport(stream, index, "moving", weight, norm, here, number, missing=missing, waiting_for=waiting_for)
 

@@ -107,4 +107,14 @@ class LeftBehind:
     reason: str
 
 
-RoundEffect = Tell | Persist | Committed | Aborted | LeftBehind
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """A contribution cannot be used and is not in the sync; `by` found it out, "" for the coordinator itself."""
+
+    sync: str
+    peer: str
+    by: str
+    reason: str
+
+
+RoundEffect = Tell | Persist | Committed | Aborted | LeftBehind | Rejected

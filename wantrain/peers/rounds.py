@@ -14,6 +14,7 @@ from typing import Any
 
 from wantrain.errors import ProtocolBug
 from wantrain.peers.messages import Abort, Start, SyncId, SyncReport
+from wantrain.peers.offences import Offences, out_of_line
 from wantrain.peers.planner import Plan
 from wantrain.peers.round_events import (
     Aborted,
@@ -23,6 +24,7 @@ from wantrain.peers.round_events import (
     LeftBehind,
     Persist,
     Persisted,
+    Rejected,
     Reported,
     RoundEffect,
     RoundEvent,
@@ -36,7 +38,7 @@ from wantrain.transport.cost import Choice
 DIGEST_RETRIES = 2
 """Attempts with the same peers after their digests differed without a majority, before one is left out."""
 MAX_BENCH_SYNCS = 64
-"""Longest that a peer which stalled syncs is left out, in syncs; it doubles with each stall."""
+"""Longest that a peer which stalled or spoiled syncs is left out, in syncs; it doubles with each time."""
 NAMED = 8
 """Peers that a reason names; of more it says how many."""
 BRIEF_EVERY_S = 0.5
@@ -68,6 +70,8 @@ class Round:
         index: the sync that comes next, from 1.
         next_attempt: gives a new attempt number, larger than any before, also over restarts.
         name_of: the name of a peer for people.
+        weighted: whether contributions count by the weights that peers report.
+        offences: who has contributed what cannot be used; the run's, for all streams.
     """
 
     def __init__(
@@ -78,6 +82,9 @@ class Round:
         policy: Policy,
         next_attempt: Callable[[], int],
         name_of: Callable[[str], str] = str,
+        *,
+        weighted: bool = True,
+        offences: Offences | None = None,
     ) -> None:
         self.stream = stream
         self.index = index
@@ -89,6 +96,8 @@ class Round:
         self._policy = policy
         self._next_attempt = next_attempt
         self._name_of = name_of
+        self._weighted = weighted
+        self._offences = offences or Offences()
         self._view = 0
         self._live: dict[str, None] = {}
         """Peers of the view, in order."""
@@ -290,6 +299,12 @@ class Round:
         return grace_s
 
     def _begin_attempt(self, contributors: list[str], now: float) -> list[RoundEffect]:
+        effects: list[RoundEffect] = []
+        for peer, reason in out_of_line({peer: self._ready[peer].norm for peer in contributors}).items():
+            contributors.remove(peer)
+            self._excluded.add(peer)
+            self._unfit.add(peer)
+            effects.append(Rejected(f"{self.stream}#{self.index}", peer, "", reason))
         # Who is behind the log fetches this update later too, and need not be waited for.
         inside = set(contributors)
         receivers = tuple(p for p in self._live if p not in inside and p in self._abreast and not self._benched(p))
@@ -298,7 +313,7 @@ class Round:
             sync=SyncId(self.stream, self.index, self._next_attempt()),
             view=self._view,
             contributors=choice.contributors,
-            weights=tuple(self._ready[peer].weight for peer in choice.contributors),
+            weights=tuple(self._ready[peer].weight if self._weighted else 1.0 for peer in choice.contributors),
             # In a ring all would wait for one slow receiver; they fetch the update later.
             receivers=() if choice.topology == "ring" else receivers,
             shards=choice.shards,
@@ -310,7 +325,7 @@ class Round:
         self._undone = dict.fromkeys(self._held)
         sync = self.start.sync
         self._reason = lambda: f"moving {sync} among {len(contributors)}"
-        return [Tell(peer, self.start) for peer in self._held]
+        return effects + [Tell(peer, self.start) for peer in self._held]
 
     # ---- moving
 
@@ -345,15 +360,28 @@ class Round:
         return self._start_again(event.peer, now)
 
     def _fail(self, event: Reported, now: float) -> list[RoundEffect]:
-        """A chunk does not encode: values too large, in a contribution or in their sum. Who is blamed is left out."""
+        """A contribution cannot be used: wrong bytes, or values too large to encode. Who is blamed is left out."""
         assert self.start is not None
         among = self.start.contributors
         blamed = tuple(peer for peer in event.sync.waiting_for if peer in among)
+        if blamed and blamed[0] != event.peer:
+            return self._accused(event.peer, blamed[0], event.sync.why, now)
         if not blamed:
             norms = {peer: self._ready[peer].norm for peer in among if peer in self._ready}
             blamed = (max(norms, key=lambda peer: (norms[peer], among.index(peer))),) if norms else ()
         self._unfit.update(blamed)
         return self._abort(f"{self._name_of(event.peer)} cannot encode a chunk", blamed, now)
+
+    def _accused(self, by: str, accused: str, why: str, now: float) -> list[RoundEffect]:
+        """One peer says that another's contribution cannot be used: one of the two is left out, longer each time."""
+        assert self.start is not None
+        culprit = self._offences.judge(by, accused)
+        reason = why if culprit == accused else f"it alone says of several peers: {why}"
+        times = self._offences.punish(culprit, reason)
+        self._bench[culprit] = self.index + min(2 ** (times - 1), MAX_BENCH_SYNCS) - 1
+        self._unfit.add(culprit)
+        rejected = Rejected(str(self.start.sync), culprit, by, reason)
+        return [rejected, *self._abort(f"{self._name_of(accused)} is said to contribute: {why}", (culprit,), now)]
 
     def _move_cast(self, event: Cast, now: float) -> list[RoundEffect]:
         assert self.start is not None
@@ -534,6 +562,7 @@ __all__ = [
     "LeftBehind",
     "Persist",
     "Persisted",
+    "Rejected",
     "Reported",
     "RoundEffect",
     "RoundEvent",

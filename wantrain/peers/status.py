@@ -100,6 +100,7 @@ def _links(core: Coordinator) -> list[dict[str, Any]]:
 
 def _peer(core: Coordinator, peer: str, known: PeerState, now: float) -> dict[str, Any]:
     report = known.report
+    guilty = core.offences.guilty.get(peer)
     late = known.gone_reason if not known.alive else ""
     for stream, current in core.rounds.items():
         if known.alive and peer in current.waiting_for:
@@ -117,6 +118,7 @@ def _peer(core: Coordinator, peer: str, known: PeerState, now: float) -> dict[st
         "last_seen_s": round(now - known.seen_at, 3),
         "waiting": report.waiting if report else "",
         "late": late,
+        "rejected": {"times": guilty.times, "reason": guilty.reason} if guilty else None,
         "syncs": [
             {"stream": line.stream, "index": line.index, "phase": line.phase, "attempt": line.attempt}
             for line in (report.syncs if report else ())
