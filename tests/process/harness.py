@@ -3,12 +3,14 @@
 Nothing here sleeps for a fixed time: `Run.until` polls what the processes write and what the coordinator answers.
 """
 
+import json
 import os
 import re
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -18,6 +20,7 @@ import msgpack
 from wantrain.config import store_path
 from wantrain.demo.processes import Children, json_lines
 from wantrain.errors import UnreachableError
+from wantrain.lab import Lab
 from wantrain.new_run import create_run
 from wantrain.peers.messages import Commit, CommitRecord, unpack
 from wantrain.peers.status import query
@@ -38,6 +41,20 @@ TIGHT: dict[str, dict[str, Any]] = {
 }
 PERIOD = {"diloco": "every", "local-sgd": "every", "ddp": "resync"}
 
+# Answers every line with the run's status.
+ASKER = """
+import json, sys
+from pathlib import Path
+from wantrain.errors import UnreachableError
+from wantrain.peers.status import query
+for _ in sys.stdin:
+    try:
+        document = query(Path(sys.argv[1]), 5.0)
+    except UnreachableError:
+        document = {}
+    print(json.dumps(document), flush=True)
+"""
+
 T = TypeVar("T")
 Event = dict[str, Any]
 
@@ -48,6 +65,8 @@ class Run:
     Args:
         folder: for run.toml, logs, events and homes.
         options: sections of run.toml with the values that differ from TIGHT and the template.
+        lab: a network lab in which the run takes place: the coordinator on host 0, every peer on one of its own, in
+            the order in which they are first started. Without it all are on this host's loopback.
     """
 
     def __init__(
@@ -57,14 +76,19 @@ class Run:
         method: str = "diloco",
         codec: str = "int8",
         options: dict[str, dict[str, Any]] | None = None,
+        lab: Lab | None = None,
     ) -> None:
         self.folder = folder
+        self.lab = lab
+        self.hosts: dict[str, int] = {"coordinator": 0}
+        """Where in the lab each process is, by its name."""
+        self._asker: subprocess.Popen[str] | None = None
         self.run_file = folder / "run.toml"
         self.invite = ""
         self.address = ""
         self._children = Children(folder)
         self._events: dict[str, list[Event]] = {}
-        spec = create_run(self.run_file, method=method, codec=codec, bind="127.0.0.1:0")
+        spec = create_run(self.run_file, method=method, codec=codec, bind=self._where("coordinator"))
         sections: dict[str, Any] = {
             name: getattr(spec, name).model_copy(update={**TIGHT.get(name, {}), **(options or {}).get(name, {})})
             for name in ("sync", "liveness", "log")
@@ -78,6 +102,9 @@ class Run:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         self._children.__exit__(kind, error, _)
+        if self._asker is not None:
+            self._asker.kill()
+            self._asker.communicate()
 
     # ---- processes
 
@@ -88,7 +115,8 @@ class Run:
 
     def start(self, name: str, *words: str | Path, environment: dict[str, str] | None = None) -> None:
         """Start a command under a name, in a process group of its own."""
-        self._children.start(name, [str(word) for word in words], {**self.environment, **(environment or {})})
+        popen = partial(self.lab.popen, self._host(name)) if self.lab is not None else subprocess.Popen
+        self._children.start(name, [str(word) for word in words], {**self.environment, **(environment or {})}, popen)
 
     def coordinator(self, *words: str) -> None:
         """Start the coordinator, again at the same address, and wait until it listens."""
@@ -111,7 +139,7 @@ class Run:
     ) -> None:
         """Start a peer with trainer.py; `words` are options of `wantrain peer`, `trainer` of the script."""
         command = [sys.executable, "-m", "wantrain", "peer", invite or self.invite, "--name", name, "--json"]
-        where = ["--home", self.folder / (home or name), "--bind", "127.0.0.1:0", "--events", self._event_file(name)]
+        where = ["--home", self.folder / (home or name), "--bind", self._where(name), "--events", self._event_file(name)]
         script = ["--", sys.executable, TRAINER, self.folder, name, *trainer]
         self.start(name, *command, *where, *words, *script, environment=environment)
 
@@ -198,6 +226,8 @@ class Run:
 
     def status(self) -> dict[str, Any]:
         """The coordinator's document; {} if it does not answer."""
+        if self.lab is not None:
+            return self._ask_in_lab(self.lab)
         try:
             return query(self.run_file, 5.0)
         except UnreachableError:
@@ -248,6 +278,34 @@ class Run:
         assert {name: self.exit_code(name) for name in names} == dict.fromkeys(names, 0), self._story()
         self._children.stop("coordinator")
         assert self.exit_code("coordinator") == 0, self._story()
+
+    def steps(self, name: str) -> int:
+        """How many inner steps a peer's present trainer has told of."""
+        try:
+            return int((self.folder / f"{name}.steps").read_text() or 0)
+        except FileNotFoundError:
+            return 0
+
+    def _host(self, name: str) -> int:
+        return self.hosts.setdefault(name, len(self.hosts))
+
+    def _where(self, name: str) -> str:
+        """What a process binds: its host, any port."""
+        return "127.0.0.1:0" if self.lab is None else f"{self.lab.address(self._host(name))}:0"
+
+    def _ask_in_lab(self, lab: Lab) -> dict[str, Any]:
+        """The status as a process on the coordinator's host gets it: from outside the lab it cannot be reached."""
+        if self._asker is None:
+            command = [sys.executable, "-c", ASKER, str(self.run_file)]
+            environment = {**os.environ, **self.environment}
+            pipe = subprocess.PIPE
+            self._asker = lab.popen(0, command, stdin=pipe, stdout=pipe, text=True, env=environment)
+        assert self._asker.stdin is not None
+        assert self._asker.stdout is not None
+        self._asker.stdin.write("\n")
+        self._asker.stdin.flush()
+        document: dict[str, Any] = json.loads(self._asker.stdout.readline())
+        return document
 
     def _event_file(self, name: str) -> Path:
         return self._children.event_file(name)

@@ -3,7 +3,7 @@
     python trainer.py FOLDER NAME [--rounds N] [--hidden N]
 
 FOLDER/pause holds all trainers back and FOLDER/stop ends them; FOLDER/NAME.raise and FOLDER/NAME.nan, taken away when
-seen, make this one fail or spoil its weights.
+seen, make this one fail or spoil its weights. FOLDER/NAME.steps tells how many inner steps it has made.
 """
 
 import argparse
@@ -17,6 +17,8 @@ import torch
 import wantrain
 
 STEP_S = 0.004
+TOLD_EVERY = 25
+"""Inner steps between two writes of the count."""
 
 
 def main() -> None:
@@ -34,6 +36,7 @@ def main() -> None:
     inputs, targets = torch.randn(64, 16), torch.randn(64, 4)
     swarm = wantrain.join(model, optimizer)
     stop, pause = options.folder / "stop", options.folder / "pause"
+    steps = 0
     while swarm.round < options.rounds and not stop.exists():
         time.sleep(STEP_S)
         if pause.exists():
@@ -47,6 +50,9 @@ def main() -> None:
         loss.backward()
         optimizer.step()
         swarm.log(loss=loss.item())
+        steps += 1
+        if steps % TOLD_EVERY == 0:
+            (options.folder / f"{options.name}.steps").write_text(str(steps))
     swarm.leave()
 
 

@@ -5,7 +5,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +30,21 @@ class Children:
         for name in list(self._running):
             self.kill(name)
 
-    def start(self, name: str, command: Sequence[str], environment: Mapping[str, str] | None = None) -> None:
-        """Start a process in a session of its own, so that a Ctrl-C on the terminal reaches only the demo."""
+    def start(
+        self,
+        name: str,
+        command: Sequence[str],
+        environment: Mapping[str, str] | None = None,
+        popen: Callable[..., "subprocess.Popen[bytes]"] = subprocess.Popen,
+    ) -> None:
+        """Start a process in a session of its own, so that a Ctrl-C on the terminal reaches only the demo.
+
+        `popen` is called as subprocess.Popen is; it may put the process on another host.
+        """
         # Several sites share this machine: one thread each, or they fight over its cores.
         env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", **(environment or {})}
         with self.log(name).open("wb") as log:
-            self._running[name] = subprocess.Popen(
+            self._running[name] = popen(
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=env, start_new_session=True
             )
 

@@ -544,6 +544,7 @@ class Coordinator:
             "move_s": done.move_s,
             "predicted_s": done.predicted_s,
             "topology": start.topology,
+            "shards": list(start.shards),
             "plan": done.plan,
         }
 

@@ -1,0 +1,296 @@
+"""Failures that need a network: real daemons in the network lab, links cut, slowed and changed while they train.
+
+Each row is a play on a `Stage`, used by test_lab_failures.py and by hand: `sudo scripts/netlab failures 4 17`.
+"""
+
+import argparse
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+from tests.conftest import Measured
+from tests.process.harness import Event, Run
+from wantrain.lab import Lab, Shape, available
+
+SEVERAL_CHUNKS = ("--hidden", "8192")
+"""Eleven chunks, 170 KB as int8."""
+BROADBAND = "rate=100mbit,rtt=20ms"
+DOWN = Shape(loss=1.0)
+DEADLINES = {
+    "sync": {"deadline_floor_s": 3.0, "deadline_ceiling_s": 20.0, "wait_ceiling_s": 2.0},
+    "liveness": {"heartbeat_s": 0.5, "suspect_floor_s": 2.0, "suspect_ceiling_s": 8.0},
+}
+HELD_OUT_S = 5.0
+"""How long a partition lasts after the others have gone on."""
+CHANGES = ("rate=20mbit,rtt=300ms,loss=1%", "rate=100mbit,rtt=20ms", "rate=8mbit,rtt=100ms", "rate=50mbit,rtt=5ms")
+
+
+@dataclass(slots=True)
+class Stage:
+    """A run in a lab, and where figures go."""
+
+    row: int
+    run: Run
+    lab: Lab
+    usual: Shape
+    measured: Measured
+    say: Callable[[str], None]
+
+    def start(self, *names: str, trainer: Sequence[str] = SEVERAL_CHUNKS) -> None:
+        """Coordinator and peers; all have contributed once."""
+        self.run.coordinator()
+        for name in names:
+            self.run.peer(name, trainer=tuple(trainer))
+        self.run.until_commits(3, *names)
+        self.say(f"{', '.join(names)} train over {self.usual_words}")
+
+    @property
+    def usual_words(self) -> str:
+        shape = self.usual
+        return f"{shape.rate_bytes_per_s * 8 / 1e6:.0f} Mbit/s, {2e3 * shape.delay_s:.0f} ms"
+
+    def shape(self, pairs: Sequence[tuple[str, str]], shape: Shape) -> None:
+        """Change the ways from the first of each pair to the second."""
+        for a, b in pairs:
+            self.lab.shape(self.run.hosts[a], self.run.hosts[b], shape)
+
+    def between(self, side: Sequence[str], other: Sequence[str]) -> list[tuple[str, str]]:
+        """All ways from one side to the other and back."""
+        return [pair for a in side for b in other for pair in ((a, b), (b, a))]
+
+    def everywhere(self, shape: Shape) -> None:
+        """Change all ways."""
+        self.shape([(a, b) for a in self.run.hosts for b in self.run.hosts if a != b], shape)
+
+    def figure(self, what: str, value: float, unit: str) -> None:
+        """Take down what was measured."""
+        self.measured(self.row, what, value, unit)
+        self.say(f"{what}: {value:.3g} {unit}")
+
+    def longest_pause_s(self, since_unix: float, *contributors: str) -> float:
+        """The longest time without a commit that these are in, from `since_unix` on."""
+        commits = [event for event in self.run.commits() if set(contributors) <= set(event["contributors"])]
+        times = [since_unix, *(event["time_unix"] for event in commits if event["time_unix"] > since_unix)]
+        return max((after - before for before, after in pairwise(times)), default=0.0)
+
+    def faults(self) -> list[Event]:
+        """What a healthy run has none of."""
+        return [event for event in self.run.events("coordinator") if event["event"] in ("lost", "abort", "left-behind")]
+
+    def end(self, *names: str) -> None:
+        """All train together again, hold one state, and leave in order."""
+        self.run.until_commits(3, *names)
+        self.run.assert_parity(*names)
+        self.run.stop(*names)
+        self.say(f"{', '.join(names)} hold one state and have left")
+
+
+# ---- row 4: black holes
+
+
+def black_hole(stage: Stage, *, both_ways: bool) -> None:
+    """Packets between two of three peers vanish: the others go on, later all three around the hole."""
+    run, three = stage.run, ("anna", "bert", "carl")
+    stage.start(*three)
+    since = time.time()
+    stage.shape([("anna", "bert"), ("bert", "anna")] if both_ways else [("anna", "bert")], DOWN)
+    stage.say("from anna to bert nothing arrives any more" + (", nor from bert to anna" if both_ways else ""))
+    run.until_commits(3)
+    stage.figure("first commit after the hole opened", run.commits()[-3]["time_unix"] - since, "s")
+    run.until_commits(10, *three)
+    around = run.commits()[-1]
+    stage.figure("all three in a commit around the hole", around["time_unix"] - since, "s")
+    assert not [event for event in run.events("coordinator", "lost")], "both of them reach the coordinator"
+    run.until_commits(20, *three)
+    stage.figure("longest time without a commit", stage.longest_pause_s(since), "s")
+    stage.figure("attempts that failed", len([e for e in run.events("coordinator", "abort")]), "")
+    stage.shape(stage.between(("anna",), ("bert",)), stage.usual)
+    stage.end(*three)
+
+
+# ---- row 5: partitions
+
+
+def partition(stage: Stage, inside: Sequence[str], outside: Sequence[str]) -> None:
+    """The peers outside lose the coordinator and the others: only the coordinator's side commits."""
+    run, everybody = stage.run, (*inside, *outside)
+    stage.start(*everybody)
+    since, steps = time.time(), {name: run.steps(name) for name in outside}
+    stage.shape(stage.between(("coordinator", *inside), outside), DOWN)
+    stage.say(f"{', '.join(outside)} cannot be reached by anybody else any more")
+    run.until(lambda: len(run.events("coordinator", "lost")) >= len(outside), f"{outside} count as lost")
+    cut_at = run.head
+    seen_s = max(event["time_unix"] for event in run.events("coordinator", "lost")) - since
+    stage.figure("until those outside counted as lost", seen_s, "s")
+    if inside:
+        commits = run.until_commits(10, *inside, after=cut_at)
+        assert not {name for event in commits for name in event["contributors"]} & set(outside)
+        stage.figure("longest time without a commit inside", stage.longest_pause_s(since), "s")
+    run.until(lambda: all(run.steps(name) > steps[name] + 50 for name in outside), "those outside train on")
+    numbers = {name: len(run.events(name, "commit")) for name in outside}
+    end_at = time.monotonic() + HELD_OUT_S
+    run.until(lambda: time.monotonic() > end_at, "the partition lasts")
+    assert numbers == {name: len(run.events(name, "commit")) for name in outside}, "only the coordinator's side commits"
+    assert run.head == cut_at or inside
+    stage.figure(
+        "inner steps made outside meanwhile", min(run.steps(name) - steps[name] for name in outside), "steps"
+    )
+    healed = time.time()
+    stage.shape(stage.between(("coordinator", *inside), outside), stage.usual)
+    stage.say("the partition is over")
+    together = run.until_commits(1, *everybody)[0]
+    stage.figure("until all contributed again", together["time_unix"] - healed, "s")
+    stage.end(*everybody)
+
+
+# ---- row 17: slow, far, lossy and changing links
+
+
+def slow_link(stage: Stage) -> None:
+    """One of three peers has a tenth of the others' rate, 300 ms and 1 % loss: nobody is suspected, it owns less."""
+    run, three = stage.run, ("anna", "bert", "carl")
+    run.hosts.update(anna=1, bert=2, carl=3)
+    slow = Shape.parse("rate=10mbit,rtt=300ms,loss=1%")
+    stage.shape(stage.between(("carl",), ("coordinator", "anna", "bert")), slow)
+    stage.start(*three)
+    stage.say("carl has 10 Mbit/s, 300 ms and 1 % loss")
+
+    def shares_follow() -> list[Event]:
+        return [event for event in run.commits() if _share(event, "carl") < _share(event, "anna") / 2]
+
+    run.until(shares_follow, "carl owns less than half of what anna owns")
+    run.until_commits(5, *three)
+    assert stage.faults() == []
+    last = run.commits()[-1]
+    stage.figure("part of the chunks that the slow peer owns", _share(last, "carl"), "")
+    stage.figure("attempts that failed, and peers suspected", len(stage.faults()), "")
+    stage.figure("time of a sync with the slow peer", last["move_s"], "s")
+    stage.end(*three)
+
+
+def changing_links(stage: Stage) -> None:
+    """All links change several times, to slow, far and lossy ones and back: nobody is suspected."""
+    run, three = stage.run, ("anna", "bert", "carl")
+    stage.start(*three)
+    for words in CHANGES:
+        stage.everywhere(Shape.parse(words))
+        commits = run.until_commits(6, *three)
+        stage.say(f"{words}: a sync takes {commits[-1]['move_s']:.2g} s")
+    assert stage.faults() == []
+    stage.figure("changes of all links", len(CHANGES), "")
+    stage.figure("attempts that failed, and peers suspected", len(stage.faults()), "")
+    stage.end(*three)
+
+
+def _share(commit: Event, name: str) -> float:
+    """Part of the chunks that a peer owned in a sync; 1 for all if it was not in it."""
+    if name not in commit["contributors"] or commit["topology"] != "direct":
+        return 1.0
+    owned: int = commit["shards"][commit["contributors"].index(name)]
+    return owned / sum(commit["shards"])
+
+
+# ---- row 3: frozen, over a network
+
+
+def frozen(stage: Stage) -> None:
+    """A peer stops for longer than its deadline: its connections stay up, and nothing comes."""
+    run, three = stage.run, ("anna", "bert", "carl")
+    stage.start(*three)
+    since = time.time()
+    run.signal("carl", signal.SIGSTOP, group=True)
+    stage.say("carl is frozen")
+    run.until(lambda: run.events("coordinator", "lost"), "carl counts as lost")
+    lost = run.events("coordinator", "lost")[-1]
+    assert lost["name"] == "carl"
+    stage.figure("until the frozen peer was left out", lost["time_unix"] - since, "s")
+    run.until_commits(10, "anna", "bert", after=run.head)
+    stage.figure("longest time without a commit", stage.longest_pause_s(since), "s")
+    thawed = time.time()
+    run.signal("carl", signal.SIGCONT, group=True)
+    back = run.until_commits(1, *three)[0]
+    stage.figure("until it contributed again after it was thawed", back["time_unix"] - thawed, "s")
+    stage.end(*three)
+
+
+# ---- all of them
+
+
+@dataclass(frozen=True, slots=True)
+class LabRow:
+    """One play: the row of the table that it shows, and its name."""
+
+    row: int
+    name: str
+    peers: int
+    play: Callable[[Stage], None]
+    shape: str = BROADBAND
+
+
+LAB_ROWS = (
+    LabRow(3, "frozen", 3, frozen),
+    LabRow(4, "black-hole-one-way", 3, lambda stage: black_hole(stage, both_ways=False)),
+    LabRow(4, "black-hole-both-ways", 3, lambda stage: black_hole(stage, both_ways=True)),
+    LabRow(5, "one-outside", 3, lambda stage: partition(stage, ("anna", "bert"), ("carl",))),
+    LabRow(5, "most-outside", 3, lambda stage: partition(stage, ("anna",), ("bert", "carl"))),
+    LabRow(17, "slow-link", 3, slow_link),
+    LabRow(17, "changing-links", 3, changing_links),
+)
+
+
+@contextmanager
+def staged(row: LabRow, folder: Path, measured: Measured, say: Callable[[str], None]) -> Iterator[Stage]:
+    """The stage of a row in a new lab; nothing of it stays behind."""
+    usual = Shape.parse(row.shape)
+    with Lab(1 + row.peers, usual, seed=row.row) as lab, Run(folder, options=DEADLINES, lab=lab) as run:
+        yield Stage(row.row, run, lab, usual, measured, say)
+
+
+def main() -> int:
+    """The command behind `scripts/netlab failures`."""
+    parser = argparse.ArgumentParser(
+        prog="netlab failures",
+        description="Let real daemons in the network lab meet failures, and print what happened and what was measured. "
+        "Needs root and Linux. Example: sudo scripts/netlab failures 4 17",
+    )
+    parser.add_argument("rows", nargs="*", metavar="ROW", help="number or name of a row; without any, all of them")
+    parser.add_argument("--folder", type=Path, help="where run files, logs and events are kept, one folder a row")
+    options = parser.parse_args()
+    known = {str(row.row) for row in LAB_ROWS} | {row.name for row in LAB_ROWS}
+    if wrong := sorted(set(options.rows) - known):
+        parser.error(f"{wrong[0]!r} is no row of the lab; allowed are {', '.join(sorted(known))}")
+    if why := available():
+        print(f"error: {why}\nnext: run as root on Linux", file=sys.stderr)
+        return 1
+    failed = 0
+    for row in LAB_ROWS:
+        if options.rows and not {str(row.row), row.name} & set(options.rows):
+            continue
+        began = time.monotonic()
+        print(f"row {row.row}, {row.name}: {(row.play.__doc__ or '').strip()}", flush=True)
+
+        def say(words: str, began: float = began) -> None:
+            print(f"  {time.monotonic() - began:6.1f} s  {words}", flush=True)
+
+        with ExitStack() as stack:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            if options.folder:
+                folder = options.folder / row.name
+                folder.mkdir(parents=True)
+            stage = stack.enter_context(staged(row, folder, lambda *_: None, say))
+            try:
+                row.play(stage)
+            except AssertionError as error:
+                failed += 1
+                say(f"FAILED: {error}")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
