@@ -139,9 +139,10 @@ class Run:
     ) -> None:
         """Start a peer with trainer.py; `words` are options of `wantrain peer`, `trainer` of the script."""
         command = [sys.executable, "-m", "wantrain", "peer", invite or self.invite, "--name", name, "--json"]
-        where = ["--home", self.folder / (home or name), "--bind", self._where(name), "--events", self._event_file(name)]
+        where = ["--home", self.folder / (home or name), "--bind", self._where(name)]
+        events = ["--events", self._event_file(name)]
         script = ["--", sys.executable, TRAINER, self.folder, name, *trainer]
-        self.start(name, *command, *where, *words, *script, environment=environment)
+        self.start(name, *command, *where, *events, *words, *script, environment=environment)
 
     def wantrain(self, *words: str | Path, prepare: str = "") -> "subprocess.CompletedProcess[str]":
         """Run a wantrain command to its end; `prepare` is Python that changes its modules first."""

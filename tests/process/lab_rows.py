@@ -106,10 +106,10 @@ def black_hole(stage: Stage, *, both_ways: bool) -> None:
     run.until_commits(10, *three)
     around = run.commits()[-1]
     stage.figure("all three in a commit around the hole", around["time_unix"] - since, "s")
-    assert not [event for event in run.events("coordinator", "lost")], "both of them reach the coordinator"
+    assert not run.events("coordinator", "lost"), "both of them reach the coordinator"
     run.until_commits(20, *three)
     stage.figure("longest time without a commit", stage.longest_pause_s(since), "s")
-    stage.figure("attempts that failed", len([e for e in run.events("coordinator", "abort")]), "")
+    stage.figure("attempts that failed", len(run.events("coordinator", "abort")), "")
     stage.shape(stage.between(("anna",), ("bert",)), stage.usual)
     stage.end(*three)
 
@@ -138,9 +138,7 @@ def partition(stage: Stage, inside: Sequence[str], outside: Sequence[str]) -> No
     run.until(lambda: time.monotonic() > end_at, "the partition lasts")
     assert numbers == {name: len(run.events(name, "commit")) for name in outside}, "only the coordinator's side commits"
     assert run.head == cut_at or inside
-    stage.figure(
-        "inner steps made outside meanwhile", min(run.steps(name) - steps[name] for name in outside), "steps"
-    )
+    stage.figure("inner steps made outside meanwhile", min(run.steps(name) - steps[name] for name in outside), "steps")
     healed = time.time()
     stage.shape(stage.between(("coordinator", *inside), outside), stage.usual)
     stage.say("the partition is over")

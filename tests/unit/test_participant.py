@@ -28,6 +28,7 @@ from wantrain.peers.events import (
     GenesisReady,
     HandedOver,
     LeaveRequested,
+    PeerLink,
     Reduced,
     ReduceFailed,
     Staged,
@@ -438,6 +439,21 @@ def test_an_update_with_false_bytes_is_not_applied_and_fetched_from_another() ->
     assert [effect.to for effect in effects if isinstance(effect, Tell) and isinstance(effect.record, WantUpdate)][
         -1
     ] == "c"
+
+
+def test_who_cannot_be_reached_is_asked_only_if_nobody_else_holds_what_is_wanted() -> None:
+    one = joined()
+
+    def asked(effects: list[Effect]) -> list[str]:
+        return [effect.to for effect in effects if isinstance(effect, Tell) and isinstance(effect.record, WantUpdate)]
+
+    first = asked(one.commit(line(1)))[0]
+    other = "c" if first == "b" else "b"
+    assert asked(one.do(PeerLink(first, False, "connection lost"))) == [other]
+    one.hear(UpdateChunk(1, 0), other, "sum", chunk_digest(1))
+    assert asked(one.commit(line(2))) == [other]
+    assert asked(one.do(PeerLink(other, False, "connection lost"))) == []
+    assert asked(one.do(PeerLink(first, True))) == [first]
 
 
 def test_an_update_that_nobody_has_yet_is_waited_for() -> None:

@@ -287,10 +287,11 @@ class Participant:
             case PeerLink(peer, up, reason):
                 if up:
                     self._suspects.pop(peer, None)
-                    return self._recovery.reachable(peer, now)
+                    effects = self._recovery.reachable(peer, now)
+                    return effects + self._recovery.sources_changed(self._sources, now)
                 if peer in self.members:
                     self._suspects[peer] = reason
-                return []
+                return self._recovery.sources_changed(self._sources, now)
             case TrainerStarting():
                 self._mine.trainer_state = "starting"
                 return []
@@ -394,8 +395,13 @@ class Participant:
                 effects.append(Dial(peer, member.address, member.curve_key))
         self.members = others
         self._suspects = {peer: why for peer, why in self._suspects.items() if peer in others}
-        sources = tuple(peer for peer, member in others.items() if member.current)
-        return effects + self._recovery.sources_changed(sources, now)
+        return effects + self._recovery.sources_changed(self._sources, now)
+
+    @property
+    def _sources(self) -> tuple[str, ...]:
+        """Who holds the run's state: those who can be reached, if there are any."""
+        current = tuple(peer for peer, member in self.members.items() if member.current)
+        return tuple(peer for peer in current if peer not in self._suspects) or current
 
     # ---- the trainer
 

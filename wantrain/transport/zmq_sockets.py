@@ -41,6 +41,15 @@ _OPTIONS = {
     zmq.TCP_KEEPALIVE_INTVL: 10,
     zmq.TCP_KEEPALIVE_CNT: 3,
 }
+_CONTROL_OPTIONS = {
+    # Nothing long stands in the way of a heartbeat here: a path on which packets vanish is to be noticed soon, as syncs
+    # are led around it then. A lane and its control connection share that path, so this one speaks for both.
+    zmq.HEARTBEAT_IVL: 2_000,
+    zmq.HEARTBEAT_TIMEOUT: 10_000,
+    zmq.HEARTBEAT_TTL: 20_000,
+    # The kernel alone would let more and more time pass between its tries, up to minutes after the path is back.
+    zmq.CONNECT_TIMEOUT: 5_000,
+}
 FAILURES: dict[int, str] = {
     zmq.EVENT_HANDSHAKE_FAILED_AUTH: "refused: key not admitted",
     zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL: "handshake failed: the other side has another key, or is no peer of ours",
@@ -232,6 +241,9 @@ class Dialled:
         if lane:
             socket.setsockopt(zmq.RECONNECT_IVL, -1)
             socket.setsockopt(zmq.CONNECT_TIMEOUT, 10_000)
+        else:
+            for option, value in _CONTROL_OPTIONS.items():
+                socket.setsockopt(option, value)
         # Not get_monitor_socket: its addresses are used again while the old one is still in use.
         where = f"inproc://monitor-{sockets.number()}"
         socket.monitor(where, _MONITORED)
