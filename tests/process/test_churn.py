@@ -3,12 +3,15 @@
 import signal
 from collections.abc import Callable
 
+import pytest
+
 from tests.process.harness import Run
 
 FROZEN = {"sync": {"deadline_floor_s": 3.0}, "liveness": {"suspect_floor_s": 1.5, "suspect_ceiling_s": 5.0}}
 SEVERAL_CHUNKS = ("--hidden", "4096")
 
 
+@pytest.mark.scenario(1)
 def test_a_peer_killed_in_the_middle_of_a_sync_costs_one_attempt_and_comes_back(new_run: Callable[..., Run]) -> None:
     run = new_run()
     run.peer("anna", trainer=SEVERAL_CHUNKS)
@@ -36,6 +39,8 @@ def test_a_peer_killed_in_the_middle_of_a_sync_costs_one_attempt_and_comes_back(
     run.stop("anna", "bert", "carl")
 
 
+@pytest.mark.scenario(8)
+@pytest.mark.scenario(9)
 def test_a_newcomer_disturbs_nobody_and_the_last_peer_goes_on_alone(new_run: Callable[..., Run]) -> None:
     run = new_run()
     run.peer("anna")
@@ -64,6 +69,7 @@ def test_a_newcomer_disturbs_nobody_and_the_last_peer_goes_on_alone(new_run: Cal
     run.stop("anna", "nora")
 
 
+@pytest.mark.scenario(3)
 def test_a_frozen_peer_is_left_behind_and_catches_up(new_run: Callable[..., Run]) -> None:
     run = new_run(options=FROZEN)
     for name in ("anna", "bert", "carl"):

@@ -112,6 +112,7 @@ def test_garbage_instead_of_an_invite(run: Run, text: str, words: str) -> None:
     assert words in refused(run, 3, text)
 
 
+@pytest.mark.scenario(12)
 def test_invite_with_a_changed_signature(run: Run) -> None:
     address, _, payload = run.invite.removeprefix("wantrain://").partition("/")
     data = bytearray(base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))
@@ -120,6 +121,7 @@ def test_invite_with_a_changed_signature(run: Run) -> None:
     assert "the invite was altered: its signature does not fit" in refused(run, 3, changed)
 
 
+@pytest.mark.scenario(12)
 def test_invite_signed_by_somebody_else(run: Run) -> None:
     keys = RunKeys.load(key_path(run.run_file))
     forger = RunKeys(RunKeys.create().signing_secret, keys.curve_secret)
@@ -128,6 +130,7 @@ def test_invite_signed_by_somebody_else(run: Run) -> None:
     assert "does not know this invite" in refused(run, 3, str(forged))
 
 
+@pytest.mark.scenario(12)
 def test_invite_of_another_run(run: Run, tmp_path: Path) -> None:
     create_run(tmp_path / "other.toml")
     said = refused(run, 3, invited(run, str(tmp_path / "other.toml")))
@@ -135,12 +138,14 @@ def test_invite_of_another_run(run: Run, tmp_path: Path) -> None:
     assert "ask the run's owner for a new invite" in said
 
 
+@pytest.mark.scenario(12)
 def test_expired_invite(run: Run) -> None:
     invite = invited(run, "run.toml", "--expires", "1s")
     run.until(lambda: time.time() > Invite.parse(invite).expires_unix, "the invite expires")
     assert "the invite expired at " in refused(run, 3, invite)
 
 
+@pytest.mark.scenario(12)
 def test_used_up_invite(run: Run) -> None:
     invite = invited(run, "run.toml", "--uses", "1")
     first = run.wantrain("peer", invite, "--home", run.folder / "first", "--bind", "127.0.0.1:0", *NOTHING)
@@ -153,12 +158,14 @@ def test_used_up_invite(run: Run) -> None:
 # ---- identities and versions
 
 
+@pytest.mark.scenario(12)
 def test_second_process_with_the_same_home(run: Run) -> None:
     said = refused(run, 5, run.invite, "--home", str(run.folder / "anna"))
     assert f"another process uses {run.folder / 'anna'}" in said
     assert "--home" in said
 
 
+@pytest.mark.scenario(12)
 def test_copied_identity(run: Run) -> None:
     shutil.copytree(run.folder / "anna", run.folder / "copy")
     said = refused(run, 3, run.invite, "--home", str(run.folder / "copy"), "--give-up", "4s")
@@ -169,6 +176,7 @@ def test_copied_identity(run: Run) -> None:
     assert len(meanwhile) > 3  # anna got hers, not the copy
 
 
+@pytest.mark.scenario(21)
 def test_another_protocol_on_the_wire(run: Run) -> None:
     said = refused(run, 3, run.invite, prepare="import wantrain.transport.wire as w; w.PROTOCOL_VERSION = 99")
     assert "another protocol" in said
@@ -177,6 +185,7 @@ def test_another_protocol_on_the_wire(run: Run) -> None:
     assert "install the same version" in said
 
 
+@pytest.mark.scenario(21)
 def test_another_protocol_in_the_hello(run: Run) -> None:
     said = refused(run, 3, run.invite, prepare="import wantrain.peers.admission as a; a.PROTOCOL_VERSION = 99")
     assert f"the run speaks protocol {PROTOCOL_VERSION}" in said
@@ -186,6 +195,7 @@ def test_another_protocol_in_the_hello(run: Run) -> None:
 # ---- training commands
 
 
+@pytest.mark.scenario(21)
 def test_model_that_is_not_the_runs(run: Run) -> None:
     wide = ("--", sys.executable, str(TRAINER), str(run.folder), "wide", "--hidden", "33")
     said = refused(run, 3, run.invite, training=wide)
@@ -197,6 +207,7 @@ def test_model_that_is_not_the_runs(run: Run) -> None:
         assert "32" in words
 
 
+@pytest.mark.scenario(14)
 def test_nan_is_refused_by_name_and_the_run_goes_on(run: Run) -> None:
     run.peer("nan", "--max-restarts", "0")
     run.until_commits(1, "anna", "nan")

@@ -4,6 +4,8 @@ import os
 import signal
 from collections.abc import Callable
 
+import pytest
+
 from tests.process.harness import Run
 from wantrain.config import store_path
 from wantrain.peers.store import Store
@@ -11,6 +13,7 @@ from wantrain.peers.store import Store
 FETCHING = ("snapshot", "behind", "refetch", "catching-up")
 
 
+@pytest.mark.scenario(16)
 def test_a_trainer_that_dies_gets_its_state_from_the_daemon(new_run: Callable[..., Run]) -> None:
     run = new_run()
     run.peer("anna")
@@ -36,6 +39,7 @@ def test_a_trainer_that_dies_gets_its_state_from_the_daemon(new_run: Callable[..
     run.stop("anna")
 
 
+@pytest.mark.scenario(6)
 def test_a_killed_coordinator_forgets_no_commit_and_the_peers_find_it_again(new_run: Callable[..., Run]) -> None:
     run = new_run()
     run.peer("anna")
@@ -56,6 +60,7 @@ def test_a_killed_coordinator_forgets_no_commit_and_the_peers_find_it_again(new_
     run.stop("anna", "bert", "carl")
 
 
+@pytest.mark.scenario(24)
 def test_a_second_signal_ends_a_peer_and_its_trainer_at_once(new_run: Callable[..., Run]) -> None:
     run = new_run()
     run.peer("anna")

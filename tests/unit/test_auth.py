@@ -105,6 +105,7 @@ def test_text_that_is_no_invite_is_refused(text: str) -> None:
     assert "wantrain://" in caught.value.hint
 
 
+@pytest.mark.scenario(12)
 def test_every_truncation_of_an_invite_is_refused() -> None:
     text = str(INVITE)
     for size in range(len(text)):
@@ -112,6 +113,7 @@ def test_every_truncation_of_an_invite_is_refused() -> None:
             Invite.parse(text[:size])
 
 
+@pytest.mark.scenario(12)
 def test_every_altered_character_of_an_invite_is_refused() -> None:
     text = str(INVITE)
     for at in range(len(text) - 1):  # the last one has bits that carry nothing
@@ -138,6 +140,7 @@ def test_arbitrary_bytes_are_no_invite(data: bytes) -> None:
         Invite.from_bytes(data)
 
 
+@pytest.mark.scenario(12)
 def test_an_invite_is_good_for_one_run_one_owner_and_until_it_expires() -> None:
     with pytest.raises(InviteError, match="is for run"):
         INVITE.check(b"otherrun", KEYS.owner_public, 0)
@@ -170,6 +173,7 @@ def test_invites_out_of_range_are_not_made(changes: dict[str, object], name: str
         replace(INVITE, **changes)  # type: ignore[arg-type]
 
 
+@pytest.mark.scenario(12)
 def test_a_proof_binds_identity_curve_key_run_and_invite() -> None:
     identity, other = Identity.create(), Identity.create()
     proof = enroll_proof(identity, RUN, INVITE.secret)

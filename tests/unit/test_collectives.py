@@ -370,6 +370,9 @@ def test_any_lost_subset_of_messages_is_asked_for_again(topology: str, seed: int
         assert attempt.complete[peer].payloads == (total,) * 7
 
 
+@pytest.mark.scenario(1)
+@pytest.mark.scenario(2)
+@pytest.mark.scenario(23)
 @pytest.mark.parametrize("topology", TOPOLOGIES)
 @pytest.mark.parametrize("dead", range(4))
 def test_a_peer_lost_at_any_message_leaves_no_wrong_value_and_the_retry_has_the_others_once(

@@ -160,6 +160,7 @@ def test_a_sync_is_written_before_it_is_announced_and_to_all() -> None:
     assert one.core.head == 4
 
 
+@pytest.mark.scenario(7)
 def test_a_full_disk_is_told_once_and_tried_again_without_piling_up_views() -> None:
     one = run("a")
     one.disk_works = False
@@ -173,6 +174,7 @@ def test_a_full_disk_is_told_once_and_tried_again_without_piling_up_views() -> N
     assert not one.core.trouble
 
 
+@pytest.mark.scenario(6)
 def test_after_a_restart_no_line_is_forgotten_and_attempts_go_on_above_all_former_ones() -> None:
     one = run("a", lines=7)
     assert one.core.head == 7
@@ -261,6 +263,7 @@ def test_what_one_who_left_still_says_changes_nothing() -> None:
 # ---- refused and foreign
 
 
+@pytest.mark.scenario(21)
 @pytest.mark.parametrize(
     ("changes", "code"),
     [
@@ -277,6 +280,7 @@ def test_a_peer_that_does_not_fit_is_refused_with_a_next_step(changes: dict[str,
     assert "b" not in one.core.membership.peers
 
 
+@pytest.mark.scenario(12)
 def test_a_second_process_with_a_live_identity_is_refused() -> None:
     one = run("a")
     (refused,) = of(Refused, one.tell("a", hello("a", boot=b"another1"), 0.5))
@@ -284,6 +288,7 @@ def test_a_second_process_with_a_live_identity_is_refused() -> None:
     assert one.core.membership.members == ("a",)
 
 
+@pytest.mark.scenario(11)
 @pytest.mark.parametrize(("number", "chain"), [(9, b"x" * 32), (2, b"x" * 32)])
 def test_a_state_of_another_history_is_to_be_fetched_anew(number: int, chain: bytes) -> None:
     one = run("a", "b")
@@ -293,6 +298,7 @@ def test_a_state_of_another_history_is_to_be_fetched_anew(number: int, chain: by
     assert one.core.rounds["param"].ready == ()
 
 
+@pytest.mark.scenario(15)
 def test_the_state_of_the_minority_is_to_be_fetched_anew() -> None:
     one = run("a", "b", "c")
     assert one.report("a", 3, state_number=3, state_digest=b"x" * 32) == []
@@ -301,6 +307,7 @@ def test_the_state_of_the_minority_is_to_be_fetched_anew() -> None:
     assert [send.to for send in one.sent if isinstance(send.record, Refetch)] == ["a"]
 
 
+@pytest.mark.scenario(15)
 def test_between_two_states_the_first_stands_but_only_after_a_while() -> None:
     one = run("a", "b")
     one.report("a", 3, state_number=3, state_digest=b"x" * 32)

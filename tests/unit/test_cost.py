@@ -268,6 +268,7 @@ def test_a_codec_that_bears_no_hops_never_gets_a_ring_by_itself() -> None:
     assert chosen(8, links, per_hop=False, topology="ring").topology == "ring"
 
 
+@pytest.mark.scenario(18)
 def test_who_cannot_reach_everybody_owns_nothing() -> None:
     choice = chosen(4, mesh(4), topology="direct", unreachable={("p1", "p2")})
     assert choice.shards[1] == choice.shards[2] == 0

@@ -31,6 +31,7 @@ def test_all_matchings_come_up_alike() -> None:
     assert all(500 < seen[frozenset(alone)] < 700 for alone in "abcde")
 
 
+@pytest.mark.scenario(23)
 def test_the_two_of_a_pair_share_the_chunks_and_keep_their_weights() -> None:
     plan = Plan(("a", "b", "c"), (1.0, 2.0, 4.0), (), (3, 1, 1), seed=7)
     weights = dict(zip(plan.contributors, plan.weights, strict=True))

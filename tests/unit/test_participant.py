@@ -207,6 +207,7 @@ def test_a_commit_of_an_attempt_that_this_contribution_was_not_in_does_not_take_
     assert mine.contributors == ("me",)
 
 
+@pytest.mark.scenario(2)
 def test_after_an_abort_the_same_contribution_goes_into_the_next_attempt() -> None:
     one = joined()
     one.stage()
@@ -218,6 +219,7 @@ def test_after_an_abort_the_same_contribution_goes_into_the_next_attempt() -> No
     assert of(UseStage, effects) == []
 
 
+@pytest.mark.scenario(2)
 def test_an_attempt_that_is_over_is_never_taken_up_again() -> None:
     """Its parts may come from another contribution than those that are sent now."""
     one = joined()
@@ -296,6 +298,7 @@ def test_a_trainer_with_another_model_is_turned_away_and_told_the_difference() -
     assert "the run has [10]" in refusal.reason
 
 
+@pytest.mark.scenario(14)
 def test_a_contribution_that_is_not_finite_is_refused_by_name_and_never_used() -> None:
     one = joined()
     effects = one.stage(finite=False)
@@ -403,6 +406,7 @@ def test_a_snapshot_below_the_welcome_counts_its_syncs_back() -> None:
     assert one.core.complete
 
 
+@pytest.mark.scenario(11)
 def test_a_snapshot_of_another_history_is_not_taken() -> None:
     one = One()
     one.do(CoordinatorLink(True))
@@ -431,6 +435,7 @@ def test_lines_that_come_out_of_order_or_twice_are_applied_once_in_order() -> No
     assert of(Apply, one.commit(line(1), line(2))) == []
 
 
+@pytest.mark.scenario(10)
 def test_an_update_with_false_bytes_is_not_applied_and_fetched_from_another() -> None:
     one = joined()
     one.commit(line(1))
@@ -441,6 +446,7 @@ def test_an_update_with_false_bytes_is_not_applied_and_fetched_from_another() ->
     ] == "c"
 
 
+@pytest.mark.scenario(4)
 def test_who_cannot_be_reached_is_asked_only_if_nobody_else_holds_what_is_wanted() -> None:
     one = joined()
 

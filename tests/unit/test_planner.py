@@ -40,6 +40,7 @@ def test_a_slow_link_owns_less() -> None:
     assert choice.predicted_s > 0
 
 
+@pytest.mark.scenario(18)
 def test_pairs_that_cannot_reach_each_other_are_not_neighbours_in_a_ring() -> None:
     table = measured(dict.fromkeys(PEERS, 1e7))
     table.reported("b", {other: path(1e7) for other in "acd"}, {"a": "timed out"})

@@ -198,6 +198,7 @@ def test_it_commits_when_all_are_done_with_one_digest_and_only_after_it_is_durab
     assert current.handle(ready("a", index=1), 3.0) == []
 
 
+@pytest.mark.scenario(1)
 @pytest.mark.parametrize("lost", "abc")
 def test_losing_a_contributor_starts_anew_with_the_others(lost: str) -> None:
     current = begun("abc")
@@ -208,6 +209,7 @@ def test_losing_a_contributor_starts_anew_with_the_others(lost: str) -> None:
     assert {s.sync.attempt for s in start.values()} == {2}
 
 
+@pytest.mark.scenario(1)
 def test_a_peer_lost_after_all_others_are_done_does_not_undo_their_work() -> None:
     current = begun("abc")
     current.handle(done("a", 1), 1.0)
@@ -231,6 +233,7 @@ def test_a_receiver_that_is_stuck_is_left_behind_and_the_sync_commits() -> None:
     assert isinstance(effects[1], Persist)
 
 
+@pytest.mark.scenario(4)
 def test_without_progress_the_one_whom_most_wait_for_is_left_out_and_benched_longer_each_time() -> None:
     current = begun("abc")
     current.handle(moving("a", 1, waiting_for="b"), 0.1)
@@ -267,6 +270,7 @@ def test_a_dropped_peer_waits_for_the_others_before_it_goes_on_alone() -> None:
     assert starts(current.handle(Tick(), 10.0))["b"].contributors == ("b",)
 
 
+@pytest.mark.scenario(15)
 def test_a_digest_that_differs_is_not_committed_and_the_minority_is_left_out() -> None:
     current = begun("abc")
     current.handle(done("a", 1), 1.0)
@@ -276,6 +280,7 @@ def test_a_digest_that_differs_is_not_committed_and_the_minority_is_left_out() -
     assert starts(effects)["a"].contributors == ("a", "c")
 
 
+@pytest.mark.scenario(15)
 def test_two_digests_without_a_majority_are_tried_again_before_one_is_left_out() -> None:
     current = begun("ab")
     for attempt in (1, 2):
@@ -286,6 +291,7 @@ def test_two_digests_without_a_majority_are_tried_again_before_one_is_left_out()
     assert aborts(current.handle(done("b", 3, b"x" * 32), 1.0))[0].dropped == ("b",)
 
 
+@pytest.mark.scenario(14)
 def test_a_chunk_that_does_not_encode_ends_the_attempt_at_once_without_the_largest() -> None:
     current = round_of("abc")
     for peer, norm in (("a", 1.0), ("b", 30.0), ("c", 2.0)):

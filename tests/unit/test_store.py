@@ -148,6 +148,7 @@ def test_no_commit_without_an_initial_model(number: int) -> None:
     assert store.head() == -1
 
 
+@pytest.mark.scenario(6)
 def test_two_coordinators_cannot_both_write_one_log_number(path: Path) -> None:
     with filled(path, 1) as one, Store(path) as two:
         assert (one.head(), two.head()) == (1, 1)
@@ -181,6 +182,7 @@ def test_last_view_is_remembered(path: Path) -> None:
         assert store.last_view() == (8, ["a"])
 
 
+@pytest.mark.scenario(6)
 def test_kill_between_commits_loses_nothing_that_returned(path: Path) -> None:
     writer = (
         "import sys; from wantrain.peers.store import Store; store = Store(sys.argv[1])\n"
@@ -202,6 +204,7 @@ def test_kill_between_commits_loses_nothing_that_returned(path: Path) -> None:
         store.append_commit(store.head() + 1, b"goes on")
 
 
+@pytest.mark.scenario(7)
 def test_full_disk_is_said_and_leaves_nothing_half_written(path: Path) -> None:
     with filled(path, 1) as store:
         store._one(f"PRAGMA max_page_count = {store._one('PRAGMA page_count')}")
@@ -213,6 +216,7 @@ def test_full_disk_is_said_and_leaves_nothing_half_written(path: Path) -> None:
         assert store.head() == 2
 
 
+@pytest.mark.scenario(7)
 def test_full_disk_between_two_statements_undoes_the_first(path: Path) -> None:
     store = Store(path)
     store.put_genesis(*GENESIS)
@@ -224,6 +228,7 @@ def test_full_disk_between_two_statements_undoes_the_first(path: Path) -> None:
     store.close()
 
 
+@pytest.mark.scenario(7)
 def test_lock_of_another_process_is_said_and_waited_out(path: Path) -> None:
     with filled(path, 1, busy_timeout_s=0.01) as store:
         other = sqlite3.connect(path, isolation_level=None)
@@ -259,6 +264,7 @@ def test_directory_that_does_not_exist_is_said(tmp_path: Path) -> None:
     assert "directory" in caught.value.hint
 
 
+@pytest.mark.scenario(7)
 @pytest.mark.parametrize("keep", [1, 99, 100, 4096, 9000])
 def test_truncated_file_is_recognised(path: Path, keep: int) -> None:
     with filled(path, 1) as store:
@@ -269,6 +275,7 @@ def test_truncated_file_is_recognised(path: Path, keep: int) -> None:
     assert path.stat().st_size == keep
 
 
+@pytest.mark.scenario(7)
 def test_damaged_page_is_recognised(path: Path) -> None:
     with filled(path, 50):
         pass

@@ -31,6 +31,7 @@ def until_ended(made: Supervisor, now: float) -> None:
         assert time.monotonic() < deadline
 
 
+@pytest.mark.scenario(16)
 def test_a_failing_command_is_started_again_with_back_off_and_not_too_often() -> None:
     with supervisor(FAIL) as made:
         now = 100.0
@@ -58,6 +59,7 @@ def test_a_command_that_ran_long_starts_with_a_clean_record() -> None:
         assert made.restart_later(10.0 + FORGIVE_AFTER_S)
 
 
+@pytest.mark.scenario(24)
 @pytest.mark.parametrize(("script", "end"), [(STAY, "SIGTERM"), (STUBBORN, "SIGKILL")])
 def test_end_asks_then_kills(script: str, end: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("wantrain.peers.supervisor.END_PATIENCE_S", 5.0 if end == "SIGTERM" else 0.1)

@@ -32,6 +32,8 @@ def test_golden_bytes_stay_what_they_are(vector: dict[str, Any]) -> None:
     assert decode(frames, bytes.fromhex(vector["run"])) == message
 
 
+@pytest.mark.scenario(13)
+@pytest.mark.scenario(21)
 @pytest.mark.parametrize("vector", VECTORS["invalid"], ids=lambda vector: vector["name"])
 def test_golden_rejections_name_the_reason(vector: dict[str, Any]) -> None:
     with pytest.raises(WireError, match=vector["reason"]):
@@ -53,6 +55,7 @@ def test_buffers_of_any_element_type_count_in_bytes() -> None:
     assert message != Message("Part", {}, (bytes(31),))
 
 
+@pytest.mark.scenario(13)
 @pytest.mark.parametrize(
     ("frames", "reason"),
     [
@@ -113,6 +116,7 @@ def test_nesting_is_allowed_to_the_limit_and_no_deeper() -> None:
         decode([b"\x91" * wire.MAX_HEADER_BYTES], RUN)
 
 
+@pytest.mark.scenario(13)
 def test_claimed_lengths_are_not_believed_before_the_bytes_are_there() -> None:
     for bomb in (
         b"\xdd\xff\xff\xff\xff",
@@ -167,11 +171,13 @@ def check_only_wire_errors(frames: list[bytes]) -> None:
         return
 
 
+@pytest.mark.scenario(13)
 @given(st.lists(st.binary(max_size=200), max_size=4))
 def test_arbitrary_frames_raise_only_wire_error(frames: list[bytes]) -> None:
     check_only_wire_errors(frames)
 
 
+@pytest.mark.scenario(13)
 @given(st.sampled_from(VECTORS["valid"]), st.data())
 def test_damaged_messages_raise_only_wire_error(vector: dict[str, Any], data: st.DataObject) -> None:
     packed = bytearray.fromhex(vector["frames"][0])

@@ -48,7 +48,7 @@ _CONTROL_OPTIONS = {
     zmq.HEARTBEAT_TIMEOUT: 10_000,
     zmq.HEARTBEAT_TTL: 20_000,
     # The kernel alone would let more and more time pass between its tries, up to minutes after the path is back.
-    zmq.CONNECT_TIMEOUT: 5_000,
+    zmq.CONNECT_TIMEOUT: 3_000,
 }
 FAILURES: dict[int, str] = {
     zmq.EVENT_HANDSHAKE_FAILED_AUTH: "refused: key not admitted",
