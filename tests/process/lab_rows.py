@@ -153,11 +153,10 @@ def partition(stage: Stage, inside: Sequence[str], outside: Sequence[str]) -> No
 def slow_link(stage: Stage) -> None:
     """One of three peers has a tenth of the others' rate, 300 ms and 1 % loss: nobody is suspected, it owns less."""
     run, three = stage.run, ("anna", "bert", "carl")
-    run.hosts.update(anna=1, bert=2, carl=3)
+    stage.start(*three)
     slow = Shape.parse("rate=10mbit,rtt=300ms,loss=1%")
     stage.shape(stage.between(("carl",), ("coordinator", "anna", "bert")), slow)
-    stage.start(*three)
-    stage.say("carl has 10 Mbit/s, 300 ms and 1 % loss")
+    stage.say("carl has 10 Mbit/s, 300 ms and 1 % loss now")
 
     def shares_follow() -> list[Event]:
         return [event for event in run.commits() if _share(event, "carl") < _share(event, "anna") / 2]
