@@ -74,7 +74,7 @@ SCENARIOS = {
     10: Scenario(
         "a joiner, or who it fetches from, dies during the download; a source lies",
         "it goes on with what it has from others; every chunk is checked; who lies is dropped",
-        ("crash", "crash-later"),
+        ("crash", "crash-later", "liar"),
     ),
     11: Scenario(
         "a peer returns with old state, with that of another run, with a damaged one",
