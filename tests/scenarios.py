@@ -87,12 +87,12 @@ SCENARIOS = {
     13: Scenario(
         "garbage, cut, too large, of another version or run, or repeated frames on any socket",
         "dropped and counted; memory stays bounded; no process ends by it",
-        ("replay",),
+        ("replay", "garbage"),
     ),
     14: Scenario(
         "a contribution is not finite, huge, of the wrong shape, or of another sync",
         "refused before it reaches a sum, by name; the run goes on",
-        ("poison", "too-large"),
+        ("poison", "too-large", "garbage"),
     ),
     15: Scenario(
         "the digest of one peer's state or update differs from the others'",

