@@ -110,11 +110,16 @@ def _recovers(world: World, not_before_s: float) -> None:
 def _comes_to_rest(world: World) -> None:
     """When nobody trains any more all reach one state, within a bound, and stay there."""
     deadline = world.net.now + QUIET_S
-    while _unrest(world) and world.net.now < deadline:
-        world.net.run_until(world.net.now + 1.0)
-    world.net.run_until(world.net.now + STAYS_S)
-    if reason := _unrest(world):
-        raise Violation(reason)
+    resting_since: tuple[int, float] | None = None
+    while resting_since is None or world.net.now < resting_since[1] + STAYS_S:
+        world.net.run_until(world.net.now + 0.5)
+        reason, head = _unrest(world), len(world.coordinator.disk.records)
+        if reason:
+            resting_since = None
+        elif resting_since is None or resting_since[0] != head:
+            resting_since = head, world.net.now
+        if reason and world.net.now > deadline:
+            raise Violation(reason)
     _nothing_lost(world)
 
 

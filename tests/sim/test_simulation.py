@@ -11,6 +11,9 @@ from tests.sim.coverage import Transition, never_reached
 from tests.sim.mutants import CAUGHT_BY, MUTANTS
 from tests.sim.plan import Plan
 from tests.sim.simulate import Outcome, run_in_worker, run_plan, run_seed
+from tests.sim.world import MANIFEST
+from wantrain.optimizers.stream import Stream
+from wantrain.peers.layout import stream_chunks
 
 SEEDS = 10_000
 BATCH = 1000
@@ -82,3 +85,7 @@ def test_a_seed_gives_the_same_run_every_time(seed: int) -> None:
     first, second = run_seed(seed, trace=True), run_seed(seed, trace=True)
     assert first.trace
     assert first == second
+
+
+def test_the_model_of_the_simulation_has_several_chunks() -> None:
+    assert stream_chunks(Stream("param"), MANIFEST) == 3

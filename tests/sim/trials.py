@@ -75,7 +75,7 @@ def stand_trial(world: World, kind: str) -> None:
     world.rng.shuffle(alive)
     if len(alive) < peers or not all(peer.trainer is not None and peer.trainer.started for peer in alive):
         return
-    if len(world.holders()) < len(alive):
+    if len(world.holders()) < len(alive) or any(peer.tensors.tainted for peer in alive):
         return  # it is not well yet
     for peer in alive:
         peer.trainer.longest_pause_s = 0.0

@@ -59,7 +59,7 @@ RUN = b"sim-run!"
 TICK_S = 0.3
 SAYS_WHY_AFTER_S = 3.0
 SILENT_TICKS = 8
-MANIFEST: Manifest = (TensorSpec("weight", (4096, 2), "float32"), TensorSpec("bias", (100,), "float32"))
+MANIFEST: Manifest = (TensorSpec("weight", (16384, 2), "float32"), TensorSpec("bias", (100,), "float32"))
 """Three chunks."""
 POLICY = Policy(
     quorum=0.5,

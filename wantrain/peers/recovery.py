@@ -141,7 +141,7 @@ class Recovery:
         self.head = welcome.head
         if welcome.head < 0 or self.applied >= 0:
             return []
-        if not self._own_anchor:
+        if not self._own_anchor and self._repair is None:  # a repair goes on from where this peer stood
             indices = {name: welcome.indices.get(name, 0) for name in self.indices}
             self._anchor = Position(welcome.head, welcome.chain, indices)
         if self._state is not None or self._repair is not None:
