@@ -308,6 +308,16 @@ def test_the_state_of_the_minority_is_to_be_fetched_anew() -> None:
 
 
 @pytest.mark.scenario(15)
+def test_who_is_outvoted_by_peers_that_are_gone_keeps_the_only_state_there_is() -> None:
+    one = run("a", "b", "c")
+    for peer in "bc":
+        one.report(peer, 3, state_number=3, state_digest=b"y" * 32)
+        one.tell(peer, Leave("done"), 0.5)
+    assert of(Refetch, one.report("a", 3, 30.0, state_number=3, state_digest=b"x" * 32)) == []
+    assert one.core.membership.members == ("a",)
+
+
+@pytest.mark.scenario(15)
 def test_between_two_states_the_first_stands_but_only_after_a_while() -> None:
     one = run("a", "b")
     one.report("a", 3, state_number=3, state_digest=b"x" * 32)

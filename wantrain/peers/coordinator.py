@@ -394,6 +394,8 @@ class Coordinator:
         majority = 2 * count > max(len(votes), len(self.membership.members))
         if not majority and now - self._split_at < self.facts.policy.grace_ceiling_s:
             return []
+        if not any(votes.get(member) == digest for member in self.membership.members):
+            return []  # those who held what stands are gone: there is nobody to fetch it from
         effects: list[CoordinatorEffect] = []
         for other in [p for p, voted in votes.items() if voted != digest]:
             known = self.membership.peers[other]
