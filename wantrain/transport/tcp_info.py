@@ -13,7 +13,7 @@ BBR = "bbr"
 
 _INFO_BYTES = 160
 # Offsets in struct tcp_info of Linux (include/uapi/linux/tcp.h), which only ever grows.
-_RTT_US, _TOTAL_RETRANS, _MIN_RTT_US, _DATA_SEGS_OUT = 68, 100, 148, 156
+_RTT_US, _TOTAL_RETRANS, _BYTES_RECEIVED, _MIN_RTT_US, _DATA_SEGS_OUT = 68, 100, 128, 148, 156
 _UNKNOWN_US = 0xFFFFFFFF
 
 Ends: TypeAlias = tuple[object, object]
@@ -48,22 +48,39 @@ def ends_of(descriptor: int) -> Ends | None:
 
 def tcp_info(descriptor: int, ends: Ends) -> TcpInfo | None:
     """State of the connection with these addresses; None if it is another one or nobody can tell."""
-    if sys.platform != "linux":
-        return None
     with _borrowed(descriptor, ends) as connection:
-        if connection is None:
-            return None
-        try:
-            raw = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _INFO_BYTES)
-        except OSError:
-            return None
-        if len(raw) < _INFO_BYTES:
+        raw = _raw_info(connection)
+        if connection is None or raw is None:
             return None
         smoothed, resent, least, sent = (
             struct.unpack_from("=I", raw, offset)[0]
             for offset in (_RTT_US, _TOTAL_RETRANS, _MIN_RTT_US, _DATA_SEGS_OUT)
         )
         return TcpInfo((smoothed if least == _UNKNOWN_US else least) / 1e6, sent, resent, _congestion(connection))
+
+
+def received_bytes(descriptor: int, ends: Ends) -> int | None:
+    """Bytes that the connection with these addresses has received since it was opened; None if nobody can tell."""
+    with _borrowed(descriptor, ends) as connection:
+        raw = _raw_info(connection)
+        return None if raw is None else int(struct.unpack_from("=Q", raw, _BYTES_RECEIVED)[0])
+
+
+def shut(descriptor: int, ends: Ends) -> None:
+    """End the connection with these addresses, both ways; who holds it sees that at its next use."""
+    with _borrowed(descriptor, ends) as connection, suppress(OSError):
+        if connection is not None:
+            connection.shutdown(socket.SHUT_RDWR)
+
+
+def _raw_info(connection: socket.socket | None) -> bytes | None:
+    if sys.platform != "linux" or connection is None:
+        return None
+    try:
+        raw = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _INFO_BYTES)
+    except OSError:
+        return None
+    return raw if len(raw) >= _INFO_BYTES else None
 
 
 def use_congestion(descriptor: int, ends: Ends, name: str) -> str:

@@ -14,7 +14,7 @@ from wantrain.transport.transfer import MAX_WINDOW_BYTES, UploadLimits
 from wantrain.transport.wire import Buffer, Message, decode, encode, size_bytes
 from wantrain.transport.zmq_lane_table import LaneTable, Tell
 from wantrain.transport.zmq_lanes import Kind, Lane, LaneSet
-from wantrain.transport.zmq_sockets import Socket, Sockets, receive
+from wantrain.transport.zmq_sockets import Socket, Sockets
 
 BULK_PER_POLL_BYTES = 16 << 20
 """Bulk that one poll hands out at most, so that its user looks at control messages in between."""
@@ -231,7 +231,7 @@ class Bulk:
             self._owing.add(lanes)
 
     def _take_dialled(self, lanes: LaneSet, lane: Lane, socket: Socket) -> bool:
-        frames = receive(socket)
+        frames = self._sockets.receive(socket)
         if frames:
             self._take(lanes, lane, frames)
         return bool(frames)

@@ -12,6 +12,7 @@ from wantrain.errors import ConfigError, WireError
 from wantrain.transport.lanes import MAX_LANES, lanes_wanted
 from wantrain.transport.transfer import Meter
 from wantrain.transport.wire import Message, encode
+from wantrain.transport.zmq_guard import descriptor_of
 from wantrain.transport.zmq_lanes import (
     MAX_KNOWN_LANES,
     MAX_LANE_NUMBER,
@@ -20,7 +21,6 @@ from wantrain.transport.zmq_lanes import (
     Kind,
     Lane,
     LaneSet,
-    descriptor_of,
     identify,
     read_listing,
     read_number,

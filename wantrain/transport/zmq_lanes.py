@@ -4,8 +4,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import zmq
-
 from wantrain.errors import WireError
 from wantrain.transport.lanes import LOSSY, MAX_LANES
 from wantrain.transport.tcp_info import BBR, Ends, TcpInfo, ends_of, tcp_info, use_congestion
@@ -179,14 +177,6 @@ def identify(lane: Lane, descriptor: int, port: int, *, accepted: bool) -> None:
         address = ends[0] if accepted else ends[1]
         if isinstance(address, tuple) and address[1] == port:
             lane.descriptor, lane.ends = descriptor, ends
-
-
-def descriptor_of(frame: zmq.Frame) -> int:
-    """Number of the connection that a frame came in on, as the operating system counts; -1 if libzmq does not say."""
-    try:
-        return int(frame.get(zmq.SRCFD))
-    except (ValueError, zmq.ZMQError):
-        return -1
 
 
 # ---- reading what the other side says: nothing but exactly these fields

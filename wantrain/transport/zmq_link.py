@@ -24,7 +24,6 @@ from wantrain.transport.zmq_sockets import (
     Socket,
     Sockets,
     Target,
-    receive,
 )
 
 MAX_EVENTS = 256
@@ -179,6 +178,8 @@ class ZmqLink:
             released = self._sockets.release()
             now = time.monotonic()
             wait_s = min(deadline - now, self._redial(now), self._bulk.keep(now))
+            for reason in self._sockets.guard.check(now):
+                self._drop("", reason)
             if self._sockets.holding:
                 wait_s = min(wait_s, _RELEASE_CHECK_S)
             if released or self._bulk.waiting or self._events:
@@ -204,6 +205,7 @@ class ZmqLink:
         self._routes.clear()
         if self._listener is not None:
             self._listener.release_path()
+            self._listener.stop_monitoring()
             self._listener = None
         self._sockets.close(linger_s)
 
@@ -225,7 +227,7 @@ class ZmqLink:
         self._bulk.listen(listener.socket, listener.port)
 
     def _take_routed(self, router: Socket) -> bool:
-        frames = receive(router)
+        frames = self._sockets.receive(router)
         if not frames or self._listener is None:
             return False
         route = frames[0].bytes
@@ -293,7 +295,7 @@ class ZmqLink:
         dial.back_off_s = min(2 * dial.back_off_s, REDIAL_LAST_S)
 
     def _take_dialled(self, dial: _Dial, socket: Socket) -> bool:
-        frames = receive(socket)
+        frames = self._sockets.receive(socket)
         if frames:
             self._accept(dial.peer, dial.token, b"", frames)
         return bool(frames)

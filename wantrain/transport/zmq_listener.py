@@ -76,6 +76,12 @@ class Listener:
             self._path = Path(bind.removeprefix("ipc://"))
             self._path.chmod(0o600)
         sockets.watch(router, lambda: on_message(router))
+        if not self.ipc:
+            sockets.monitor(router, zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED, bind, lambda event, value: None)
+
+    def stop_monitoring(self) -> None:
+        """See `Dialled.stop_monitoring`."""
+        self.socket.monitor(None, 0)
 
     def source_of(self, frames: Sequence[zmq.Frame]) -> str:
         """Who sent a message; "" if nobody is known to have: it must be dropped."""

@@ -2,6 +2,7 @@
 
 import math
 import os
+import time
 from collections import deque
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from wantrain.errors import ConfigError
 from wantrain.transport.address import endpoint_of
 from wantrain.transport.link import Done
 from wantrain.transport.wire import MAX_BUFFER_BYTES, MAX_FRAMES, Buffer, size_bytes
+from wantrain.transport.zmq_guard import Guard, descriptor_of
 
 HIGH_WATER = 64
 """Messages that may wait on one connection in one direction: with the usual 1 MiB chunks some 64 MiB."""
@@ -22,6 +24,8 @@ ZERO_COPY_BYTES = 16 << 10
 PLAIN_ROUTE_BYTES = 9
 """What stands before the name in the routing id of a connection without encryption."""
 REDIAL_FIRST_S, REDIAL_LAST_S = 0.1, 5.0
+MAX_READ_FRAMES = 4096
+"""Frames of one message that are read at once; of a longer one the rest is thrown away later, in as many turns."""
 
 _IO_THREADS = 2
 _OPTIONS = {
@@ -87,6 +91,9 @@ class Sockets:
     def __init__(self) -> None:
         self._context = zmq.Context(io_threads=_IO_THREADS)
         self._context.linger = 0
+        self.guard = Guard()
+        self._skipping: set[Socket] = set()
+        """Where the rest of a message with too many frames is still to be thrown away."""
         self._poller = zmq.Poller()
         self._handlers: dict[Socket, tuple[Handler, bool]] = {}
         self._leaving: dict[Hashable, deque[tuple[list[zmq.MessageTracker], Done]]] = {}
@@ -126,7 +133,55 @@ class Sockets:
         """Close a socket and drop what is queued on it."""
         self._poller.unregister(socket)
         del self._handlers[socket]
+        self._skipping.discard(socket)
         socket.close(linger=0)
+
+    def monitor(self, socket: Socket, events: int, address: str, on_event: Callable[[int, int], None]) -> Socket:
+        """Have the handler called with each of these events of a socket and its value; returns what they come on."""
+        # Not get_monitor_socket: its addresses are used again while the old one is still in use.
+        where = f"inproc://monitor-{self.number()}"
+        socket.monitor(where, events)
+        monitor = self.make(zmq.PAIR, address)
+        monitor.setsockopt(zmq.RCVHWM, 0)  # a full one would block libzmq's own thread
+        monitor.connect(where)
+
+        def take() -> bool:
+            try:
+                event = parse_monitor_message(monitor.recv_multipart(zmq.NOBLOCK))
+            except zmq.Again:
+                return False
+            kind, value = int(event["event"]), int(event["value"])
+            if kind in (zmq.EVENT_CONNECTED, zmq.EVENT_ACCEPTED):
+                self.guard.opened(value, time.monotonic())
+            elif kind == zmq.EVENT_DISCONNECTED:
+                self.guard.closed(value)
+            on_event(kind, value)
+            return True
+
+        self.watch(monitor, take)
+        return monitor
+
+    def receive(self, socket: Socket) -> list[zmq.Frame]:
+        """The frames of one message, [] if there is none; of too many those that show that they are too many."""
+        frames: list[zmq.Frame] = []
+        total_bytes = 0
+        skipping = socket in self._skipping
+        for read in range(1, MAX_READ_FRAMES + 1):
+            try:
+                frame = socket.recv(zmq.NOBLOCK, copy=False)
+            except zmq.Again:
+                return []
+            total_bytes += len(frame)
+            if not skipping and len(frames) < MAX_FRAMES + 2:  # one for the route, one too many
+                frames.append(frame)
+            if not frame.more:
+                self._skipping.discard(socket)
+                self.guard.delivered(descriptor_of(frame), read, total_bytes, time.monotonic())
+                return frames
+        if not skipping:
+            self.guard.cut(descriptor_of(frame))
+            self._skipping.add(socket)
+        return frames
 
     def serve(self, wait_s: float, messages: int, enough: Callable[[], bool]) -> None:
         """Wait until something is there and have it handled, in turn, so that no socket is always the first.
@@ -244,14 +299,7 @@ class Dialled:
         else:
             for option, value in _CONTROL_OPTIONS.items():
                 socket.setsockopt(option, value)
-        # Not get_monitor_socket: its addresses are used again while the old one is still in use.
-        where = f"inproc://monitor-{sockets.number()}"
-        socket.monitor(where, _MONITORED)
-        self._monitor = sockets.make(zmq.PAIR, target.address)
-        self._monitor.setsockopt(zmq.RCVHWM, 0)  # a full one would block libzmq's own thread
-        self._monitor.connect(where)
-        self._on_event = on_event
-        sockets.watch(self._monitor, self._take_event)
+        self._monitor = sockets.monitor(socket, _MONITORED, target.address, on_event)
         sockets.watch(socket, lambda: on_message(socket), bulk=lane)
         try:
             socket.connect(endpoint_of(target.address))
@@ -277,25 +325,3 @@ class Dialled:
         self.stop_monitoring()
         for socket in (self.socket, self._monitor):
             self._sockets.discard(socket)
-
-    def _take_event(self) -> bool:
-        try:
-            event = parse_monitor_message(self._monitor.recv_multipart(zmq.NOBLOCK))
-        except zmq.Again:
-            return False
-        self._on_event(int(event["event"]), int(event["value"]))
-        return True
-
-
-def receive(socket: Socket) -> list[zmq.Frame]:
-    """The frames of one message, [] if there is none; of too many frames those that show that they are too many."""
-    frames: list[zmq.Frame] = []
-    try:
-        while True:
-            frame = socket.recv(zmq.NOBLOCK, copy=False)
-            if len(frames) < MAX_FRAMES + 2:  # one for the route, one too many
-                frames.append(frame)
-            if not frame.more:
-                return frames
-    except zmq.Again:
-        return []
