@@ -339,8 +339,12 @@ class SimPeer:
         for other in self.world.peers.values():
             if self.name in other.dialled and other.alive:
                 self.world.net.on(other.name, 0.05, lambda o=other, b=other.boot: o.link(b, self.name, up=True))
-        self.trainer = SimTrainer(self)
+        self.trainer = self.new_trainer()
         self.trainer.start()
+
+    def new_trainer(self) -> "SimTrainer":
+        """A training process that is not started yet."""
+        return SimTrainer(self)
 
     def die(self, *, seen: bool) -> None:
         """Crash, daemon and trainer; `seen`: the machine lives and closes the connections."""
@@ -550,7 +554,7 @@ class SimTrainer:
         peer = self.peer
         peer.run(lambda: peer.shell.trainer_gone(peer.now))
         if peer.alive:
-            peer.trainer = SimTrainer(peer)
+            peer.trainer = peer.new_trainer()
             peer.trainer.start()
 
     @property
@@ -581,10 +585,10 @@ class SimTrainer:
         match record:
             case Attached(genesis=genesis):
                 assert self.peer.tensors is not None
-                self.regions = self.peer.tensors.regions
+                self._map(self.peer.tensors)
                 if genesis:
                     for name in self._pending:
-                        self.regions.out[name] = "nan" if self.flaw == "nan" else ("init", self.boot)
+                        self._write_initial(name)
                     self._later(0.001, lambda: self._tell(GenesisWritten()))
             case Granted():
                 self._do(self.core.handle(record))
@@ -626,7 +630,7 @@ class SimTrainer:
             self.phase = "after"
             if not self.world.gradients:
                 self.made |= self.gradient
-                self.theta = {name: replace(t, steps=t.steps | self.gradient) for name, t in self.theta.items()}
+                self._learn()
             self._do(self.core.handle(AfterStep()))
             self._go_on()
         elif self.phase == "after":
@@ -642,22 +646,37 @@ class SimTrainer:
         for effect in effects:
             match effect:
                 case Stage(stream, serial, granted):
-                    assert self.regions is not None
-                    state = next(s.state for s in self.world.streams if s.name == stream)
-                    if state == "grad":
-                        self.regions.out[stream] = self.gradient
-                    elif self.flaw == "nan":
-                        self.regions.out[stream] = "nan"
-                    else:
-                        self.regions.out[stream] = replace(self.theta[stream], flaw=self.flaw)
+                    self._write(stream)
                     contribute = Contribute(stream, serial, self.core.step, 1, granted)
                     self._later(self.world.rng.choice([0.0005, 0.02]), lambda c=contribute: self._tell(c))
-                case Adopt(stream, kind, _):
-                    self._adopt(stream, kind)
+                case Adopt(stream, kind, stepped):
+                    self._adopt(stream, kind, stepped=stepped)
                 case Wait():
                     pass
 
-    def _adopt(self, stream: str, kind: str) -> None:
+    # ---- its arithmetic
+
+    def _map(self, tensors: CheckedTensors) -> None:
+        self.regions = tensors.regions
+
+    def _write_initial(self, stream: str) -> None:
+        assert self.regions is not None
+        self.regions.out[stream] = "nan" if self.flaw == "nan" else ("init", self.boot)
+
+    def _learn(self) -> None:
+        self.theta = {name: replace(t, steps=t.steps | self.gradient) for name, t in self.theta.items()}
+
+    def _write(self, stream: str) -> None:
+        assert self.regions is not None
+        state = next(s.state for s in self.world.streams if s.name == stream)
+        if state == "grad":
+            self.regions.out[stream] = self.gradient
+        elif self.flaw == "nan":
+            self.regions.out[stream] = "nan"
+        else:
+            self.regions.out[stream] = replace(self.theta[stream], flaw=self.flaw)
+
+    def _adopt(self, stream: str, kind: str, *, stepped: bool) -> None:
         assert self.regions is not None
         if next(s.state for s in self.world.streams if s.name == stream) == "grad":
             return
