@@ -358,7 +358,7 @@ def heal(world: World) -> None:
     net = world.net
     world.calm = True
     net.weather = net.usual = Weather()
-    world.refuse_send = 0.0
+    world.refuse_send = world.flicker = 0.0
     net.cut.clear()
     net.links.clear()
     net.times.clear()
@@ -377,3 +377,8 @@ def heal(world: World) -> None:
         if peer.trainer is not None:
             peer.trainer.flaw = ""
     restart(world)
+    staying = [peer for peer in world.peers.values() if not peer.gone_for_good and not peer.leaving]
+    if all(peer.outbound for peer in staying):
+        world.outbound = 0.0  # only through somebody who can be reached do they come together again
+        if len(staying) > 1:
+            world.join(world.new_name())

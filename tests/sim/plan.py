@@ -51,6 +51,10 @@ class Plan:
     """Share of messages for which there is no room."""
     wait_ceiling_s: float | None = None
     """How long trainers wait before they go on alone; None: as long as it takes."""
+    outbound: float = 0.0
+    """Chance of a peer to be one that can only dial out."""
+    flicker: float = 0.0
+    """Chance that a peer takes a connection for broken, at any tick."""
     faulty_s: float = FAULTY_S
 
     def text(self) -> str:
@@ -87,6 +91,8 @@ def draw(seed: int, kinds: tuple[str, ...], trials: tuple[str, ...]) -> Plan:
         trial=rng.choice(trials) if rng.random() < 0.5 else "",
         refuse_send=rng.choice([0.0, 0.0, 0.05]),
         wait_ceiling_s=rng.choice([None, 1.0, 6.0]),
+        outbound=rng.choice([0.0, 0.0, 0.4, 0.8]),
+        flicker=rng.choice([0.0, 0.0, 0.02]),
     )
 
 

@@ -63,6 +63,7 @@ def run_plan(plan: Plan, world_class: type[World] = World, *, trace: bool = Fals
     world.trace.on = trace
     world.refuse_send = plan.refuse_send
     world.wait_ceiling_s = plan.wait_ceiling_s
+    world.outbound, world.flicker = plan.outbound, plan.flicker
     try:
         _play(world, plan)
         failure = ""
@@ -135,6 +136,10 @@ def _unrest(world: World) -> str:
             return f"{peer.name} and {alive[0].name} rest with different states"
         if peer.tensors.tainted and not world.doubtful:
             return f"{peer.name} rests with a state in which a bit was flipped"
+    coordinator = world.coordinator.core
+    if coordinator is not None and coordinator.reason() and alive:
+        # Who is ready may wait for others up to a ceiling; what comes of that is to be seen, too.
+        return f"the coordinator waits: {coordinator.reason()}"
     return ""
 
 

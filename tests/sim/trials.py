@@ -83,6 +83,9 @@ def stand_trial(world: World, kind: str) -> None:
     bound_s = POLICY.grace_ceiling_s * len(world.streams) + extra_s + MARGIN_S
     started_at = world.net.now
     trial = begin(world, alive)
+    if len(trial.others) > 1 and all(peer.outbound for peer in trial.others):
+        trial.mend()  # whom it has hit was the only way between them
+        return
     going = list(trial.others)
     while going:
         world.net.run_until(world.net.now + EVERY_S)

@@ -305,6 +305,9 @@ class SimPeer:
         self.message_bytes = world.rng.choice([100, 250, 10**6])
         """How many chunks of 100 bytes go into one message."""
         self.keep_updates = world.rng.choice([2, 4, 256])
+        self.outbound = world.rng.random() < world.outbound
+        """Whether it can only dial out: no message passes between two of those."""
+        self.paths: dict[str, LinkReport] = {}
 
     @property
     def now(self) -> float:
@@ -327,7 +330,8 @@ class SimPeer:
         self.world.somebody_changed()
         self.dialled = set()
         boot = f"{self.name}:{self.boot:03}".encode()[-8:].rjust(8, b"-")
-        hello = Hello(PROTOCOL_VERSION, "0", b"spec", self.name, boot, "host:1", ("fp32", "bf16", "int8"))
+        address = "" if self.outbound else "host:1"
+        hello = Hello(PROTOCOL_VERSION, "0", b"spec", self.name, boot, address, ("fp32", "bf16", "int8"))
         facts = PeerFacts(self.name, RUN, hello, self.world.streams, POLICY.heartbeat_s, 10**9, self.keep_updates)
         self.tensors = None
         core = self.core_class(facts)
@@ -380,7 +384,8 @@ class SimPeer:
 
         def tick() -> None:
             if self.world.rng.random() < 0.05:
-                self.shell.handle(Progress(-1.0, {}, self._paths()), now)
+                self.paths = self._paths()
+            self.shell.handle(Progress(-1.0, {}, self.paths, self._reached()), now)
             self.shell.tick(now)
             while self.shell.idle_work(now):
                 pass
@@ -406,6 +411,12 @@ class SimPeer:
         return {
             name: LinkReport(10 ** rng.uniform(3, 10), rng.choice([0.0, 0.02, 0.3]), 0.0, 1, "bbr") for name in others
         }
+
+    def _reached(self) -> frozenset[str]:
+        """To whom a connection is up; now and then one is missing for a moment."""
+        world = self.world
+        reached = [name for name, peer in world.peers.items() if peer.alive and world.meet(self.name, name)]
+        return frozenset(name for name in reached if world.rng.random() >= world.flicker)
 
     def coordinator_link(self, *, up: bool) -> None:
         """The connection to the coordinator comes up or breaks, a little later."""
@@ -458,7 +469,7 @@ class SimPeer:
             world.net.carry(self.name, to, lambda: world.coordinator.receive(self.name, record))
             return True
         target = world.peers.get(to)
-        if target is None:
+        if target is None or not world.meet(self.name, to):
             return False
         if self.lies_to >> int(to[1:]) & 1 and isinstance(record, Part | Result):
             payloads = ("garbage",) * (len(payloads) - (self.lies_to & 1))
@@ -466,6 +477,8 @@ class SimPeer:
         return True
 
     def dial(self, peer: str, address: str, curve_key: bytes) -> None:
+        if not address:
+            return
         self.dialled.add(peer)
         if peer in self.world.peers and self.world.peers[peer].alive:
             self.world.net.on(self.name, 0.05, lambda b=self.boot: self.link(b, peer, up=True))
@@ -712,6 +725,10 @@ class World:
         self.checkers = Checkers()
         self.peers: dict[str, SimPeer] = {}
         self.refuse_send = 0.0
+        self.outbound = 0.0
+        """Share of peers that can only dial out."""
+        self.flicker = 0.0
+        """Chance that a peer takes a connection for broken, at any tick."""
         self.wait_ceiling_s: float | None = None
         self.trainers_stopped = False
         self.exits: list[tuple[str, int, str]] = []
@@ -753,6 +770,10 @@ class World:
         peer = self.peers[name] = self.peer_class(self, name)
         peer.start()
         return peer
+
+    def meet(self, a: str, b: str) -> bool:
+        """Whether a connection between two machines is possible."""
+        return not (self.peers[a].outbound and self.peers[b].outbound)
 
     def holders(self) -> list[SimPeer]:
         """Live peers that hold the newest committed state."""

@@ -13,6 +13,7 @@ from wantrain.errors import ConfigError
 from wantrain.transport import ring_order as module
 from wantrain.transport.cost import Choice, Pace, Pair, choose
 from wantrain.transport.partition import split_chunks
+from wantrain.transport.reach import Reach
 from wantrain.transport.ring_order import Matrix, ring_order
 from wantrain.transport.shares import PRECISION, Load
 
@@ -205,6 +206,7 @@ def chosen(
     chunks: int = 64,
     receivers: tuple[str, ...] = (),
     unreachable: Collection[Pair] = (),
+    outbound: Collection[str] = (),
     per_hop: bool = True,
 ) -> Choice:
     choice = choose(
@@ -215,18 +217,18 @@ def chosen(
         up_bytes=size,
         down_bytes=size,
         links=links,
-        unreachable=unreachable,
+        reach=Reach.of(unreachable, outbound),
         per_hop=per_hop,
     )
-    assert sorted(choice.contributors) == sorted(names(count))
+    assert set(choice.contributors) <= set(names(count))
+    assert len(choice.contributors) == len(set(choice.contributors)) == len(choice.shards)
     assert sum(choice.shards) == chunks
-    assert len(choice.shards) == count
     return choice
 
 
 def test_without_any_measurement_it_is_direct_in_equal_shards() -> None:
     assert chosen(5, {}) == Choice(
-        "direct", names(5), (13, 13, 13, 13, 12), 0.0, "direct, as no link has been measured"
+        "direct", names(5), (), (13, 13, 13, 13, 12), 0.0, "direct, as no link has been measured"
     )
 
 
@@ -286,14 +288,27 @@ def test_where_nobody_reaches_everybody_a_ring_avoids_the_gaps(measured: bool) -
     assert "no contributor reaches everybody" in choice.reason
 
 
-def test_where_nothing_can_work_the_reason_says_so() -> None:
-    gaps = {(a, b) for a, b in mesh(4) if (a < "p2") != (b < "p2")}
-    choice = chosen(4, mesh(4), unreachable=gaps)
-    assert (choice.topology, choice.shards) == ("direct", (16,) * 4)
-    assert choice.reason.endswith(
-        "as no ring avoids all pairs that cannot reach each other, though no contributor reaches everybody"
-    )
-    assert "no ring avoids" in chosen(4, mesh(4), topology="ring", unreachable=gaps).reason
+def test_where_no_order_and_no_owner_serves_all_those_who_reach_an_owner_go_on() -> None:
+    gaps = {(a, b) for a, b in mesh(5) if (a < "p2") != (b < "p2")}
+    for topology in ("auto", "ring", "direct"):
+        choice = chosen(5, mesh(5), topology=topology, unreachable=gaps, receivers=("r",))
+        assert (choice.topology, choice.contributors, choice.receivers) == ("direct", ("p2", "p3", "p4"), ("r",))
+        assert "2 of 5 are left out: no contributor reaches everybody" in choice.reason
+
+
+def test_peers_that_can_only_dial_out_own_nothing_and_are_no_neighbours() -> None:
+    choice = chosen(4, mesh(4), topology="direct", outbound=("p1", "p2", "r"), receivers=("r",))
+    assert (choice.shards[1], choice.shards[2]) == (0, 0)
+    assert (choice.contributors, choice.receivers) == (names(4), ("r",))
+    ring = chosen(4, mesh(4), topology="ring", outbound=("p0", "p1")).contributors
+    assert {"p0", "p1"} not in [{a, b} for a, b in zip(ring, ring[1:] + ring[:1], strict=True)]
+    assert chosen(3, mesh(3), topology="ring", outbound=("p0", "p1")).topology == "direct"
+    assert chosen(3, mesh(3), topology="direct", outbound=("p0",)).shards[0] > 0
+
+
+def test_receivers_that_no_owner_reaches_are_left_to_fetch_it() -> None:
+    choice = chosen(2, mesh(2), topology="direct", unreachable={("p0", "q"), ("p1", "q")}, receivers=("q", "r"))
+    assert (choice.contributors, choice.receivers) == (("p0", "p1"), ("r",))
 
 
 def test_what_was_asked_for_is_done() -> None:

@@ -203,7 +203,6 @@ def test_messages_arrive_in_order(world: World) -> None:
 
 def test_one_dialled_connection_works_both_ways(world: World) -> None:
     server, client = connected(world)
-    assert not server.send(world.client, Message("Early"))  # nothing came from there yet
     arrived = deliver(client, "server", Message("Hello"), server)
     assert server.reply(arrived.connection, Message("Reply"))
     assert server.send(world.client, Message("More"))
@@ -211,6 +210,32 @@ def test_one_dialled_connection_works_both_ways(world: World) -> None:
     assert [(event.source, event.message.kind) for event in back] == [("server", "Reply"), ("server", "More")]
     assert client.reply(back[0].connection, Message("Answer"))
     assert received(until(has(Received), server, client))[0].message.kind == "Answer"
+
+
+def test_who_is_dialled_has_a_way_back_before_anything_is_said(world: World) -> None:
+    """A newcomer may be dialled by a peer that has nothing to say to it, and must ask it for the state."""
+    server, client = connected(world)
+    until(lambda _: server.ways() == {world.client: "in"}, client, server)
+    assert client.ways() == {"server": "out"}
+    assert server.send(world.client, Message("WantState"))
+    assert received(until(has(Received), server, client))[0].message.kind == "WantState"
+
+
+def test_a_way_is_gone_when_its_connection_is(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("wantrain.transport.zmq_link._ROUTE_CHECK_S", 0.0)
+    server, client = connected(world)
+    until(lambda _: world.client in server.ways(), client, server)
+    client.close()
+    until(lambda _: server.ways() == {}, server)
+
+
+def test_a_peer_that_both_dial_is_reached_both_ways(world: World) -> None:
+    if not isinstance(world, MemoryWorld):
+        pytest.skip("the links of the other worlds have one listener")
+    server, client = connected(world)
+    server.connect("client", "", b"")
+    server.poll(0)
+    assert (server.ways(), client.ways()) == ({"client": "both"}, {"server": "both"})
 
 
 def test_large_buffers_arrive_unchanged(world: World) -> None:
@@ -250,11 +275,12 @@ def test_done_is_called_once_from_poll_when_the_buffers_are_free(world: World) -
 def test_done_is_called_when_the_connection_or_the_link_is_gone(world: World) -> None:
     server, client = connected(world)
     done: list[int] = []
+    sent = 0
     while client.send("server", Message("Part", {}, (bytes(256 << 10),)), lambda: done.append(1)):
-        pass
+        sent += 1
     assert client.send("nobody", Message("Part"), lambda: done.append(99)) is False
     client.disconnect("server")
-    until(lambda _: len(done) >= 64, client)
+    until(lambda _: len(done) == sent > 0, client)
     client.close()
     assert 99 not in done
 
@@ -339,8 +365,6 @@ def test_bulk_arrives_whole_and_from_who_sent_it(world: World) -> None:
 
 def test_bulk_goes_back_to_a_peer_that_can_only_dial_out(world: World) -> None:
     server, client = connected(world)
-    assert not server.send_bulk(world.client, Message("Early"))
-    deliver(client, "server", Message("Hello"), server)
     message = Message("Result", {}, (os.urandom(3 << 20),))
     arrived = deliver_bulk(server, world.client, message, client)
     assert (arrived.message, arrived.source) == (message, "server")
@@ -432,7 +456,7 @@ def test_messages_of_another_run_are_dropped_and_counted(world: World) -> None:
     assert any(
         isinstance(event, Dropped) and event.source == world.client and "run" in event.reason for event in events
     )
-    assert server.stats()[world.client].dropped == 1
+    assert server.stats()[world.client].dropped >= 1
     assert not server.send(world.client, Message("Hello"))  # no way back is learnt from what is dropped
 
 

@@ -43,10 +43,11 @@ def test_a_slow_link_owns_less() -> None:
 @pytest.mark.scenario(18)
 def test_pairs_that_cannot_reach_each_other_are_not_neighbours_in_a_ring() -> None:
     table = measured(dict.fromkeys(PEERS, 1e7))
-    table.reported("b", {other: path(1e7) for other in "acd"}, {"a": "timed out"})
+    table.reported("b", {other: path(1e7) for other in "acd"}, ("a",))
     order = planner(table, topology="ring").plan(PEERS, (), False).contributors
     assert {"a", "b"} not in [{x, y} for x, y in zip(order, order[1:] + order[:1], strict=True)]
-    assert table.cut == {("a", "b"), ("b", "a")}
+    assert table.reach.apart("a", "b")
+    assert table.reach.apart("b", "a")
 
 
 @pytest.mark.parametrize("topology", ["auto", "ring"])
@@ -73,8 +74,29 @@ def test_a_rate_that_is_not_known_yet_does_not_replace_one_that_is() -> None:
 
 def test_what_was_measured_with_a_peer_is_forgotten_when_it_goes() -> None:
     table = measured(dict.fromkeys(PEERS, 1e7))
-    table.reported("a", {}, {"d": "timed out"})
+    table.reported("a", {}, ("d",))
+    table.greeted("a", "")
+    table.greeted("d", "")
     table.gone("a")
     assert all("a" not in pair for pair in table.paces)
-    assert table.cut == frozenset()
+    assert table.reach.whole
     assert "a" not in table.paths
+
+
+def test_two_that_can_only_dial_out_own_nothing_from_the_first_plan_on() -> None:
+    table = LinkTable()
+    for peer in PEERS:
+        table.greeted(peer, "" if peer in "bc" else "host:1")
+    assert planner(table).plan(PEERS, (), False).shards == (32, 0, 0, 32)
+
+
+def test_who_was_left_out_is_in_the_sooner_the_longer_it_was() -> None:
+    """A line b - a - c - d: no peer reaches all others."""
+    table = LinkTable()
+    table.reported("a", {}, ("d",))
+    table.reported("b", {}, ("c", "d"))
+    plans = planner(table)
+    inside = [plans.plan(PEERS, (), False).contributors for _ in range(6)]
+    assert all("".join(peers) in ("abc", "acd", "ab", "cd") for peers in inside)
+    for peer in PEERS:
+        assert sum(peer in peers for peers in inside) >= 2, peer

@@ -44,7 +44,8 @@ def round_of(
 
     def plan(contributors: tuple[str, ...], receivers: tuple[str, ...], direct: bool) -> Choice:
         shards = split_chunks(chunks, [1.0] * len(contributors))
-        return Choice("direct" if direct else topology, contributors, shards, 0.0, "")
+        ring = topology == "ring" and not direct
+        return Choice("ring" if ring else "direct", contributors, () if ring else receivers, shards, 0.0, "")
 
     current = Round("param", plan, 1, POLICY, lambda: next(attempts))
     current.handle(cast(live, eta=eta), 0.0)

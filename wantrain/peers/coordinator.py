@@ -67,6 +67,7 @@ from wantrain.peers.offences import Offences
 from wantrain.peers.planner import Planner
 from wantrain.peers.timing import Policy
 from wantrain.transport.digest import first_link
+from wantrain.transport.reach import apart_in_words
 from wantrain.transport.wire import PROTOCOL_VERSION
 
 ATTEMPTS_PER_EPOCH = 10**9
@@ -190,7 +191,28 @@ class Coordinator:
                 f"every peer that held the run's state at log number {self.head} is gone: "
                 "bring one of them back, or make a new run with `wantrain init`"
             )
-        return "; ".join(r.reason for r in self.rounds.values() if r.reason)
+        return "; ".join([r.reason for r in self.rounds.values() if r.reason] + list(self.cut_off().values())[:1])
+
+    def cut_off(self) -> dict[str, str]:
+        """Live peers that nobody can pass updates on to, by no way, and why. Nobody waits for them.
+
+        The others are the part of the run that holds the newest state; the largest one, if several do.
+        """
+        if self.links.reach.whole:
+            return {}
+        alive = tuple(member.peer for member in self.membership.roster())
+        parts = self.links.parts(alive)
+        if len(parts) < 2:
+            return {}
+        reports = {peer: self.membership.peers[peer].report for peer in alive}
+        newest = {peer for peer, report in reports.items() if report is not None and report.log_number == self.head}
+        main = max(parts, key=lambda part: (not newest.isdisjoint(part), len(part)))
+        others = [peer for part in parts if part is not main for peer in part]
+        return {
+            peer: f"{self.name_of(peer)} is cut off: {apart_in_words(self.links.reach, peer, main, self.name_of)}; "
+            "start a peer that both sides reach, or make one of them reachable by --advertise"
+            for peer in others
+        }
 
     # ---- the one mutator
 
@@ -254,6 +276,7 @@ class Coordinator:
         effects = self._member(Greeted(peer, hello, curve_key), now)
         if any(isinstance(e, Send) and e.to == peer and isinstance(e.record, Refused) for e in effects):
             return effects
+        self.links.greeted(peer, hello.address)
         return [Send(peer, self._welcome(peer)), *effects, Send(peer, self._shown)]
 
     def _welcome(self, peer: str) -> Welcome:
@@ -273,6 +296,7 @@ class Coordinator:
         for change in changes:
             match change:
                 case Joined(peer):
+                    self.links.greeted(peer, self.membership.peers[peer].hello.address)
                     effects.append(Announce("joined", {"peer": peer, "name": self.name_of(peer)}))
                 case Gone(peer, reason):
                     event = "left" if reason == "left" else "lost"
@@ -316,7 +340,7 @@ class Coordinator:
         if known.report is not None and report.sequence <= known.report.sequence:
             return []
         before = known.report
-        self.links.reported(peer, report.paths, report.suspects)
+        self.links.reported(peer, report.paths, report.unreached)
         refetch = self._foreign_history(report)
         behind = self.head - report.log_number
         current = not refetch and report.log_number >= 0 and behind <= 2 * len(self.facts.streams)
@@ -487,7 +511,8 @@ class Coordinator:
         return self._attempts
 
     def _recast(self, now: float) -> list[CoordinatorEffect]:
-        seen = [self._seen(peer, now) for peer in self.membership.members]
+        cut_off = self.cut_off()
+        seen = [self._seen(peer, peer in cut_off, now) for peer in self.membership.members]
         expected = {one.peer: one.expected_at for one in seen if one.trains}
         abreast = frozenset(one.peer for one in seen if one.abreast)
         cast = rounds.Cast(self.membership.view, self.membership.members, abreast, expected)
@@ -496,12 +521,13 @@ class Coordinator:
             effects += self._round(stream, cast, now)
         return effects
 
-    def _seen(self, peer: str, now: float) -> rounds.Seen:
+    def _seen(self, peer: str, cut_off: bool, now: float) -> rounds.Seen:
         known = self.membership.peers[peer]
         report = known.report
         if report is None:
             return rounds.Seen(peer, False, False, None)
         trains = report.trainer in ("starting", "training", "waiting") and now >= self._fresh.get(peer, now)
+        trains = trains and not cut_off
         expected_at = known.seen_at + report.eta_s if report.eta_s >= 0 else None
         return rounds.Seen(peer, report.log_number == self.head, trains, expected_at)
 
@@ -509,7 +535,7 @@ class Coordinator:
         """Tell the rounds of one peer: with many of them, a whole cast for each report would be too much."""
         if self.membership.peers[peer].state != "member":
             return []
-        seen = self._seen(peer, now)
+        seen = self._seen(peer, peer in self.cut_off(), now)
         return [effect for stream in list(self.rounds) for effect in self._round(stream, seen, now)]
 
     def _round(self, stream: str, event: rounds.RoundEvent, now: float) -> list[CoordinatorEffect]:
@@ -569,6 +595,7 @@ class Coordinator:
     def _tick(self, now: float) -> list[CoordinatorEffect]:
         effects = self.log.retry(now)
         effects += self._member(MembershipTick(), now)
+        effects += self._drop_cut_off(now)
         effects += self._renew_view(now)
         effects += self._ask_for_genesis(now)
         effects += self._recast(now)
@@ -579,9 +606,17 @@ class Coordinator:
             effects += self._say_why()
         return effects + self._rescue(now)
 
+    def _drop_cut_off(self, now: float) -> list[CoordinatorEffect]:
+        """Who is cut off and behind holds the run's state no longer: nobody is to fetch the old one from it."""
+        reports = {peer: self.membership.peers[peer].report for peer in self.cut_off()}
+        oldest = self.head - 2 * len(self.facts.streams)
+        behind = [peer for peer, report in reports.items() if report is not None and report.log_number < oldest]
+        return [effect for peer in behind for effect in self._member(Outdated(peer), now)]
+
     def _say_why(self) -> list[CoordinatorEffect]:
         """Tell those who are ready for whom they wait."""
         told = {peer: current.reason for current in self.rounds.values() if current.reason for peer in current.ready}
+        told |= self.cut_off()
         return [Send(peer, Waiting(reason)) for peer, reason in told.items()]
 
     def _rescue(self, now: float) -> list[CoordinatorEffect]:

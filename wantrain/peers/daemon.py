@@ -6,7 +6,8 @@ import os
 import signal
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ from wantrain.peers.shared_memory import LOCAL_RUN, segment_directory
 from wantrain.peers.supervisor import Supervisor
 from wantrain.transport.auth import Invite
 from wantrain.transport.collective import Payload
-from wantrain.transport.link import Connected, Disconnected, Done, Dropped, LinkEvent, Received
+from wantrain.transport.link import Connected, Disconnected, Done, Dropped, LinkEvent, LinkStats, Received
 from wantrain.transport.memory import keep_freed_memory, peak_bytes
 from wantrain.transport.zmq_link import ZmqLink, wait
 
@@ -353,16 +354,20 @@ class PeerDaemon:
             stats["model_bytes"] = float(engine.model_bytes)
             stats["tensor_bytes"] = float(engine.resident_bytes)
         stats["tokens_per_s"] = self._tokens_per_s(stats.get("tokens", 0.0), now)
-        return Progress(steps_left * step_s if step_s > 0 else -1.0, stats, self._paths())
+        ways = self.link.ways()
+        return Progress(steps_left * step_s if step_s > 0 else -1.0, stats, self._paths(ways), frozenset(ways))
 
-    def _paths(self) -> dict[str, LinkReport]:
-        """What the link has measured on its way to each peer."""
-        measured = [(peer, known) for peer, known in self.link.stats().items() if known.rtt_s or known.rate_bytes_per_s]
-        return {
-            peer: LinkReport(known.rate_bytes_per_s, known.rtt_s, known.loss, known.lanes, known.congestion)
-            for peer, known in measured[:MAX_PATHS]
-            if peer not in ("", COORDINATOR)
-        }
+    def _paths(self, ways: Mapping[str, str]) -> dict[str, LinkReport]:
+        """What the link has measured on its way to each peer, and who has dialled whom."""
+        stats = self.link.stats()
+        paths = {}
+        for peer in self.peer.core.members:
+            known = stats.get(peer, LinkStats())
+            if peer in ways or known.rtt_s or known.rate_bytes_per_s:
+                paths[peer] = LinkReport(
+                    known.rate_bytes_per_s, known.rtt_s, known.loss, known.lanes, known.congestion, ways.get(peer, "")
+                )
+        return dict(islice(paths.items(), MAX_PATHS))
 
     def _tokens_per_s(self, tokens: float, now: float) -> float:
         """Tokens per second over windows of a few seconds."""

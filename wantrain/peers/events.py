@@ -84,11 +84,12 @@ class TrainerGone:
 @dataclass(frozen=True, slots=True)
 class Progress:
     """The trainer's pace and the links': seconds until it is expected to contribute again (-1 unknown), numbers for
-    status, and what was measured on the way to each peer."""
+    status, what was measured on the way to each peer, and all peers to whom a connection is up (None: unknown)."""
 
     eta_s: float
     stats: dict[str, float] = field(default_factory=dict)
     paths: dict[str, LinkReport] = field(default_factory=dict)
+    reached: frozenset[str] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,8 @@ MAX_RECORDS = 1024
 """Most commit records in one message; a peer that lacks more asks again."""
 MAX_PATHS = 64
 """Most measured paths in one report."""
+MAX_UNREACHED = 256
+"""Most peers that one report says it cannot reach."""
 MAX_ASKED = 4096
 """Most chunks asked for in one message."""
 MAX_DIGESTS = 16_384
@@ -142,6 +144,8 @@ class LinkReport:
     loss: Measured
     lanes: Count
     congestion: Name
+    way: Annotated[str, Field(strict=True, pattern="^(both|out|in|)$")] = ""
+    """Who has dialled whom: "out" if only the reporting peer's connection is up, "in" if only the other's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +173,8 @@ class Report:
     """The newest view that the peer knows; an older one than the run's is sent again."""
     paths: Annotated[dict[PeerId, LinkReport], Field(max_length=MAX_PATHS)] = field(default_factory=dict)
     """By the other peer: some of what was measured, others come with other reports."""
+    unreached: Annotated[tuple[PeerId, ...], Field(max_length=MAX_UNREACHED)] = ()
+    """Live peers to whom there is no connection in either direction, though one of the two can be dialled."""
 
 
 @dataclass(frozen=True, slots=True)

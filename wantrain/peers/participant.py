@@ -47,6 +47,7 @@ from wantrain.peers.events import (
 )
 from wantrain.peers.messages import (
     MAX_DIGESTS,
+    MAX_UNREACHED,
     Abort,
     Commit,
     CommitRecord,
@@ -245,8 +246,13 @@ class Participant:
             if attempt.done is None:
                 names = ", ".join(map(self._name_of, attempt.core.waiting_for))
                 return f"moving {attempt.sync}: {attempt.core.missing} chunks missing from {names or 'nobody'}"
-        if (words := self._recovery.in_words(self._name_of)) or not self._mine.outstanding:
+        if words := self._recovery.in_words(self._name_of):
+            apart = [member.name for member in self.members.values() if member.current and self._apart(member)]
+            if apart and not self._sources:
+                words += f"; no way to {', '.join(apart)}: only a peer that both sides reach can pass it on"
             return words
+        if not self._mine.outstanding:
+            return ""
         silent_s = now - self._heard_at
         if silent_s > SILENCE_S:
             return f"nothing has come from the coordinator for {silent_s:.1f} s"
@@ -304,8 +310,8 @@ class Participant:
                 self._mine.gone(finished=finished)
                 return []
             case Progress():
-                self._progress = event
-                return []
+                before, self._progress = self._progress.reached, event
+                return [] if event.reached == before else self._recovery.sources_changed(self._sources, now)
             case StateDigested(number, digest, chunks):
                 self._recovery.digested(number, digest, chunks)
                 return []
@@ -397,11 +403,24 @@ class Participant:
         self._suspects = {peer: why for peer, why in self._suspects.items() if peer in others}
         return effects + self._recovery.sources_changed(self._sources, now)
 
+    def _apart(self, member: Member) -> bool:
+        """Whether there is no way to a peer: neither of the two can be dialled, or no connection is up."""
+        reached = self._progress.reached
+        both_outbound = not (member.address or self.facts.hello.address)
+        return both_outbound or (reached is not None and member.peer not in reached)
+
     @property
     def _sources(self) -> tuple[str, ...]:
-        """Who holds the run's state: those who can be reached, if there are any."""
-        current = tuple(peer for peer, member in self.members.items() if member.current)
+        """Who holds the run's state and has a connection to here: those who are not suspected, if there are any."""
+        current = tuple(peer for peer, member in self.members.items() if member.current and not self._apart(member))
         return tuple(peer for peer in current if peer not in self._suspects) or current
+
+    @property
+    def _unreached(self) -> tuple[str, ...]:
+        """For the report: the coordinator knows by itself who can only dial out."""
+        mine = self.facts.hello.address
+        apart = [peer for peer, member in self.members.items() if (member.address or mine) and self._apart(member)]
+        return tuple(apart[:MAX_UNREACHED])
 
     # ---- the trainer
 
@@ -597,7 +616,7 @@ class Participant:
             return []
         self._free_at = now if self._free_at is None else self._free_at
         if not self._handed_over and now - self._free_at < LEAVE_PATIENCE_S:
-            heir = next((p for p, m in self.members.items() if m.current and p not in self._suspects), "")
+            heir = next((peer for peer in self._sources if peer not in self._suspects), "")
             if self._heir or heir:
                 effects: list[Effect] = [] if self._heir else [HandOver(heir)]
                 self._heir = self._heir or heir
@@ -621,7 +640,7 @@ class Participant:
         heartbeat = now - self._reported_at >= self.facts.heartbeat_s or self._reported is None
         if not heartbeat and self._reported is not None:
             key = urgent(self._held_number, self._mine.trainer_state, self._sync_lines(), self._suspects, self.digested)
-            if key == self._reported_key:
+            if key == self._reported_key and set(self._reported.unreached) <= set(self._unreached):
                 return []
         self._reported = self._report(now, heartbeat=heartbeat)
         self._reported_key = urgent_in(self._reported)
@@ -646,4 +665,5 @@ class Participant:
             stats=self._progress.stats,
             view=self._view,
             paths=self._path_news.choose(self._progress.paths) if heartbeat else {},
+            unreached=self._unreached,
         )

@@ -1,7 +1,7 @@
 """How the bytes of a stream's next attempt go: topology, order and shards, from what was measured; pure."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from wantrain.optimizers.stream import Stream
 from wantrain.peers.link_table import LinkTable
@@ -28,13 +28,19 @@ class Planner:
     chunks: int
     table: LinkTable
     _known: tuple[object, Choice] | None = None
+    _passed: dict[str, int] = field(default_factory=dict)
+    """How often in a row each peer was left out because no owner reached it: the more often, the sooner it is in."""
 
     def plan(self, contributors: tuple[str, ...], receivers: tuple[str, ...], direct: bool) -> Choice:
         """The plan for these peers; the same object while nothing has changed."""
         key = (contributors, receivers, direct, self.table.version)
         if self._known is None or self._known[0] != key:
             self._known = (key, self._choose(contributors, receivers, direct))
-        return self._known[1]
+        choice = self._known[1]
+        if self._passed or len(choice.contributors) < len(contributors):
+            inside, self._known = set(choice.contributors), None
+            self._passed = {peer: self._passed.get(peer, 0) + 1 for peer in contributors if peer not in inside}
+        return choice
 
     def _choose(self, contributors: tuple[str, ...], receivers: tuple[str, ...], direct: bool) -> Choice:
         up, down = self.stream.codecs
@@ -46,6 +52,7 @@ class Planner:
             up_bytes=bits(up) * self.elements / 8,
             down_bytes=bits(down) * self.elements / 8,
             links=self.table.paces,
-            unreachable=self.table.cut,
+            reach=self.table.reach,
+            passed=self._passed,
             per_hop=format_of(up).per_hop and not format_of(up).error_feedback,
         )

@@ -115,7 +115,7 @@ class Round:
         self._started_at = 0.0
         self._progress_at = 0.0
         self._move = Duration()
-        self._choice = Choice("direct", (), (), 0.0, "")
+        self._choice = Choice("direct", (), (), (), 0.0, "")
         self._direct_only = False
         """Whether a ring has stalled in this sync, which does not show who stalls it."""
         self._excluded: set[str] = set()
@@ -314,8 +314,7 @@ class Round:
             view=self._view,
             contributors=choice.contributors,
             weights=tuple(self._ready[peer].weight if self._weighted else 1.0 for peer in choice.contributors),
-            # In a ring all would wait for one slow receiver; they fetch the update later.
-            receivers=() if choice.topology == "ring" else receivers,
+            receivers=choice.receivers,
             shards=choice.shards,
             topology=choice.topology,
         )
@@ -324,7 +323,7 @@ class Round:
         self._held = {peer: _Held(progress_at=now) for peer in (*self.start.contributors, *self.start.receivers)}
         self._undone = dict.fromkeys(self._held)
         sync = self.start.sync
-        self._reason = lambda: f"moving {sync} among {len(contributors)}"
+        self._reason = lambda: f"moving {sync} among {len(choice.contributors)}"
         return effects + [Tell(peer, self.start) for peer in self._held]
 
     # ---- moving

@@ -21,7 +21,7 @@ as fast as the slowest link lets it. Link i to i+1 carries all parts but those o
 Times are predictions for comparing topologies, good to a factor, not promises.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import floor, log
 from statistics import median
@@ -29,6 +29,7 @@ from typing import TypeAlias
 
 from wantrain.errors import ConfigError
 from wantrain.transport.partition import split_chunks
+from wantrain.transport.reach import Group, Reach
 from wantrain.transport.ring_order import ring_order
 from wantrain.transport.shares import Load
 
@@ -61,9 +62,11 @@ class Choice:
 
     topology: str
     contributors: tuple[str, ...]
-    """In the order of the sum, or of the ring."""
+    """In the order of the sum, or of the ring. Who is left out is reached by no owner this time."""
+    receivers: tuple[str, ...]
+    """Who only gets the result."""
     shards: tuple[int, ...]
-    """Chunks that each of them owns."""
+    """Chunks that each contributor owns."""
     predicted_s: float
     """0 if unknown."""
     reason: str
@@ -103,9 +106,10 @@ def choose(
     up_bytes: float,
     down_bytes: float,
     links: Mapping[Pair, Pace],
-    unreachable: Collection[Pair],
+    reach: Reach,
     per_hop: bool,
     message_s: float = MESSAGE_S,
+    passed: Mapping[str, int] | None = None,
 ) -> Choice:
     """Plan one attempt; without any measured link it is direct, in equal shards.
 
@@ -117,25 +121,25 @@ def choose(
         up_bytes: of a whole vector as parts.
         down_bytes: of a whole vector as results.
         links: what was measured, by (from, to).
-        unreachable: pairs that cannot reach each other.
+        reach: which pairs cannot reach each other.
         per_hop: whether the codec bears being applied at each hop, so that `auto` may choose a ring.
         message_s: what a message costs its sender beyond its bytes.
+        passed: how often in a row each peer was left out because no owner reached it.
 
     Raises:
         ConfigError: an unknown topology.
     """
     if topology not in ("auto", "direct", "ring", "pair"):
         raise ConfigError(f"unknown topology {topology!r}", hint="choose one of auto, direct, ring, pair")
-    task = _Task(
-        contributors, receivers, chunks, up_bytes, down_bytes, _paces(links), frozenset(unreachable), message_s
-    )
+    task = _Task(contributors, receivers, chunks, up_bytes, down_bytes, _paces(links), reach, message_s)
     if topology == "pair":
-        return Choice("pair", contributors, task.equal, 0.0, "pair, as asked for")
-    direct = task.direct()
+        return Choice("pair", contributors, (), task.equal, 0.0, "pair, as asked for")
+    if topology == "ring":
+        ring = task.ring()
+        return task.direct(passed or {}).choice(f"as {ring.but}") if ring.gap else ring.choice("as asked for")
+    direct = task.direct(passed or {})
     if topology == "direct":
         return direct.choice("as asked for")
-    if topology == "ring":
-        return task.ring().choice("as asked for")
     if not per_hop:
         return direct.choice("as the codec would lose too much at every hop of a ring")
     if not 3 <= len(contributors) <= RING_PEERS:
@@ -160,12 +164,15 @@ class _Draft:
     predicted_s: float
     but: str = ""
     """Why it will not work well."""
+    receivers: tuple[str, ...] = ()
+    gap: bool = False
+    """Whether there are neighbours in it that cannot reach each other."""
 
     def choice(self, reason: str) -> Choice:
         about = f" in about {self.predicted_s:.2g} s" if self.predicted_s else ""
         though = f", though {self.but}" if self.but else ""
         reason = f"{self.topology}{about}, {reason}{though}"
-        return Choice(self.topology, self.contributors, self.shards, self.predicted_s, reason)
+        return Choice(self.topology, self.contributors, self.receivers, self.shards, self.predicted_s, reason)
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,40 +183,42 @@ class _Task:
     up_bytes: float
     down_bytes: float
     paces: _Paces
-    cut: frozenset[Pair]
+    reach: Reach
     message_s: float
 
     @property
     def equal(self) -> tuple[int, ...]:
         return split_chunks(self.chunks, [1.0] * len(self.contributors))
 
-    def direct(self) -> _Draft:
-        """Shards by what the links carry; who cannot reach everybody owns nothing."""
+    def direct(self, passed: Mapping[str, int]) -> _Draft:
+        """Shards by what the links carry; who cannot reach everybody owns nothing, so that owners relay."""
+        group = self.reach.group(self.contributors, self.receivers, passed)
+        left_out = len(self.contributors) - len(group.contributors)
+        but = (
+            f"{left_out} of {len(self.contributors)} are left out: no contributor reaches everybody" if left_out else ""
+        )
+        peers = group.contributors
         load = Load(
             self.up_bytes,
             self.down_bytes,
-            len(self.receivers),
-            tuple(self.paces.uploads.get(peer, 0.0) for peer in self.contributors),
-            tuple(self.paces.downloads.get(peer, 0.0) for peer in self.contributors),
+            len(group.receivers),
+            tuple(self.paces.uploads.get(peer, 0.0) for peer in peers),
+            tuple(self.paces.downloads.get(peer, 0.0) for peer in peers),
         )
-        everybody = {*self.contributors, *self.receivers}
-        confined = {peer for pair in self.cut if everybody.issuperset(pair) for peer in pair}
-        owners = [k for k, peer in enumerate(self.contributors) if peer not in confined]
-        but = "" if owners else "no contributor reaches everybody"
-        shards = load.shards(self.chunks, owners or None)
-        return _Draft("direct", self.contributors, shards, self._direct_s(load, shards), but)
+        shards = load.shards(self.chunks, [k for k, peer in enumerate(peers) if peer in group.owners])
+        return _Draft("direct", peers, shards, self._direct_s(load, shards, group), but, group.receivers)
 
-    def _direct_s(self, load: Load, shards: tuple[int, ...]) -> float:
-        count, others = len(shards), len(shards) - 1 + len(self.receivers)
+    def _direct_s(self, load: Load, shards: tuple[int, ...], group: Group) -> float:
+        count, others = len(shards), len(shards) - 1 + len(group.receivers)
         if not self.chunks or not self.paces.rate_bytes_per_s or not others:
             return 0.0
-        share = {peer: shard / self.chunks for peer, shard in zip(self.contributors, shards, strict=True)}
-        owners = {peer for peer in self.contributors if share[peer]}
-        everybody = {*self.contributors, *self.receivers}
+        share = {peer: shard / self.chunks for peer, shard in zip(group.contributors, shards, strict=True)}
+        owners = {peer for peer in group.contributors if share[peer]}
+        everybody = {*group.contributors, *group.receivers}
         usual = self.paces.rate_bytes_per_s
         first_s = (count - 1) * self.up_bytes / self.chunks / min(self.paces.downloads.get(p, usual) for p in owners)
-        moved_s = max(load.times_s([share[peer] for peer in self.contributors]))
-        for peer in self.receivers:
+        moved_s = max(load.times_s([share[peer] for peer in group.contributors]))
+        for peer in group.receivers:
             moved_s = max(moved_s, self.down_bytes / self.paces.downloads.get(peer, usual))
         parts_s, results_s = [0.0], [0.0]
         for (a, b), pace in self.paces.links.items():
@@ -233,12 +242,13 @@ class _Task:
         peers = self.contributors
         if len(peers) > RING_PEERS:
             but = f"no order is looked for among more than {RING_PEERS}"
-            return _Draft("ring", peers, self.equal, self._ring_s(peers), but)
-        rates = [[0.0 if a == b or (a, b) in self.cut else self._step(a, b) for b in peers] for a in peers]
+            gap = any(map(self.reach.apart, peers, (*peers[1:], peers[0])))
+            return _Draft("ring", peers, self.equal, self._ring_s(peers), but, gap=gap)
+        rates = [[0.0 if a == b or self.reach.apart(a, b) else self._step(a, b) for b in peers] for a in peers]
         order = ring_order(rates, [[self._hop_s(a, b) for b in peers] for a in peers])
         if order is None:
             but = "no ring avoids all pairs that cannot reach each other"
-            return _Draft("ring", peers, self.equal, self._ring_s(peers), but)
+            return _Draft("ring", peers, self.equal, self._ring_s(peers), but, gap=True)
         peers = tuple(peers[k] for k in order)
         return _Draft("ring", peers, self.equal, self._ring_s(peers))
 

@@ -136,6 +136,12 @@ class Link(Protocol):
     def probe(self, peer: str) -> bool:
         """Measure rate and round trip with a short burst if nothing is known of a peer; False if no need or way."""
 
+    def ways(self) -> dict[str, str]:
+        """By peer that can be reached now: "out" over the connection that we dialled, "in" over one of its, or "both".
+
+        A peer that dials shows itself at once, also if it has nothing to say yet.
+        """
+
     def poll(self, timeout_s: float) -> list[LinkEvent]:
         """Events that are there, waiting up to timeout_s seconds for the first; at most a bounded number."""
 

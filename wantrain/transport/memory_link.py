@@ -102,6 +102,13 @@ class MemoryLink:
         found = self._connections.get(connection)
         return found is not None and self._put(found, message, done)
 
+    def ways(self) -> dict[str, str]:
+        found: dict[str, str] = {}
+        for connection in self._connections.values():
+            peer, way = (connection.server.me, "out") if connection.client is self else (connection.client.me, "in")
+            found[peer] = way if found.get(peer, way) == way else "both"
+        return found
+
     def poll(self, timeout_s: float) -> list[LinkEvent]:
         released, self._done = self._done, []
         for done in released:
@@ -115,6 +122,8 @@ class MemoryLink:
                 server = self._hub.links[peer]
                 new = _Connection(next(self._hub.numbers), self, server)
                 self._dialled[peer] = self._connections[new.token] = server._connections[new.token] = new
+                if server._run == self._run:
+                    server._routes[self.me] = new
                 events.append(Connected(peer))
         waiting = deque(self._connections.values())
         while waiting and len(events) < MAX_EVENTS:
@@ -181,8 +190,6 @@ class MemoryLink:
             return Dropped(source, error.message, connection.token)
         counted.messages_received += 1
         counted.bytes_received += _total(frames)
-        if connection.server is self:
-            self._routes[source] = connection
         return Received(source, connection.token, message)
 
     def _cut(self, connection: _Connection) -> None:

@@ -176,6 +176,9 @@ class LaneTable:
                 totals = read_receipt(body)
                 if (found := self._find(source, identity, route)) is not None:
                     self._acked(found, totals, answer_to, now)
+            case Kind.HERE, _:
+                if body:
+                    raise WireError("internal message with surplus fields")
             case _:
                 raise WireError(f"{message.kind} is no internal message here")
 

@@ -38,6 +38,8 @@ class Kind:
     """First message on a lane: set s, number n."""
     PROBE = "_probe"
     """On a lane: bytes to measure with, of no other use."""
+    HERE = "_here"
+    """On a control connection that has just come up: this is a way back to who dialled; and from time to time."""
 
 
 @dataclass(slots=True, eq=False)

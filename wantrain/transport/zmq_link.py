@@ -31,6 +31,9 @@ MAX_ROUTES = 4
 """Connections of one peer that are remembered as ways back to it."""
 
 _RELEASE_CHECK_S = 0.005
+_ROUTE_CHECK_S = 5.0
+"""How often connections that others have dialled are tried: only a send shows that one is gone."""
+_HERE = Message(Kind.HERE)
 
 
 @dataclass(slots=True, eq=False)
@@ -108,6 +111,7 @@ class ZmqLink:
         self._dials: dict[str, _Dial] = {}
         self._tokens: dict[bytes, _Dial] = {}
         self._routes: dict[str, list[bytes]] = {}
+        self._routes_checked_at = 0.0
         self._stats: dict[str, LinkStats] = {}
         self._events: list[LinkEvent] = []
         self._limits = UploadLimits(max_upload_bytes_per_s, max_upload_per_peer_bytes_per_s)
@@ -171,6 +175,14 @@ class ZmqLink:
 
     def probe(self, peer: str) -> bool:
         return self._bulk.probe(peer)
+
+    def ways(self) -> dict[str, str]:
+        self._check_routes(time.monotonic())
+        found = {dial.peer: "out" for dial in self._dials.values() if dial.up}
+        for source, routes in self._routes.items():
+            if routes:
+                found[source] = "both" if source in found else "in"
+        return found
 
     def poll(self, timeout_s: float) -> list[LinkEvent]:
         deadline = time.monotonic() + timeout_s
@@ -246,6 +258,17 @@ class ZmqLink:
                 del routes[:-MAX_ROUTES]
         return True
 
+    def _check_routes(self, now: float) -> None:
+        """Forget accepted connections that are gone."""
+        if now - self._routes_checked_at < _ROUTE_CHECK_S:
+            return
+        self._routes_checked_at = now
+        frames = encode(_HERE, self._run)
+        for source, routes in list(self._routes.items()):
+            routes[:] = [route for route in routes if self._send_routed(source, route, frames, None) is not None]
+            if not routes:
+                del self._routes[source]
+
     # ---- dialling
 
     def _check_encryption(self, target: Target) -> None:
@@ -305,6 +328,7 @@ class ZmqLink:
             assert dial.dialled is not None
             dial.dialled.notice()
             dial.up, dial.back_off_s = True, REDIAL_FIRST_S
+            self._tell(dial.peer, dial.token, _HERE)
             self._bulk.table.control_up(dial.peer, dial.target, dial.token)
             self._events.append(Connected(dial.peer))
         elif event in FAILURES:
