@@ -436,6 +436,9 @@ class SimPeer:
 
     # ---- Surroundings
 
+    def clears_s(self, to: str) -> float:
+        return 0.0
+
     def bulk_bytes(self, to: str) -> int:
         return self.message_bytes
 

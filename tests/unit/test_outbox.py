@@ -8,7 +8,7 @@ from wantrain.errors import CodecError
 from wantrain.peers.effects import SendContribution, SendPayload, SendState
 from wantrain.peers.events import ReduceFailed
 from wantrain.peers.messages import CommitRecord, Part, Record, Result, StateChunk, SyncId, UpdateChunk
-from wantrain.peers.outbox import MAX_SERVED, REPEAT_AFTER_S, Outbox
+from wantrain.peers.outbox import MAX_SERVED, REPEAT_AFTER_S, SERVED_EVERY_S, Outbox
 from wantrain.transport.link import Done
 from wantrain.transport.wire import MAX_BUFFERS
 
@@ -60,6 +60,7 @@ class Way:
         self.message_bytes = message_bytes
         self.sent: list[tuple[str, Record, int]] = []
         self.done: list[Done] = []
+        self.under_way_s = 0.0
 
     def send_bulk(self, to: str, record: Record, payloads: tuple[Any, ...], done: Done | None = None) -> bool:
         if sum(receiver == to for receiver, _, _ in self.sent) >= self.room:
@@ -68,6 +69,9 @@ class Way:
         if done is not None:
             self.done.append(done)
         return True
+
+    def clears_s(self, to: str) -> float:
+        return self.under_way_s
 
     def bulk_bytes(self, to: str) -> int:
         return self.message_bytes
@@ -212,8 +216,8 @@ def test_state_is_read_when_it_leaves_and_only_while_it_is_whole(monkeypatch: py
 def test_served_chunks_are_bounded_and_hanging_up_forgets_them() -> None:
     way = Way(room=0)
     outbox, source = made(way)
-    for _ in range(2 * MAX_SERVED):
-        outbox.add(SendState("b", 0), 0.0)
+    for chunk in range(2 * MAX_SERVED):
+        outbox.add(SendState("b", chunk), 0.0)
     assert outbox.backlog == MAX_SERVED
     pump(outbox, source)
     outbox.drop("b")
@@ -247,3 +251,62 @@ def test_what_may_be_lost_with_a_connection_is_sent_again_at_once() -> None:
     outbox.add(SendContribution("b", SYNC, 0), 0.1)
     pump(outbox, source, 0.1)
     assert len(way.sent) == 2
+
+
+def test_what_was_asked_for_again_is_not_sent_twice_while_it_may_still_be_on_its_way() -> None:
+    way = Way()
+    outbox, source = made(way)
+    part, state = SendContribution("b", SYNC, 0), SendState("b", 3)
+    for item in (part, state):
+        outbox.add(item, 0.0)
+    pump(outbox, source)
+    way.under_way_s = 10.0  # a slow link
+    for item in (part, state):
+        outbox.add(item, 2 * 10.0)
+    assert outbox.backlog == 0
+    for item in (part, state):
+        outbox.add(item, REPEAT_AFTER_S + 2 * 10.0)
+    assert outbox.backlog == 2
+
+
+def test_what_is_served_leaves_after_all_that_a_sync_waits_for() -> None:
+    way = Way(room=0, message_bytes=10)
+    outbox, source = made(way)
+    outbox.add(SendState("b", 0), 0.0)
+    outbox.add(SendPayload("c", UpdateChunk(3, 0), b"x" * 10), 0.0)
+    for to in "bc":
+        for chunk in range(3):
+            outbox.add(SendContribution(to, SYNC, chunk), 0.0)
+    pump(outbox, source)
+    way.room = 1000
+    pump(outbox, source, 0.1)
+    assert [isinstance(record, Part) for _, record, _ in way.sent] == [True] * 6 + [False] * 2
+
+
+def test_a_served_chunk_that_waits_for_the_link_does_not_hold_up_a_sync() -> None:
+    way = Way(room=0)
+    outbox, source = made(way)
+    outbox.add(SendState("b", 0), 0.0)
+    pump(outbox, source)  # it is read, and the link is full
+    outbox.add(SendContribution("b", SYNC, 0), 0.1)
+    way.room = 1
+    pump(outbox, source, 0.2)
+    assert [type(record) for _, record, _ in way.sent] == [Part]
+
+
+def test_a_run_that_always_syncs_still_serves_a_newcomer() -> None:
+    way = Way(message_bytes=10)
+    outbox, source = made(way)
+    for chunk in range(100):
+        outbox.add(SendState("n", chunk), 0.0)
+    sent = []
+    for tenth in range(100):
+        outbox.add(SendContribution("b", SYNC, 2 * tenth), tenth / 10)
+        outbox.add(SendContribution("b", SYNC, 2 * tenth + 1), tenth / 10)
+        way.sent.clear()
+        outbox.pump(source, tenth / 10)  # one of the two stays
+        sent.append([to for to, _, _ in way.sent])
+    assert all("b" in receivers for receivers in sent)
+    served = [tenth for tenth, receivers in enumerate(sent) if "n" in receivers]
+    assert 8 <= len(served) <= 10 / SERVED_EVERY_S
+    assert served[0] >= 10 * SERVED_EVERY_S

@@ -168,6 +168,9 @@ class Around:
     def under_way(self) -> bool:
         return False
 
+    def clears_s(self, to: str) -> float:
+        return 0.0
+
     def bulk_bytes(self, to: str) -> int:
         return self.message_bytes
 

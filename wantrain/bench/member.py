@@ -160,7 +160,7 @@ class Member:
             now = time.monotonic()
             if self._begun and now - self._ticked_at >= TICK_S:
                 self._ticked_at = now
-                self._outbox.tidy()
+                self._outbox.tidy(time.monotonic())
                 self._feed(Tick())
             self._pump()
 
@@ -268,6 +268,9 @@ class Member:
     def send_bulk(self, to: str, record: Record, payloads: tuple[Payload, ...], done: Done | None = None) -> bool:
         with self.spent.on("send"):
             return self.link.send_bulk(to, pack(record, *payloads), done)
+
+    def clears_s(self, to: str) -> float:
+        return 0.0
 
     def bulk_bytes(self, to: str) -> int:
         return self.link.bulk_bytes(to)

@@ -45,6 +45,8 @@ from wantrain.transport.memory import keep_freed_memory, peak_bytes
 from wantrain.transport.zmq_link import ZmqLink, wait
 
 TICK_S = 0.1
+UNKNOWN_BYTES_PER_S = 125e3
+"""What a link of unknown speed is taken to carry at least: 1 Mbit/s."""
 BACKLOG_WAIT_S = 0.002
 """Pause while connections are full."""
 USER_VALUES = 40
@@ -390,6 +392,12 @@ class PeerDaemon:
 
     def bulk_bytes(self, to: str) -> int:
         return self.link.bulk_bytes(to)
+
+    def clears_s(self, to: str) -> float:
+        known = self.link.stats().get(to)
+        if known is None or not known.in_flight_bytes:
+            return 0.0
+        return known.in_flight_bytes / (known.rate_bytes_per_s or UNKNOWN_BYTES_PER_S)
 
     def under_way(self) -> bool:
         return any(known.in_flight_bytes for known in self.link.stats().values())

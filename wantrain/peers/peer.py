@@ -116,6 +116,9 @@ class Surroundings(Protocol):
     def bulk_bytes(self, to: str) -> int:
         """How many tensor bytes a message to that peer had best have now."""
 
+    def clears_s(self, to: str) -> float:
+        """How long what is under way to that peer may take to arrive, in seconds; 0 if nothing is."""
+
     def under_way(self) -> bool:
         """Whether tensor bytes were sent that their receivers have not taken yet."""
 
@@ -274,7 +277,7 @@ class Peer:
     def tick(self, now: float) -> None:
         """Time has passed."""
         self._see_heir()
-        self._outbox.tidy()
+        self._outbox.tidy(now)
         self.handle(Tick(), now)
         if (self._staged_at or self._starting) and now - self._waited_at >= WAITING_EVERY_S:
             self._waited_at = now
