@@ -117,6 +117,18 @@ def test_the_repaired_chunk_is_replayed_from_where_it_was_taken_and_the_others_a
     assert (one.applied, one.complete) == (2, True)
 
 
+def test_a_welcome_that_comes_meanwhile_does_not_move_the_chunks_that_are_right() -> None:
+    one, givers = newcomer()
+    one.digested(2, state_digest(digests(1)), digests(1))
+    one.repair(2, chain(2), state_digest(digests()), 1.0)
+    assert one.welcomed(Welcome("me", 2, "", 4, chain(4), CHAIN0, {"param": 4}, MANIFEST), 1.0) == []
+    one.digests_came("b", 2, b"".join(digests()), 1.1)
+    give(one, "c" if givers[1] == "b" else "b", 1, number=4)
+    one.learn([line(3), line(4)], 4)
+    one.take_snapshot(2.0)
+    assert (one.applied, one.indices, one.complete) == (2, {"param": 2}, False)
+
+
 def test_a_difference_found_late_is_repaired_from_the_state_that_has_come_of_it() -> None:
     one, givers = newcomer()
     one.digested(2, state_digest(digests(3)), digests(3))

@@ -287,14 +287,15 @@ class Recovery:
         if not self.complete or link != chain or not digest or not own:
             return None
         self._anchor, self._own_anchor = Position(self.applied, self.chain, dict(self.indices)), False
+        at = (self.applied, self.chain)
         self._forget_state()
-        self._repair = Repair(number, digest, own)
+        self._repair = Repair(number, digest, own, at)
         return self._compare(catchup.Sources(self._sources, self._liars), now)
 
     def digests_came(self, source: str, number: int, digests: bytes, now: float) -> list[Effect]:
         """`source` says what the digests of all chunks are; b"" if it does not know."""
-        repair, anchor = self._repair, self._anchor
-        if repair is None or anchor is None or number != repair.number:
+        repair = self._repair
+        if repair is None or number != repair.number:
             return []
         false = repair.false_chunks(digests)
         if false is None:
@@ -304,7 +305,7 @@ class Recovery:
         note = Note("false-state", {"number": number, "chunks": len(false), "of": count, "sources": givers})
         self._repair = None
         right = set(range(count)).difference(false)
-        self._taken = dict.fromkeys(sorted(right), (anchor.number, anchor.chain))
+        self._taken = dict.fromkeys(sorted(right), repair.at)
         return [note, *self._lied(givers, now), *self._fetch_chunks(false, now)]
 
     def _compare(self, event: catchup.FetchEvent, now: float) -> list[Effect]:

@@ -44,10 +44,12 @@ class Repair:
         number: log number of the state that was compared.
         digest: the digest that stands there.
         own: digests of the own state's chunks there.
+        at: log number and link of the chain at which the own state is by now.
     """
 
-    def __init__(self, number: int, digest: bytes, own: tuple[bytes, ...]) -> None:
+    def __init__(self, number: int, digest: bytes, own: tuple[bytes, ...], at: tuple[int, bytes]) -> None:
         self.number = number
+        self.at = at
         self._digest = digest
         self._own = own
         self._fetch = catchup.Fetch((0,))
