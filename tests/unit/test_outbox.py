@@ -262,7 +262,7 @@ def test_what_was_asked_for_again_is_not_sent_twice_while_it_may_still_be_on_its
     pump(outbox, source)
     way.under_way_s = 10.0  # a slow link
     for item in (part, state):
-        outbox.add(item, 2 * 10.0)
+        outbox.add(item, 2 * 10.0 - 0.1)
     assert outbox.backlog == 0
     for item in (part, state):
         outbox.add(item, REPEAT_AFTER_S + 2 * 10.0)

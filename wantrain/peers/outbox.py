@@ -93,11 +93,13 @@ class Outbox:
     def add(self, item: Item, now: float) -> None:
         """Queue a chunk, unless the very same waits or has just left."""
         key = _key(item)
+        served = isinstance(item, SendState) or (isinstance(item, SendPayload) and isinstance(item.record, UpdateChunk))
         if key is not None:
             added_at = self._added.get(key)
-            if key in self._queued or (added_at is not None and now - added_at < self._repeat_s(item.to)):
+            if key in self._queued or (
+                added_at is not None and now - added_at < self._repeat_s(item.to, served=served)
+            ):
                 return
-        served = isinstance(item, SendState) or (isinstance(item, SendPayload) and isinstance(item.record, UpdateChunk))
         queue = (self._served if served else self._queues).setdefault(item.to, deque())
         if served and len(queue) >= MAX_SERVED:
             return
@@ -106,8 +108,9 @@ class Outbox:
             self._added[key] = now
             self._queued.add(key)
 
-    def _repeat_s(self, to: str) -> float:
-        return min(REPEAT_AFTER_S + 2 * self._way.clears_s(to), REPEAT_CEILING_S)
+    def _repeat_s(self, to: str, *, served: bool) -> float:
+        # Who is served may want a chunk of the state anew, in vain the one that it has.
+        return min((0.0 if served else REPEAT_AFTER_S) + 2 * self._way.clears_s(to), REPEAT_CEILING_S)
 
     def drop(self, to: str) -> None:
         """Forget what is queued for a receiver, and what was sent to it."""
