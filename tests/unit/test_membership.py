@@ -79,7 +79,7 @@ def test_a_peer_with_long_pauses_is_given_longer_and_never_more_than_the_ceiling
     who = members("a")
     for k in range(1, 20):
         hear(who, "a", 4.0 * k, sequence=k + 1)
-    assert 12.0 <= who.silence_s("a") <= 30.0
+    assert 11.0 <= who.silence_s("a") <= 30.0
     for k in range(1, 20):
         hear(who, "a", 80.0 + 40.0 * k, sequence=k + 30)
     assert who.silence_s("a") == 30.0

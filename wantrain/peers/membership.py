@@ -1,9 +1,9 @@
 """Who is alive and who is in the view: pure core over hellos, reports, hints of others and the passing of time."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from wantrain.peers.messages import Hello, Member, Report
-from wantrain.peers.timing import Duration, Policy
+from wantrain.peers.timing import PHI_HINTED, Arrivals, Policy
 
 HINTED_HEARTBEATS = 2.5
 """Heartbeats that a peer may miss once another peer has seen its connection break."""
@@ -95,8 +95,8 @@ class PeerState:
     curve_key: bytes
     state: str
     seen_at: float
+    arrivals: Arrivals
     report: Report | None = None
-    arrivals: Duration = field(default_factory=Duration)
     hinted_at: float | None = None
     gone_reason: str = ""
 
@@ -140,8 +140,12 @@ class Membership:
 
     def silence_s(self, peer: str) -> float:
         """Seconds of silence after which the peer counts as lost, from its own inter-arrival times."""
-        policy = self._policy
-        return self.peers[peer].arrivals.usual_s(policy.suspect_floor_s, policy.suspect_ceiling_s, times=3.0)
+        return self._policy.lost_after_s(self.peers[peer].arrivals)
+
+    def _hinted_s(self, peer: str) -> float:
+        """The same, once another peer has seen its connection break."""
+        known_s = self.peers[peer].arrivals.silence_s(PHI_HINTED)
+        return min(self.silence_s(peer), max(HINTED_HEARTBEATS * self._policy.heartbeat_s, known_s))
 
     def _member(self, peer: str) -> Member:
         known = self.peers[peer]
@@ -157,7 +161,8 @@ class Membership:
         effects: list[MembershipEffect] = []
         if known is not None and known.alive:
             effects += self._remove(event.peer, "lost", "restarted")
-        self.peers[event.peer] = PeerState(event.hello, event.curve_key, "joining", now)
+        arrivals = Arrivals(self._policy.heartbeat_s)
+        self.peers[event.peer] = PeerState(event.hello, event.curve_key, "joining", now, arrivals)
         return [*effects, Joined(event.peer), *self._changed()]
 
     def _greeted_again(self, known: PeerState, event: Greeted, now: float) -> list[MembershipEffect]:
@@ -172,7 +177,7 @@ class Membership:
         return [Joined(event.peer), *self._changed()]
 
     def _revive(self, known: PeerState, now: float) -> None:
-        known.state, known.seen_at, known.arrivals = "joining", now, Duration()
+        known.state, known.seen_at, known.arrivals = "joining", now, Arrivals(self._policy.heartbeat_s)
 
     def _heard(self, event: Heard, now: float) -> list[MembershipEffect]:
         known = self.peers[event.peer]
@@ -208,7 +213,7 @@ class Membership:
             silent_s = now - known.seen_at
             if silent_s >= self.silence_s(peer):
                 effects += self._remove(peer, "lost", f"not seen for {silent_s:.1f} s")
-            elif known.hinted_at is not None and silent_s >= HINTED_HEARTBEATS * self._policy.heartbeat_s:
+            elif known.hinted_at is not None and silent_s >= self._hinted_s(peer):
                 effects += self._remove(peer, "lost", f"connection broken and not seen for {silent_s:.1f} s")
         return effects
 

@@ -1,12 +1,12 @@
 """How the bytes of a stream's next attempt go: topology, order and shards, from what was measured; pure."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from wantrain.optimizers.stream import Stream
 from wantrain.peers.link_table import LinkTable
 from wantrain.transport.codec.names import bits, format_of
-from wantrain.transport.cost import Choice, choose
+from wantrain.transport.cost import Choice, choose, slowest_message_s
 
 Plan = Callable[[tuple[str, ...], tuple[str, ...], bool], Choice]
 """(contributors in view order, receivers, whether only the direct topology may be used) to the choice."""
@@ -44,7 +44,9 @@ class Planner:
 
     def _choose(self, contributors: tuple[str, ...], receivers: tuple[str, ...], direct: bool) -> Choice:
         up, down = self.stream.codecs
-        return choose(
+        peers = frozenset((*contributors, *receivers))
+        chunk_bytes = max(bits(up), bits(down)) * self.elements / 8 / max(self.chunks, 1)
+        choice = choose(
             "direct" if direct else self.stream.topology,
             contributors,
             receivers,
@@ -56,3 +58,4 @@ class Planner:
             passed=self._passed,
             per_hop=format_of(up).per_hop and not format_of(up).error_feedback,
         )
+        return replace(choice, slowest_s=slowest_message_s(peers, self.table.paces, chunk_bytes))

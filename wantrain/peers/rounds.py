@@ -407,7 +407,7 @@ class Round:
     def _move_tick(self, event: Tick, now: float) -> list[RoundEffect]:
         assert self.start is not None
         policy = self._policy
-        deadline_s = self._move.usual_s(policy.deadline_floor_s, policy.deadline_ceiling_s, times=2.0)
+        deadline_s = policy.stalled_after_s(self._move, self._choice.predicted_s, self._choice.slowest_s)
         stalled = [p for p in self._undone if now - self._held[p].progress_at >= deadline_s]
         for peer in [p for p in stalled if p in self.start.receivers]:
             self._stall(peer)

@@ -35,6 +35,8 @@ from wantrain.transport.shares import Load
 
 MESSAGE_S = 1e-4
 """What a message costs its sender beyond its bytes: the core's decision, frames, a system call."""
+MESSAGE_BYTES = 64 << 10
+"""A message has at least so many bytes if there are as many to send."""
 RING_GAIN = 0.9
 """A ring has to promise at most this part of the direct time: every hop encodes anew, and each peer can hold up all."""
 RING_PEERS = 64
@@ -71,6 +73,24 @@ class Choice:
     """0 if unknown."""
     reason: str
     """For people."""
+    slowest_s: float = 0.0
+    """What one message may take on the slowest link; 0 if unknown."""
+
+
+def slowest_message_s(peers: Collection[str], links: Mapping[Pair, Pace], chunk_bytes: float) -> float:
+    """How long one message may take on the slowest measured link among these peers, in seconds; 0 if none is measured.
+
+    Its sender may be sending one to each of the others at the same time, and a message has at least one chunk.
+    """
+    size_bytes = (len(peers) - 1) * max(chunk_bytes, MESSAGE_BYTES)
+    return max(
+        (
+            size_bytes / pace.rate_bytes_per_s + pace.rtt_s
+            for (a, b), pace in links.items()
+            if pace.rate_bytes_per_s > 0 and a in peers and b in peers
+        ),
+        default=0.0,
+    )
 
 
 @dataclass(frozen=True, slots=True)
