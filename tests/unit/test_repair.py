@@ -16,7 +16,7 @@ from wantrain.peers.messages import (
     WantUpdate,
     Welcome,
 )
-from wantrain.peers.recovery import Recovery
+from wantrain.peers.recovery import STUCK_S, Recovery
 from wantrain.peers.repair import KEPT
 from wantrain.transport.digest import first_link, next_link, state_digest, update_digest
 
@@ -166,6 +166,18 @@ def test_if_nobody_has_the_list_any_more_the_whole_state_is_fetched() -> None:
         give(one, "b", chunk)
     one.take_snapshot(2.0)
     assert (one.complete, one.applied) == (True, 2)
+
+
+def test_if_nobody_holds_the_state_any_more_the_false_one_is_kept() -> None:
+    one, _ = newcomer()
+    one.digested(2, state_digest(digests(1)), digests(1))
+    one.repair(2, chain(2), state_digest(digests()), 1.0)
+    one.tick(100.0)
+    assert not one.complete  # there are peers to ask
+    one.sources_changed((), 100.0)
+    assert notes("false-state-kept", one.tick(99.9 + STUCK_S)) == []
+    assert notes("false-state-kept", one.tick(100.0 + STUCK_S)) != []
+    assert (one.complete, one.applied, one.chain, one.indices) == (True, 2, chain(2), {"param": 2})
 
 
 def test_without_digests_of_its_own_there_is_nothing_to_compare() -> None:

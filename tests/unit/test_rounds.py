@@ -456,3 +456,25 @@ def test_claimed_weights_count_only_where_the_run_weighs() -> None:
     current._weighted = False
     effects = [e for peer in "ab" for e in current.handle(ready(peer, weight=1e15), 0.0)]
     assert starts(effects)["a"].weights == (1.0, 1.0)
+
+
+# ---- a peer that catches up and does not gain
+
+
+def test_a_sync_waits_for_a_peer_that_chases_the_log_but_not_beyond_the_ceiling() -> None:
+    current = round_of("ab")
+    chased = Cast(2, ("a", "b"), frozenset("ab"), {"a": None, "b": None}, {"n": 40})
+    current.handle(chased, 0.0)
+    current.handle(ready("a"), 1.0)
+    assert starts(current.handle(ready("b"), 2.0)) == {}
+    assert current.reason == ("waiting for n to catch up, 40 commits behind and not gaining; going on without in 9.0 s")
+    assert starts(current.handle(Tick(), 10.9)) == {}
+    assert set(starts(current.handle(Tick(), 11.0))) == {"a", "b"}
+
+
+def test_a_sync_starts_as_soon_as_nobody_chases_the_log_any_more() -> None:
+    current = round_of("ab")
+    current.handle(Cast(2, ("a", "b"), frozenset("ab"), {"a": None, "b": None}, {"n": 40}), 0.0)
+    current.handle(ready("a"), 1.0)
+    current.handle(ready("b"), 2.0)
+    assert set(starts(current.handle(cast("ab", view=3), 2.5))) == {"a", "b"}

@@ -11,6 +11,7 @@ from typing import Any
 
 from wantrain.optimizers.stream import Stream
 from wantrain.peers import rounds
+from wantrain.peers.chase import Chasers
 from wantrain.peers.commit_log import CommitLog, History
 from wantrain.peers.coordinator_events import (
     Announce,
@@ -130,6 +131,7 @@ class Coordinator:
         """Per peer: the view that it did not know, and since when, or when it got it again."""
         self._votes: dict[int, dict[str, bytes]] = {}
         """Digests of the state at a log number, by the peer that reported it, the first one first."""
+        self._chasers = Chasers(facts.policy.deadline_ceiling_s)
         self._split_at: float | None = None
         """Since when states differ without a majority for one."""
         self._timing: dict[int, dict[str, Any]] = {}
@@ -303,6 +305,7 @@ class Coordinator:
                     effects.append(Announce(event, {"peer": peer, "name": self.name_of(peer), "reason": reason}))
                     self._fresh.pop(peer, None)
                     self.links.gone(peer)
+                    self._chasers.gone(peer)
                     if peer == self._candidate:
                         self._candidate = ""
                 case IdentityInUse(peer):
@@ -355,6 +358,9 @@ class Coordinator:
             effects += self._show_again(peer, now)
         effects += self._compare_state(peer, report, now)
         self._note_fresh(peer, report, now)
+        if self._chasers.reported(peer, report.behind, now):
+            details = {"peer": peer, "name": self.name_of(peer), "behind": report.behind}
+            effects.append(Announce("chasing" if report.behind else "gaining", details))
         if before is None or (before.trainer, before.log_number) != (report.trainer, report.log_number):
             effects += self._show_seen(peer, now)
         lines = {line.stream: line for line in report.syncs} if report.log_number >= 0 else {}
@@ -515,7 +521,8 @@ class Coordinator:
         seen = [self._seen(peer, peer in cut_off, now) for peer in self.membership.members]
         expected = {one.peer: one.expected_at for one in seen if one.trains}
         abreast = frozenset(one.peer for one in seen if one.abreast)
-        cast = rounds.Cast(self.membership.view, self.membership.members, abreast, expected)
+        chasing = self._chasers.waited_for(now)
+        cast = rounds.Cast(self.membership.view, self.membership.members, abreast, expected, chasing)
         effects: list[CoordinatorEffect] = []
         for stream in list(self.rounds):
             effects += self._round(stream, cast, now)

@@ -175,6 +175,8 @@ class Report:
     """By the other peer: some of what was measured, others come with other reports."""
     unreached: Annotated[tuple[PeerId, ...], Field(max_length=MAX_UNREACHED)] = ()
     """Live peers to whom there is no connection in either direction, though one of the two can be dialled."""
+    behind: Count = 0
+    """Commits to the head of the log, if the peer catches up and does not gain on the run; else 0."""
 
 
 @dataclass(frozen=True, slots=True)

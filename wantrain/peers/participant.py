@@ -666,4 +666,5 @@ class Participant:
             view=self._view,
             paths=self._path_news.choose(self._progress.paths) if heartbeat else {},
             unreached=self._unreached,
+            behind=self._recovery.behind,
         )

@@ -6,15 +6,15 @@ chain that it was taken at, so that nothing of a history that the run has given 
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 
 from wantrain.optimizers.stream import Stream
 from wantrain.peers import catchup
+from wantrain.peers.chase import Chase
 from wantrain.peers.effects import Effect, Note, StoreState, Tell
 from wantrain.peers.events import FromPeer
 from wantrain.peers.layout import stream_chunks
 from wantrain.peers.messages import CommitRecord, Manifest, StateChunk, WantDigests, WantRecords, WantState, Welcome
-from wantrain.peers.repair import Ledger, Repair
+from wantrain.peers.repair import Ledger, Position, Repair
 from wantrain.peers.update_fetch import UpdateFetch
 from wantrain.transport.collective import Payload
 from wantrain.transport.digest import next_link
@@ -24,15 +24,6 @@ STUCK_S = 30.0
 """A replay that has not moved for so long begins again with a snapshot: what it stands on may have been given up."""
 VAIN_ROUNDS = 5
 """Rounds of asking everybody in vain before a mean gradient is done without: no state depends on it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Position:
-    """A place in the history: log number, link of the chain, and the last sync of every stream there."""
-
-    number: int
-    chain: bytes
-    indices: dict[str, int]
 
 
 class Recovery:
@@ -71,6 +62,7 @@ class Recovery:
         self._state: catchup.Fetch | None = None
         self._taken: dict[int, tuple[int, bytes]] = {}
         """Chunks of the state that are ahead of `applied`: log number and link that each was taken at."""
+        self._chase = Chase()
         self._ledger = Ledger()
         self._repair: Repair | None = None
         self._update: UpdateFetch | None = None
@@ -108,6 +100,11 @@ class Recovery:
         record = self._records.get(number)
         return None if record is None else record.sync.stream
 
+    @property
+    def behind(self) -> int:
+        """Commits to the head of the log, if this peer catches up and does not gain on the run; else 0."""
+        return max(1, self.head - max(self.applied, 0)) if self._chase.losing else 0
+
     def in_words(self, name_of: Callable[[str], str]) -> str:
         """What is being fetched and from whom, or ""."""
         if self._state is not None and self._state.missing:
@@ -118,7 +115,8 @@ class Recovery:
             sources = ", ".join(map(name_of, self._repair.sources)) or "a peer that holds it"
             return f"finding out from {sources} which chunks of its state at {self._repair.number} are false"
         if not self.complete:
-            return f"replaying updates: at {self.applied} of {self.head}"
+            but = ", more slowly than they come" if self._chase.losing else ""
+            return f"replaying updates: at {self.applied} of {self.head}{but}"
         if self._update is not None:
             sources = ", ".join(map(name_of, self._update.sources)) or "a peer that holds it"
             return f"fetching update {self._update.record.number} from {sources}"
@@ -286,10 +284,10 @@ class Recovery:
         link, own = self._ledger.at(number)
         if not self.complete or link != chain or not digest or not own:
             return None
-        self._anchor, self._own_anchor = Position(self.applied, self.chain, dict(self.indices)), False
-        at = (self.applied, self.chain)
+        before = self._anchor = Position(self.applied, self.chain, dict(self.indices))
+        self._own_anchor = False
         self._forget_state()
-        self._repair = Repair(number, digest, own, at)
+        self._repair, self._moved_at = Repair(number, digest, own, before), now
         return self._compare(catchup.Sources(self._sources, self._liars), now)
 
     def digests_came(self, source: str, number: int, digests: bytes, now: float) -> list[Effect]:
@@ -305,8 +303,21 @@ class Recovery:
         note = Note("false-state", {"number": number, "chunks": len(false), "of": count, "sources": givers})
         self._repair = None
         right = set(range(count)).difference(false)
-        self._taken = dict.fromkeys(sorted(right), repair.at)
+        self._taken = dict.fromkeys(sorted(right), (repair.before.number, repair.before.chain))
         return [note, *self._lied(givers, now), *self._fetch_chunks(false, now)]
+
+    def _despair(self, now: float) -> list[Effect]:
+        """If nobody holds the run's state any more, one that is false somewhere is better than none."""
+        if self._repair is None:
+            return []
+        if self._sources:
+            self._moved_at = now
+        if now - self._moved_at < STUCK_S:
+            return []
+        before, self._repair = self._repair.before, None
+        self.applied, self.chain = before.number, before.chain
+        self.indices.update(before.indices)
+        return [Note("false-state-kept", {"number": before.number, "reason": "nobody else holds the run's state"})]
 
     def _compare(self, event: catchup.FetchEvent, now: float) -> list[Effect]:
         effects: list[Effect] = []
@@ -408,17 +419,19 @@ class Recovery:
         vain = update.vain
         effects = update.handle(event, now)
         if update.vain > vain and update.dropped and self._streams[update.record.sync.stream].state == "param":
+            self._chase.vain()
             return effects + self.snapshot_again(now)
         return effects
 
     def tick(self, now: float) -> list[Effect]:
         """Time has passed."""
         effects = self._fetch_all(catchup.Tick(), now)
+        self._chase.look(self.applied, self.head, complete=self.complete, now=now)
         replaying = self._state is not None and not self._state.missing and not self.complete
         if replaying and now - self._moved_at >= STUCK_S:
             self.given_up = self._own_anchor
             effects += self.snapshot_again(now)
-        return effects + self._ask_lines(now)
+        return effects + self._despair(now) + self._ask_lines(now)
 
     def _ask_lines(self, now: float) -> list[Effect]:
         """Ask for lines of the commit log that are missing: around a snapshot, or in a gap."""

@@ -5,12 +5,22 @@ these can be checked by who knows the digest that stands: nobody can lie about i
 """
 
 from collections import OrderedDict
+from dataclasses import dataclass
 
 from wantrain.peers import catchup
 from wantrain.transport.digest import DIGEST_BYTES, state_digest
 
 KEPT = 16
 """Log numbers whose chunk digests are kept, 32 bytes for each chunk: for the moment in which states are compared."""
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """A place in the history: log number, link of the chain, and the last sync of every stream there."""
+
+    number: int
+    chain: bytes
+    indices: dict[str, int]
 
 
 class Ledger:
@@ -44,12 +54,12 @@ class Repair:
         number: log number of the state that was compared.
         digest: the digest that stands there.
         own: digests of the own state's chunks there.
-        at: log number and link of the chain at which the own state is by now.
+        before: where the own state stands by now.
     """
 
-    def __init__(self, number: int, digest: bytes, own: tuple[bytes, ...], at: tuple[int, bytes]) -> None:
+    def __init__(self, number: int, digest: bytes, own: tuple[bytes, ...], before: Position) -> None:
         self.number = number
-        self.at = at
+        self.before = before
         self._digest = digest
         self._own = own
         self._fetch = catchup.Fetch((0,))

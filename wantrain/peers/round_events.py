@@ -1,6 +1,6 @@
 """What happens to the syncs of one stream, and what `Round` wants done about it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from wantrain.peers.messages import Abort, Start, SyncId, SyncReport
 
@@ -27,13 +27,15 @@ class Cast:
     """Who is there now: the `live` peers of the view in order.
 
     `abreast` are those at the head of the log; `expected` maps those that train to the time when they are expected to
-    be ready (absolute, seconds), or None if unknown.
+    be ready (absolute, seconds), or None if unknown; `chasing` maps those that catch up without gaining on the run to
+    how many commits they are behind.
     """
 
     view: int
     live: tuple[str, ...]
     abreast: frozenset[str]
     expected: dict[str, float | None]
+    chasing: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -103,6 +103,7 @@ class Round:
         """Peers of the view, in order."""
         self._abreast: set[str] = set()
         self._expected: dict[str, float | None] = {}
+        self._chasing: dict[str, int] = {}
         self._ready: dict[str, SyncReport] = {}
         """Of live peers only."""
         self._late: dict[str, None] = {}
@@ -212,6 +213,7 @@ class Round:
     def _take_cast(self, event: Cast) -> None:
         self._view, self._live = event.view, dict.fromkeys(event.live)
         self._abreast, self._expected = set(event.abreast), dict(event.expected)
+        self._chasing = event.chasing
         self._ready = {peer: report for peer, report in self._ready.items() if peer in self._live}
         self._judge_all()
 
@@ -274,6 +276,13 @@ class Round:
                 )
                 return []
             self._wait_no_more()
+        if self._chasing and now < (limit_at := self._first_ready_at + policy.grace_ceiling_s):
+            chasing = self._chasing
+            self._reason = lambda: (
+                f"waiting for {self._names(chasing)} to catch up, {max(chasing.values())} commits behind and not "
+                f"gaining; going on without in {limit_at - now:.1f} s"
+            )
+            return []
         ready = [peer for peer in self._live if peer in self._ready]
         contributors = [peer for peer in ready if not self._benched(peer)]
         if not contributors:
