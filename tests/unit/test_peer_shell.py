@@ -461,7 +461,7 @@ def test_a_trainer_that_waits_for_its_first_state_hears_what_for() -> None:
     one.say(Attach(MANIFEST, 1, BOOT))
     one.peer.tick(1.0)
     (said,) = [record.reason for record in one.around.to_trainer if isinstance(record, Waiting)]
-    assert said == "fetching the state from b: 0 of 1 chunks"
+    assert said == "fetching the state from b for 1.0 s: 0 of 1 chunks"
     one.hear(StateChunk(0, 0, CHAIN0), "b", "state")
     one.peer.tick(2.0)
     assert len([record for record in one.around.to_trainer if isinstance(record, Waiting)]) == 1

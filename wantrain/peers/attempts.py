@@ -25,6 +25,7 @@ class Attempt:
 
     start: Start
     core: Collective
+    begun_at: float
     done: co.Complete | None = None
     failed: tuple[str, ...] | None = None
     """Set when it cannot be completed here; names those to blame, if that is known."""
@@ -72,7 +73,7 @@ class Attempts:
         """Begin an attempt in place of an older one of the stream. What has overtaken its START is taken in."""
         plan = Plan(start.contributors, start.weights, start.receivers, start.shards)
         core = collective(start.topology, self.me, plan)
-        attempt = self.running[start.sync.stream] = Attempt(start, core)
+        attempt = self.running[start.sync.stream] = Attempt(start, core, now)
         effects: list[Effect] = [
             Note(
                 "start",

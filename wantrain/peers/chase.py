@@ -6,7 +6,7 @@ others that are late: otherwise it would chase the head of the log for ever.
 
 from dataclasses import dataclass, field
 
-GAIN_S = 10.0
+GAIN_S = 5.0
 """A replay that has come no nearer to the head of the log for so long does not gain on it."""
 VAIN_SNAPSHOTS = 2
 """Times in a row that updates after a snapshot were no longer kept when it came to them: the first may be bad luck."""

@@ -126,6 +126,8 @@ class Participant:
         self._streams = {stream.name: stream for stream in facts.streams}
         self._opened: Manifest = ()
         self._welcome: Welcome | None = None
+        self._welcomed_at = 0.0
+        """When the coordinator first said that the run has no initial weights yet."""
         self._up = False
         self._down_since: float | None = None
         self._revision = 0
@@ -240,13 +242,18 @@ class Participant:
         if self._welcome is None or not self._up:
             away_s = 0.0 if self._down_since is None else now - self._down_since
             return f"the coordinator does not answer for {away_s:.1f} s"
+        if self._leaving is not None:
+            return self._leaves(now)
         if self._welcome.head < 0:
-            return "for the run's initial weights"
+            return f"for the run's initial weights for {now - self._welcomed_at:.1f} s"
         for attempt in self._attempts.running.values() if self.complete else ():
             if attempt.done is None:
                 names = ", ".join(map(self._name_of, attempt.core.waiting_for))
-                return f"moving {attempt.sync}: {attempt.core.missing} chunks missing from {names or 'nobody'}"
-        if words := self._recovery.in_words(self._name_of):
+                return (
+                    f"moving {attempt.sync} for {now - attempt.begun_at:.1f} s: "
+                    f"{attempt.core.missing} chunks missing from {names or 'nobody'}"
+                )
+        if words := self._recovery.in_words(self._name_of, now):
             apart = [member.name for member in self.members.values() if member.current and self._apart(member)]
             if apart and not self._sources:
                 words += f"; no way to {', '.join(apart)}: only a peer that both sides reach can pass it on"
@@ -257,6 +264,16 @@ class Participant:
         if silent_s > SILENCE_S:
             return f"nothing has come from the coordinator for {silent_s:.1f} s"
         return self._why or "for the coordinator to start or decide the sync"
+
+    def _leaves(self, now: float) -> str:
+        """What a leaving peer waits for."""
+        assert self._leaving is not None
+        what = "what is in flight to be decided"
+        if self._free_at is not None:
+            what = f"{self._name_of(self._heir)} to take over what it owes"
+        elif not self._mine.outstanding and not self._attempts.running:
+            what = f"another peer to hold the state at log number {self.applied}"
+        return f"leaving for {now - self._leaving[1]:.1f} s: waits for {what}"
 
     def _name_of(self, peer: str) -> str:
         return self.members[peer].name if peer in self.members else peer
@@ -373,6 +390,8 @@ class Participant:
         effects: list[Effect] = []
         if self._welcome is not None and self._welcome.genesis not in (b"", welcome.genesis):
             effects += self._reset("the run has begun anew")
+        if self._welcome is None or self._welcome.head >= 0:
+            self._welcomed_at = now
         self._welcome = welcome
         self._in_use = None
         self._reported = None

@@ -60,6 +60,8 @@ class Recovery:
         self._liars: frozenset[str] = frozenset()
         """Who has given something false; they are asked last."""
         self._state: catchup.Fetch | None = None
+        self._state_at = 0.0
+        """When it, or a repair, was begun."""
         self._taken: dict[int, tuple[int, bytes]] = {}
         """Chunks of the state that are ahead of `applied`: log number and link that each was taken at."""
         self._chase = Chase()
@@ -105,22 +107,27 @@ class Recovery:
         """Commits to the head of the log, if this peer catches up and does not gain on the run; else 0."""
         return max(1, self.head - max(self.applied, 0)) if self._chase.losing else 0
 
-    def in_words(self, name_of: Callable[[str], str]) -> str:
-        """What is being fetched and from whom, or ""."""
+    def in_words(self, name_of: Callable[[str], str], now: float) -> str:
+        """What is being fetched, from whom and for how long by now, or ""."""
+
+        def whom(sources: tuple[str, ...], since: float) -> str:
+            return f"{', '.join(map(name_of, sources)) or 'a peer that holds it'} for {now - since:.1f} s"
+
         if self._state is not None and self._state.missing:
-            have = len(self.state_chunks) - len(self._state.missing)
-            sources = ", ".join(map(name_of, self._state.sources)) or "a peer that holds it"
-            return f"fetching the state from {sources}: {have} of {len(self.state_chunks)} chunks"
+            have, count = len(self.state_chunks) - len(self._state.missing), len(self.state_chunks)
+            return f"fetching the state from {whom(self._state.sources, self._state_at)}: {have} of {count} chunks"
         if self._repair is not None:
-            sources = ", ".join(map(name_of, self._repair.sources)) or "a peer that holds it"
-            return f"finding out from {sources} which chunks of its state at {self._repair.number} are false"
-        if not self.complete:
-            but = ", more slowly than they come" if self._chase.losing else ""
-            return f"replaying updates: at {self.applied} of {self.head}{but}"
+            asked = whom(self._repair.sources, self._state_at)
+            return f"finding out from {asked} which chunks of its state at {self._repair.number} are false"
+        updates = ""
         if self._update is not None:
-            sources = ", ".join(map(name_of, self._update.sources)) or "a peer that holds it"
-            return f"fetching update {self._update.record.number} from {sources}"
-        return ""
+            asked = whom(self._update.sources, self._update.begun_at)
+            updates = f"fetching update {self._update.record.number} from {asked}"
+        if self._chase.losing:
+            updates += f"{', ' if updates else ''}more slowly than updates come"
+        if not self.complete:
+            return f"replaying updates: at {self.applied} of {self.head}{', ' if updates else ''}{updates}"
+        return updates
 
     # ---- beginnings
 
@@ -242,7 +249,7 @@ class Recovery:
 
     def _fetch_chunks(self, chunks: Iterable[int], now: float) -> list[Effect]:
         """Fetch these chunks of the state; all others are known by `_taken`."""
-        self._state, self._moved_at = catchup.Fetch(chunks), now
+        self._state, self._state_at, self._moved_at = catchup.Fetch(chunks), now, now
         return self._fetch_state(catchup.Sources(self._sources, self._liars), now)
 
     def reset(self) -> None:
@@ -287,7 +294,7 @@ class Recovery:
         before = self._anchor = Position(self.applied, self.chain, dict(self.indices))
         self._own_anchor = False
         self._forget_state()
-        self._repair, self._moved_at = Repair(number, digest, own, before), now
+        self._repair, self._state_at, self._moved_at = Repair(number, digest, own, before), now, now
         return self._compare(catchup.Sources(self._sources, self._liars), now)
 
     def digests_came(self, source: str, number: int, digests: bytes, now: float) -> list[Effect]:
@@ -364,7 +371,7 @@ class Recovery:
         """Get the update of this line from other peers."""
         if self._update is not None and self._update.record.number == record.number:
             return []
-        self._update = UpdateFetch(record, self.chunks[record.sync.stream])
+        self._update = UpdateFetch(record, self.chunks[record.sync.stream], now)
         return self._fetch_update(catchup.Sources(self._sources, self._liars), now)
 
     def step(self, record: CommitRecord, now: float) -> frozenset[int]:

@@ -24,10 +24,12 @@ class UpdateFetch:
     Args:
         record: the update's line of the commit log.
         chunks: how many it has.
+        now: seconds on the clock of all other calls.
     """
 
-    def __init__(self, record: CommitRecord, chunks: int) -> None:
+    def __init__(self, record: CommitRecord, chunks: int, now: float) -> None:
         self.record = record
+        self.begun_at = now
         self.vain = 0
         """Rounds of asking everybody in vain."""
         self.dropped = False
