@@ -21,7 +21,7 @@ as fast as the slowest link lets it. Link i to i+1 carries all parts but those o
 Times are predictions for comparing topologies, good to a factor, not promises.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from math import floor, log
 from statistics import median
