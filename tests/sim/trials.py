@@ -80,7 +80,8 @@ def stand_trial(world: World, kind: str) -> None:
     for peer in alive:
         peer.trainer.longest_pause_s = 0.0
     before = {peer.name: (peer.boot, peer.trainer, peer.trainer.restarts, _indices(peer)) for peer in alive}
-    bound_s = POLICY.grace_ceiling_s * len(world.streams) + extra_s + MARGIN_S
+    # Who was late for one sync waits for the next: a pause may hold the grace time of two syncs, and of each stream.
+    bound_s = POLICY.grace_ceiling_s * (1 + len(world.streams)) + extra_s + MARGIN_S
     started_at = world.net.now
     trial = begin(world, alive)
     if len(trial.others) > 1 and all(peer.outbound for peer in trial.others):
