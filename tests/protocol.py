@@ -52,7 +52,7 @@ def _record(kind: type, node: ast.ClassDef) -> list[str]:
     for entry in fields(kind):
         note = notes.get(entry.name, "")
         if entry.default is not MISSING or entry.default_factory is not MISSING:
-            default = entry.default if entry.default is not MISSING else entry.default_factory()  # type: ignore[misc]
+            default = entry.default if entry.default_factory is MISSING else entry.default_factory()
             note = f"{note} May be left out: {_value(default)}.".strip()
         text.append(f"| `{entry.name}` | {_type(hints[entry.name])} | {note} |")
     return [*text, ""] if hints else text

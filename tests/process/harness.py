@@ -162,6 +162,10 @@ class Run:
         """SIGKILL to a process's whole group."""
         self._children.kill(name)
 
+    def pid(self, name: str) -> int:
+        """Process id of the command itself."""
+        return self._children.pid(name)
+
     def exit_code(self, name: str) -> int:
         """How a process ends; waits for it."""
         self.until(lambda: self._children.exit_code(name) is not None, f"{name} ends")
@@ -196,7 +200,7 @@ class Run:
         deadline = time.monotonic() + DEADLINE_S
         while not (value := condition()):
             if time.monotonic() > deadline:
-                raise AssertionError(f"not within {DEADLINE_S:.0f} s: {what}\n{self._story()}")
+                raise AssertionError(f"not within {DEADLINE_S:.0f} s: {what}\n{self.story()}")
             time.sleep(POLL_S)
         return value
 
@@ -276,9 +280,9 @@ class Run:
     def stop(self, *names: str) -> None:
         """Let all trainers finish; these peers and the coordinator must end with exit code 0."""
         (self.folder / "stop").touch()
-        assert {name: self.exit_code(name) for name in names} == dict.fromkeys(names, 0), self._story()
+        assert {name: self.exit_code(name) for name in names} == dict.fromkeys(names, 0), self.story()
         self._children.stop("coordinator")
-        assert self.exit_code("coordinator") == 0, self._story()
+        assert self.exit_code("coordinator") == 0, self.story()
 
     def steps(self, name: str) -> int:
         """How many inner steps a peer's present trainer has told of."""
@@ -311,7 +315,7 @@ class Run:
     def _event_file(self, name: str) -> Path:
         return self._children.event_file(name)
 
-    def _story(self) -> str:
+    def story(self) -> str:
         """The ends of all logs, for the message of a test that fails."""
         logs = sorted(self.folder.glob("*.log"))
         return "\n".join(f"--- {log.stem}\n{self._children.last_lines(log.stem, 15)}" for log in logs)

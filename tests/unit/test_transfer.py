@@ -136,6 +136,19 @@ def test_a_sender_that_has_little_to_send_says_nothing_bad_about_the_path() -> N
     assert meter.rate_bytes_per_s == pytest.approx(10 * MB, rel=0.02)
 
 
+def test_a_path_that_becomes_slow_and_fast_again_is_followed_by_messages_that_fill_no_window_too() -> None:
+    meter = Meter()
+    now = busy(meter, 10 * MB, 1.0, held_back=True)
+    meter.interrupted()
+    meter.held_back = False
+    for seconds, least, most in ((0.5, 0.1 * MB, 1 * MB), (0.006, 5 * MB, 11 * MB)):
+        for _ in range(10):
+            meter.sent(now)
+            meter.acked(60_000, now + seconds, idle=True)
+            now += 1.0
+        assert least <= meter.rate_bytes_per_s <= most
+
+
 def test_one_short_message_gives_a_lower_bound() -> None:
     meter = Meter()
     meter.sent(5.0)

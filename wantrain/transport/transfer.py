@@ -27,6 +27,10 @@ SPAN_S = 0.1
 """A rate is taken over at least this time: acknowledgements come in bursts."""
 EVIDENCE_BYTES = 256 << 10
 """Less than this, sent without anything waiting behind it, says nothing about a rate."""
+HINT_BYTES = 16 << 10
+"""Once a rate is known, so little may correct it: by being faster, or by taking far longer than the rate explains."""
+LATE, LATE_S = 4.0, 0.25
+"""Far longer: so many times what rate and round trip explain, and at least this."""
 LOSS_SPAN_S = 30.0
 LOSS_SEGMENTS = 500
 """Fewer segments than this say nothing about the share that is lost."""
@@ -121,7 +125,8 @@ class Meter:
     """What a path to a peer has been seen to carry, and what follows for window and size of messages.
 
     The rate is taken from acknowledgement to acknowledgement while something is under way. While the sender had no
-    more to send it is only a lower bound, so then it may raise the figure but not lower it.
+    more to send it is only a lower bound, so then it may raise the figure, but lower it only if what went took far
+    longer than the figure explains.
     """
 
     def __init__(self) -> None:
@@ -188,9 +193,20 @@ class Meter:
                 self._fold(self._span_bytes / span_s, lower=self.held_back)
                 self._span_since, self._span_bytes, self.held_back = now, 0, False
         if idle:
-            if now > self._busy_since and (self.held_back or self._busy_bytes >= EVIDENCE_BYTES):
-                self._fold(self._busy_bytes / (now - self._busy_since), lower=False)
+            self._judge(now - self._busy_since)
             self.interrupted()
+
+    def _judge(self, busy_s: float) -> None:
+        """Take in what went from when something was under way until nothing was."""
+        known, late = self.rate_bytes_per_s, False
+        if known > 0 and self._busy_bytes >= HINT_BYTES:
+            # Most syncs of a small model fill no window: without this a path that has become slow would keep its rate.
+            late = busy_s >= max(LATE_S, LATE * (self._busy_bytes / known + 2 * self.rtt_s))
+            telling = True
+        else:
+            telling = self.held_back or self._busy_bytes >= EVIDENCE_BYTES
+        if telling and busy_s > 0:
+            self._fold(self._busy_bytes / busy_s, lower=late)
 
     def interrupted(self) -> None:
         """Nothing is under way: all has arrived, or is lost."""
