@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import median
 
-from tests.process.harness import POLL_S, ROOT, Run
+from tests.process.harness import DEADLINE_S, POLL_S, ROOT, Run
 from wantrain.lab import Lab, Shape
 from wantrain.peers.shared_memory import segment_directory
 
@@ -32,7 +32,7 @@ OPTIONS = {
 STRIKES = ("kill", "kill", "leave", "leave", "freeze", "freeze", "coordinator")
 """What happens, as often as it stands here."""
 SETTLED = 3
-"""Peers that take part have to be at least so many for one of them to be taken away: two always hold the run's state."""
+"""Of fewer that take part none is taken away: two always hold the run's state."""
 SAMPLE_S = 1.0
 WARM_S = 15.0
 """After this time a process has all its memory; what comes on top is growth."""
@@ -175,7 +175,9 @@ class Soak:
                 heapq.heappop(self._plans)[2]()
             if run.head > head:
                 moved_s, head = self._now, run.head
-            assert self._now < moved_s + 60, f"no commit for 60 s: {run.status().get('reason')}\n{run.story()}"
+            assert self._now < moved_s + DEADLINE_S, (
+                f"no commit for {DEADLINE_S:.0f} s: {run.status().get('reason')}\n{run.story()}"
+            )
             if self._now >= strike_s:
                 strike_s = self._now + self._rng.expovariate(1 / self._every_s)
                 self._strike(self._rng.choice(STRIKES))
@@ -328,9 +330,7 @@ def picture(report: Report, path: Path) -> None:
     colours = {"kill": "tab:red", "leave": "tab:green", "freeze": "tab:cyan", "coordinator": "black"}
     for kind, colour in colours.items():
         times = [at_s for at_s, struck in report.struck_s if struck == kind]
-        syncs.plot(
-            times, [syncs.get_ylim()[1]] * len(times), "v", color=colour, markersize=4, label=kind, clip_on=False
-        )
+        syncs.vlines(times, 0, 1, colour, linewidth=0.6, label=kind, transform=syncs.get_xaxis_transform())
     syncs.legend(ncols=4, fontsize="small", loc="lower right")
     for name, samples in report.samples.items():
         style = {"linewidth": 1, "label": name, "color": "black" if name == "coordinator" else None}
