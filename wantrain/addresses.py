@@ -42,7 +42,7 @@ def advertised_address(bind: str, advertise: str = "") -> str:
     host, port = split_address(bind, lowest_port=0)
     if port == 0:
         raise ConfigError(
-            f"the port of {bind} is only known when the coordinator runs",
+            f"the port of {bind} is only known when somebody listens there",
             hint="set [coordinator] advertise to host:port, or give the address as an option",
         )
     if host not in {"0.0.0.0", "*", "::"}:
@@ -55,5 +55,5 @@ def advertised_address(bind: str, advertise: str = "") -> str:
     except OSError as error:
         raise ConfigError(
             f"this host has no primary address for {bind}: {error}",
-            hint="set [coordinator] advertise to host:port, or give the address as an option",
+            hint="say by --advertise (or advertise in run.toml) where others reach it; a peer may be --outbound-only",
         ) from None

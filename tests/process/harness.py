@@ -139,7 +139,8 @@ class Run:
     ) -> None:
         """Start a peer with trainer.py; `words` are options of `wantrain peer`, `trainer` of the script."""
         command = [sys.executable, "-m", "wantrain", "peer", invite or self.invite, "--name", name, "--json"]
-        where = ["--home", self.folder / (home or name), "--bind", self._where(name)]
+        where = ["--home", self.folder / (home or name)]
+        where += [] if "--outbound-only" in words else ["--bind", self._where(name)]
         events = ["--events", self._event_file(name)]
         script = ["--", sys.executable, TRAINER, self.folder, name, *trainer]
         self.start(name, *command, *where, *events, *words, *script, environment=environment)

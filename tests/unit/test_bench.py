@@ -17,7 +17,6 @@ from click.testing import CliRunner
 from wantrain.bench import allreduce, coordinator, inputs, matrix, suite
 from wantrain.bench.allreduce import ALLOWED_ERROR, Options, expected_traffic, measure
 from wantrain.bench.document import markdown
-from wantrain.bench.interface import interface_of
 from wantrain.bench.member import STREAM, Member
 from wantrain.bench.plots import draw
 from wantrain.bench.processes import Workers
@@ -27,6 +26,7 @@ from wantrain.bench.traffic import group_of, shard_shares, total_bytes, traffic
 from wantrain.bench.worker import Setup
 from wantrain.cli.main import main
 from wantrain.errors import ConfigError, WantrainError
+from wantrain.interfaces import interface_of
 from wantrain.lab import available
 from wantrain.optimizers.stream import Stream
 from wantrain.transport.codec import CODECS

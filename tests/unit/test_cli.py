@@ -307,8 +307,11 @@ def test_coordinator_passes_its_options_on(fake: Callable[..., None], tmp_path: 
     for _, options in calls:
         assert isinstance(options.pop("on_event"), EventPrinter)
     assert calls == [
-        ((Path("r.toml"),), {"bind": None, "advertise": None, "uses": 16, "expires_s": 86400.0}),
-        ((Path("r.toml"),), {"bind": "127.0.0.1:0", "advertise": "a:1", "uses": 2, "expires_s": 60.0}),
+        ((Path("r.toml"),), {"bind": None, "advertise": None, "interface": None, "uses": 16, "expires_s": 86400.0}),
+        (
+            (Path("r.toml"),),
+            {"bind": "127.0.0.1:0", "advertise": "a:1", "interface": None, "uses": 2, "expires_s": 60.0},
+        ),
     ]
 
 
@@ -343,6 +346,35 @@ def test_peer_passes_its_options_on_and_exits_with_the_daemons_value(fake: Calla
             },
         ),
     ]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--bind", "0.0.0.0:70000"], "allowed is host:port with a port from 0 to 65535"),
+        (["--advertise", "example.org:0"], "a port from 1 to 65535"),
+        (["--interface", "nope7"], "no interface 'nope7' with an address; this host has lo (127.0.0.1)"),
+        (
+            ["--interface", "lo", "--bind", "192.0.2.1:0"],
+            "--bind 192.0.2.1:0 is not an address of lo, which has 127.0.0.1",
+        ),
+        (["--outbound-only", "--advertise", "a:1"], "--outbound-only together with --advertise"),
+    ],
+)
+def test_settings_of_where_to_listen_name_what_is_wrong(options: list[str], words: str) -> None:
+    result = wantrain("peer", INVITE, *options, "--", "true")
+    assert result.exit_code == 2
+    assert words in result.stderr
+    assert "next: " in result.stderr
+
+
+def test_an_interface_gives_the_host_and_outbound_only_no_address_at_all(fake: Callable[..., None]) -> None:
+    binds: list[Any] = []
+    fake("wantrain.peers.daemon", serve=lambda *_, **options: binds.append(options["bind"]) or 0)
+    wantrain("peer", INVITE, "--interface", "lo", "--", "true")
+    wantrain("peer", INVITE, "--interface", "lo", "--bind", "0.0.0.0:7701", "--", "true")
+    wantrain("peer", INVITE, "--outbound-only", "--", "true")
+    assert binds == ["127.0.0.1:0", "127.0.0.1:7701", None]
 
 
 @pytest.mark.parametrize("bad", ["50", "50mb", "0mbit", "fast", "1kbit", "2000gbit", "1e3mbit"])

@@ -787,3 +787,16 @@ def test_hanging_up_at_any_moment_leaves_nothing_behind() -> None:
     left = len(os.listdir("/proc/self/fd")) - before
     link.close()
     assert left <= 8, f"{left} files are still open"
+
+
+@pytest.mark.parametrize(
+    ("bind", "words", "hint"),
+    [
+        ("203.0.113.9:0", "it is no address of this host", "0.0.0.0 stands"),
+        ("no-such-host.invalid:0", "no address", ""),
+    ],
+)
+def test_an_address_of_another_host_cannot_be_listened_at(bind: str, words: str, hint: str) -> None:
+    with pytest.raises(ConfigError, match=words) as caught:
+        ZmqLink(RUN, bind=bind, key=pair(SERVER), admit=admit)
+    assert hint in caught.value.hint

@@ -9,8 +9,8 @@ import torch.distributed as dist
 from torch.distributed import TCPStore  # type: ignore[attr-defined]  # it has no stub
 
 from wantrain.bench import inputs
-from wantrain.bench.interface import interface_of
 from wantrain.bench.worker import Json, Setup, wait_until
+from wantrain.interfaces import interface_of
 
 
 class Gloo:

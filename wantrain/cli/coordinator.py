@@ -4,13 +4,14 @@ from pathlib import Path
 
 import click
 
-from wantrain.cli.options import Duration, events_option, json_option, run_file_argument
+from wantrain.cli.options import Duration, events_option, interface_option, json_option, run_file_argument
 
 
 @click.command("coordinator")
 @run_file_argument
 @click.option("--bind", metavar="HOST:PORT", help="Address to listen on.  [default: as in RUN.TOML]")
 @click.option("--advertise", metavar="HOST:PORT", help="Address that invites name.  [default: as in RUN.TOML]")
+@interface_option
 @click.option("--uses", default=16, show_default=True, type=click.IntRange(1, 4096), help="Uses of the first invite.")
 @click.option("--expires", default="24h", show_default=True, type=Duration(), help="Validity of the first invite.")
 @events_option
@@ -19,6 +20,7 @@ def command(
     run_file: Path,
     bind: str | None,
     advertise: str | None,
+    interface: str | None,
     uses: int,
     expires: float,
     events: Path | None,
@@ -29,9 +31,18 @@ def command(
     \b
     Example:
       wantrain coordinator run.toml --advertise train.example.org:7700
+      wantrain coordinator run.toml --interface eth1
     """
     from wantrain.cli.events import EventPrinter
     from wantrain.peers.coordinator_daemon import serve
 
     with EventPrinter(as_json=as_json, file=events) as on_event:
-        serve(run_file, bind=bind, advertise=advertise, uses=uses, expires_s=expires, on_event=on_event)
+        serve(
+            run_file,
+            bind=bind,
+            advertise=advertise,
+            interface=interface,
+            uses=uses,
+            expires_s=expires,
+            on_event=on_event,
+        )

@@ -1,6 +1,7 @@
 """Options that several commands share: --json, durations, the run file and the events file."""
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -73,3 +74,12 @@ run_file_argument = click.argument(
 events_option = click.option(
     "--events", type=click.Path(path_type=Path, dir_okay=False), help="Append every event to this file, as JSON lines."
 )
+_bind = click.option("--bind", metavar="HOST:PORT", help="Address to listen on.  [default: 0.0.0.0:0, any free port]")
+_advertise = click.option("--advertise", metavar="HOST:PORT", help="Address where other peers reach this one.")
+interface_option = click.option("--interface", metavar="NAME", help="Listen at the address of this network interface.")
+_outbound_only = click.option("--outbound-only", is_flag=True, help="Listen nowhere: this peer only dials out.")
+
+
+def listening_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Where a peer listens and what it tells others: bind, advertise, interface and outbound_only."""
+    return _bind(_advertise(interface_option(_outbound_only(command))))

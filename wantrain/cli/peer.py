@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from wantrain.cli.options import Duration, Rate, events_option, json_option
+from wantrain.cli.options import Duration, Rate, events_option, json_option, listening_options
 
 
 @click.command("peer")
@@ -12,8 +12,7 @@ from wantrain.cli.options import Duration, Rate, events_option, json_option
 @click.argument("training_command", metavar="-- COMMAND...", nargs=-1, required=True, type=click.UNPROCESSED)
 @click.option("--name", help="Name of this peer, for people.")
 @click.option("--home", type=click.Path(path_type=Path, file_okay=False), help="Where this peer keeps its identity.")
-@click.option("--bind", default="0.0.0.0:0", show_default=True, metavar="HOST:PORT", help="Address to listen on.")
-@click.option("--advertise", metavar="HOST:PORT", help="Address where other peers reach this one.")
+@listening_options
 @click.option(
     "--max-restarts", default=3, show_default=True, type=click.IntRange(0), help="Restarts of a command that fails."
 )
@@ -31,8 +30,10 @@ def command(
     training_command: tuple[str, ...],
     name: str | None,
     home: Path | None,
-    bind: str,
+    bind: str | None,
     advertise: str | None,
+    interface: str | None,
+    outbound_only: bool,
     max_restarts: int,
     give_up: float,
     max_upload: float | None,
@@ -46,10 +47,14 @@ def command(
     Example:
       wantrain peer 'wantrain://…' --name berlin -- python train.py --batch 8
       wantrain peer 'wantrain://…' --max-upload 50mbit -- python train.py
+      wantrain peer 'wantrain://…' --outbound-only -- python train.py
+      wantrain peer 'wantrain://…' --bind 0.0.0.0:7701 --advertise home.example.org:7701 -- python train.py
     """
     from wantrain.cli.events import EventPrinter
+    from wantrain.interfaces import peer_bind
     from wantrain.transport.auth import Invite
 
+    where = peer_bind(bind, interface, advertise, outbound_only=outbound_only)
     Invite.parse(invite)  # a typing error is told of before PyTorch is loaded, which takes a while
     from wantrain.peers.daemon import serve
 
@@ -59,7 +64,7 @@ def command(
             training_command,
             name=name,
             home=home,
-            bind=bind,
+            bind=where,
             advertise=advertise,
             max_restarts=max_restarts,
             give_up_s=give_up,

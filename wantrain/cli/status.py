@@ -106,6 +106,8 @@ def _render(document: dict[str, Any]) -> RenderableType:
         parts.append(_syncs(document["syncs"]))
     if document.get("links"):
         parts.append(_links(document["links"]))
+    if document.get("relayed"):
+        parts.append(_relayed(document["relayed"]))
     if document.get("commits"):
         newest = sorted(document["commits"], key=lambda commit: -int(commit.get("number", 0)))
         parts.append(_commits(newest[:SHOWN_COMMITS]))
@@ -178,12 +180,22 @@ def _links(links: list[dict[str, Any]]) -> Table:
             f"{100 * link.get('loss', 0):.2g} %",
             link.get("lanes") or "",
             link.get("congestion"),
+            link.get("way"),
         ]
         for link in sorted(links, key=lambda link: float(link.get("rate_bytes_per_s") or "inf"))[:SHOWN_LINKS]
     ]
-    columns = ["from", "to", "rate", "round trip", "loss", "connections", "congestion"]
+    columns = ["from", "to", "rate", "round trip", "loss", "connections", "congestion", "way"]
     more = f", the slowest {SHOWN_LINKS} of {len(links)}" if len(links) > SHOWN_LINKS else ""
     return _table(f"links{more}", columns, rows, right={"rate", "round trip", "loss", "connections"})
+
+
+def _relayed(pairs: list[dict[str, Any]]) -> Table:
+    rows = [
+        [" and ".join(pair.get("pair", [])), pair.get("why"), ", ".join(pair.get("through", [])) or "nobody"]
+        for pair in pairs[:SHOWN_LINKS]
+    ]
+    more = f", {SHOWN_LINKS} of {len(pairs)}" if len(pairs) > SHOWN_LINKS else ""
+    return _table(f"pairs that exchange through others{more}", ["pair", "why", "through"], rows, right=set())
 
 
 def _commits(commits: list[dict[str, Any]]) -> Table:

@@ -17,6 +17,7 @@ from wantrain import __version__
 from wantrain.addresses import advertised_address, split_address
 from wantrain.config import RunSpec, key_path, store_path
 from wantrain.errors import AddressInUseError, ConfigError, InviteError, RefusedError, StoreError, WireError
+from wantrain.interfaces import bind_address
 from wantrain.peers import coordinator as co
 from wantrain.peers.messages import (
     Commit,
@@ -51,7 +52,14 @@ OnEvent = Callable[[dict[str, Any]], None]
 
 
 def serve(
-    run_file: Path, *, bind: str | None, advertise: str | None, uses: int, expires_s: float, on_event: OnEvent
+    run_file: Path,
+    *,
+    bind: str | None,
+    advertise: str | None,
+    interface: str | None = None,
+    uses: int,
+    expires_s: float,
+    on_event: OnEvent,
 ) -> None:
     """Run the coordinator of a run until SIGINT or SIGTERM.
 
@@ -59,6 +67,7 @@ def serve(
         run_file: run.toml; keys and database are beside it.
         bind: "host:port" to listen on instead of the spec's.
         advertise: "host:port" that the invite names instead of the spec's.
+        interface: network interface whose address to listen at.
         uses: how many peers may use the invite that is printed.
         expires_s: how long it holds, in seconds.
         on_event: gets everything that happens; first {"event": "listening", "address", "invite", "run"}.
@@ -67,13 +76,13 @@ def serve(
         ConfigError, StoreError, AddressInUseError: see `wantrain.errors`.
     """
     spec, keys = owned_run(run_file)
+    where = bind_address(bind or spec.coordinator.bind, interface)
     with _alone(run_file), Store(store_path(run_file)) as store:
         store.bind_run(spec.digest, spec.to_toml())
-        daemon = CoordinatorDaemon(spec, keys, store, bind or spec.coordinator.bind, on_event)
+        daemon = CoordinatorDaemon(spec, keys, store, where, on_event)
         try:
             address_path(run_file).write_text(daemon.link.address + "\n", encoding="utf-8")
-            where = advertised_address(daemon.link.address, advertise or spec.coordinator.advertise)
-            host, port = split_address(where)
+            host, port = split_address(advertised_address(daemon.link.address, advertise or spec.coordinator.advertise))
             invite = issue_invite(store, keys, spec.run, host, port, uses=uses, expires_s=expires_s)
             on_event(
                 {"event": "listening", "address": daemon.link.address, "invite": str(invite), "run": spec.run.hex()}

@@ -65,7 +65,7 @@ def serve(
     *,
     name: str | None,
     home: Path | None,
-    bind: str,
+    bind: str | None,
     advertise: str | None,
     max_restarts: int,
     give_up_s: float,
@@ -80,7 +80,7 @@ def serve(
         command: the training program and its arguments.
         name: of this peer, for people; None: the host's.
         home: directory of this peer's identity; None: one of this machine's for the run.
-        bind: "host:port" for other peers; port 0 takes any.
+        bind: "host:port" for other peers; port 0 takes any; None: nowhere, this peer only dials out.
         advertise: "host:port" that other peers are told to dial; None: this host's address and the bound port.
         max_restarts: how often the command may fail in a row and be started again.
         give_up_s: how long the coordinator may be unreachable at first, in seconds.
@@ -111,7 +111,7 @@ def serve(
             max_upload_per_peer_bytes_per_s=max_upload_per_peer_bytes_per_s,
         )
         closing.callback(lambda: link.close(GOODBYE_S))
-        address = advertised_address(link.address, advertise or "")
+        address = "" if bind is None else advertised_address(link.address, advertise or "")
         on_event({"event": "listening", "address": address, "name": place.name, "peer": place.identity.peer})
         admission = Admission(link, parsed, place, address, on_event)
         welcome = admission.run(give_up_s)

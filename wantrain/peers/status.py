@@ -2,6 +2,7 @@
 
 import json
 import time
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,11 @@ from wantrain.transport.zmq_link import ZmqLink
 COMMITS_SHOWN = 20
 LINKS_SHOWN = 1024
 """Most measured links in one document, which has to fit one message."""
+PAIRS_SHOWN = 256
+RELAYS_SHOWN = 4
 ASK_EVERY_S = 1.0
+WAYS = {"both": "direct", "out": "direct, dialled by it only", "in": "direct, dialled by the other only", "": "none"}
+"""`LinkReport.way` in words."""
 
 
 def address_path(run_file: Path) -> Path:
@@ -75,6 +80,7 @@ def document(core: Coordinator, spec: RunSpec, address: str, uptime_s: float, no
             for stream, current in core.rounds.items()
         ],
         "links": _links(core),
+        "relayed": _relayed(core),
         "commits": commits,
         "reason": core.reason(),
     }
@@ -92,10 +98,28 @@ def _links(core: Coordinator) -> list[dict[str, Any]]:
             "loss": path.loss,
             "lanes": path.lanes,
             "congestion": path.congestion,
+            "way": WAYS[path.way],
         }
         for peer, paths in core.links.paths.items()
         for other, path in paths.items()
     ][:LINKS_SHOWN]
+
+
+def _relayed(core: Coordinator) -> list[dict[str, Any]]:
+    """Pairs of live peers without a connection to each other: why, and who passes on what they exchange."""
+    names, reach = core.name_of, core.links.reach
+    if reach.whole:
+        return []
+    alive = [member.peer for member in core.membership.roster()]
+    pairs = ((a, b) for k, a in enumerate(alive) for b in alive[k + 1 :] if reach.apart(a, b))
+    return [
+        {
+            "pair": [names(a), names(b)],
+            "why": "both can only dial out" if reach.outbound.issuperset((a, b)) else "no connection between them",
+            "through": [names(peer) for peer in islice(reach.relays(a, b, alive), RELAYS_SHOWN)],
+        }
+        for a, b in islice(pairs, PAIRS_SHOWN)
+    ]
 
 
 def _peer(core: Coordinator, peer: str, known: PeerState, now: float) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """The listening socket of a link: where it is bound, who is admitted to it, and who a message on it is from."""
 
+import errno
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -66,8 +67,10 @@ class Listener:
                 raise AddressInUseError(
                     f"{bind} is taken by another process", hint="stop it, or choose another port (0 takes any free one)"
                 ) from error
+            low = error.errno == errno.EACCES
             raise ConfigError(
-                f"cannot listen at {bind}: {error.strerror}", hint="use an address of this host"
+                f"cannot listen at {bind}: {error.strerror if low else 'it is no address of this host'}",
+                hint="choose a port above 1023" if low else "0.0.0.0 stands for every address that it has",
             ) from error
         self.address = router.getsockopt_string(zmq.LAST_ENDPOINT).removeprefix("tcp://")
         """Where it listens, with the real port."""
