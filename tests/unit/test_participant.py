@@ -28,7 +28,7 @@ from wantrain.peers.events import (
     GenesisReady,
     HandedOver,
     LeaveRequested,
-    PeerLink,
+    Progress,
     Reduced,
     ReduceFailed,
     Staged,
@@ -447,7 +447,7 @@ def test_an_update_with_false_bytes_is_not_applied_and_fetched_from_another() ->
 
 
 @pytest.mark.scenario(4)
-def test_who_cannot_be_reached_is_asked_only_if_nobody_else_holds_what_is_wanted() -> None:
+def test_who_cannot_be_reached_is_not_asked_until_it_can() -> None:
     one = joined()
 
     def asked(effects: list[Effect]) -> list[str]:
@@ -455,11 +455,10 @@ def test_who_cannot_be_reached_is_asked_only_if_nobody_else_holds_what_is_wanted
 
     first = asked(one.commit(line(1)))[0]
     other = "c" if first == "b" else "b"
-    assert asked(one.do(PeerLink(first, False, "connection lost"))) == [other]
+    assert asked(one.do(Progress(-1.0, reached=frozenset({other})))) == [other]
     one.hear(UpdateChunk(1, 0), other, "sum", chunk_digest(1))
     assert asked(one.commit(line(2))) == [other]
-    assert asked(one.do(PeerLink(other, False, "connection lost"))) == []
-    assert asked(one.do(PeerLink(first, True))) == [first]
+    assert asked(one.do(Progress(-1.0, reached=frozenset({first})))) == [first]
 
 
 def test_an_update_that_nobody_has_yet_is_waited_for() -> None:

@@ -310,11 +310,10 @@ class Participant:
             case PeerLink(peer, up, reason):
                 if up:
                     self._suspects.pop(peer, None)
-                    effects = self._recovery.reachable(peer, now)
-                    return effects + self._recovery.sources_changed(self._sources, now)
+                    return self._recovery.reachable(peer, now)
                 if peer in self.members:
                     self._suspects[peer] = reason
-                return self._recovery.sources_changed(self._sources, now)
+                return []
             case TrainerStarting():
                 self._mine.trainer_state = "starting"
                 return []
@@ -430,9 +429,8 @@ class Participant:
 
     @property
     def _sources(self) -> tuple[str, ...]:
-        """Who holds the run's state and has a connection to here: those who are not suspected, if there are any."""
-        current = tuple(peer for peer, member in self.members.items() if member.current and not self._apart(member))
-        return tuple(peer for peer in current if peer not in self._suspects) or current
+        """Who holds the run's state and has a connection to here."""
+        return tuple(peer for peer, member in self.members.items() if member.current and not self._apart(member))
 
     @property
     def _unreached(self) -> tuple[str, ...]:
