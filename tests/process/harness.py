@@ -136,9 +136,13 @@ class Run:
         invite: str = "",
         home: str = "",
         environment: dict[str, str] | None = None,
+        prepare: str = "",
     ) -> None:
-        """Start a peer with trainer.py; `words` are options of `wantrain peer`, `trainer` of the script."""
-        command = [sys.executable, "-m", "wantrain", "peer", invite or self.invite, "--name", name, "--json"]
+        """Start a peer with trainer.py; `words` are options of `wantrain peer`, `trainer` of the script.
+
+        `prepare` is Python that changes its modules first.
+        """
+        command = [sys.executable, *_entry(prepare), "peer", invite or self.invite, "--name", name, "--json"]
         where = ["--home", self.folder / (home or name)]
         where += [] if "--outbound-only" in words else ["--bind", self._where(name)]
         events = ["--events", self._event_file(name)]
@@ -147,9 +151,8 @@ class Run:
 
     def wantrain(self, *words: str | Path, prepare: str = "") -> "subprocess.CompletedProcess[str]":
         """Run a wantrain command to its end; `prepare` is Python that changes its modules first."""
-        entry = ["-c", f"{prepare}\nfrom wantrain.cli.main import main\nmain()"] if prepare else ["-m", "wantrain"]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", **self.environment}
-        command = [sys.executable, *entry, *map(str, words)]
+        command = [sys.executable, *_entry(prepare), *map(str, words)]
         return subprocess.run(
             command, env=environment, cwd=self.folder, capture_output=True, text=True, timeout=DEADLINE_S, check=False
         )
@@ -320,6 +323,11 @@ class Run:
         """The ends of all logs, for the message of a test that fails."""
         logs = sorted(self.folder.glob("*.log"))
         return "\n".join(f"--- {log.stem}\n{self._children.last_lines(log.stem, 15)}" for log in logs)
+
+
+def _entry(prepare: str) -> list[str]:
+    """Words after "python" that run wantrain's command line, with some Python before it."""
+    return ["-c", f"{prepare}\nfrom wantrain.cli.main import main\nmain()"] if prepare else ["-m", "wantrain"]
 
 
 def invite_in(text: str) -> str:

@@ -235,7 +235,8 @@ class PeerDaemon:
         self._probe(now)
         if self.peer.core.complete != self._was_current:
             self._was_current = self.peer.core.complete
-            self.note("current" if self._was_current else "catching-up", {"number": self.peer.core.applied})
+            details = {"number": self.peer.core.applied, "fetched_bytes": self.peer.fetched_bytes}
+            self.note("current" if self._was_current else "catching-up", details)
         self.peer.handle(self._progress(now), now)
         self.peer.tick(now)
 
@@ -350,6 +351,7 @@ class PeerDaemon:
         )
         stats["bytes_sent"] = float(sum(counter.bytes_sent for counter in counters))
         stats["bytes_received"] = float(sum(counter.bytes_received for counter in counters))
+        stats["fetched_bytes"] = float(self.peer.fetched_bytes)
         stats["pause_s"] = self.peer.pause_s
         stats["peak_bytes"] = float(peak_bytes())
         if engine is not None:

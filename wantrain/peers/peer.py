@@ -185,6 +185,8 @@ class Peer:
         """Messages with tensor bytes that could not be used."""
         self.unasked = 0
         """Chunks that came and were of no use: late, repeated, or never asked for."""
+        self.fetched_bytes = 0
+        """State and updates that were fetched to catch up, in total."""
         self.pause_s = 0.0
         """Seconds that the trainer has waited for grants in total."""
 
@@ -243,6 +245,8 @@ class Peer:
             return
         if self.tensors is not None and not isinstance(record, Part):
             digest = self.tensors.digest(payload)
+            if not isinstance(record, Result):
+                self.fetched_bytes += self.tensors.size_bytes(payload)
         self.handle(FromPeer(source, record, payload, digest), now)
 
     def _reject(self, source: str, record: Record, reason: str, now: float) -> None:
