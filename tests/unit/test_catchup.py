@@ -119,6 +119,17 @@ def test_a_lone_source_on_a_slow_way_is_reminded_less_and_less_often() -> None:
     assert gaps[-1] <= SILENCE_CEILING_S + 0.2
 
 
+def test_a_reminder_does_not_ask_for_what_is_here_by_now() -> None:
+    fetch = Fetch(range(3))
+    fetch.handle(Sources(("a", "b")), 0.0)  # a owes 0 and 2
+    assert asked(fetch.handle(Came("b", 1), 2.5)) == {}
+    assert asked(fetch.handle(Tick(), SILENCE_FLOOR_S)) == {"b": (0,)}
+    fetch.handle(Came("b", 0), SILENCE_FLOOR_S + 1)
+    reminders = [asked(fetch.handle(Tick(), SILENCE_FLOOR_S + second)) for second in range(1, 40)]
+    assert [wants["a"] for wants in reminders if "a" in wants] == [(2,)] * sum("a" in wants for wants in reminders)
+    assert any("a" in wants for wants in reminders)
+
+
 def test_a_source_that_becomes_reachable_is_asked_again_at_once() -> None:
     fetch = Fetch(range(2))
     fetch.handle(Sources(("a",)), 0.0)

@@ -186,7 +186,7 @@ class Fetch:
             known.late, known.heard_at = True, now
             known.patience *= 2
             if all(self._known[other].late for other in self.sources):
-                wants[source] = list(known.asked)
+                wants[source] = [chunk for chunk in known.asked if chunk in self.missing]
 
     def _ask(self, wants: dict[str, list[int]], now: float) -> list[FetchEffect]:
         sources = self.sources
