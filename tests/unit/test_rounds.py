@@ -1,6 +1,7 @@
 """The syncs of one stream: who is waited for, what ends an attempt, and that a commit is durable before it is known."""
 
 import itertools
+from collections.abc import Callable
 
 import pytest
 
@@ -38,7 +39,12 @@ def cast(live: str, *, eta: dict[str, float | None] | None = None, abreast: str 
 
 
 def round_of(
-    live: str, *, chunks: int = 4, eta: dict[str, float | None] | None = None, topology: str = "direct"
+    live: str,
+    *,
+    chunks: int = 4,
+    eta: dict[str, float | None] | None = None,
+    topology: str = "direct",
+    together: Callable[[tuple[str, ...]], int] = len,
 ) -> Round:
     attempts = itertools.count(1)
 
@@ -47,7 +53,7 @@ def round_of(
         ring = topology == "ring" and not direct
         return Choice("ring" if ring else "direct", contributors, () if ring else receivers, shards, 0.0, "")
 
-    current = Round("param", plan, 1, POLICY, lambda: next(attempts))
+    current = Round("param", plan, 1, POLICY, lambda: next(attempts), together=together)
     current.handle(cast(live, eta=eta), 0.0)
     return current
 
@@ -76,9 +82,9 @@ def starts(effects: list[RoundEffect]) -> dict[str, Start]:
     }
 
 
-def begun(live: str, now: float = 0.0) -> Round:
+def begun(live: str, now: float = 0.0, *, together: Callable[[tuple[str, ...]], int] = len) -> Round:
     """A round whose first attempt moves among `live`."""
-    current = round_of(live)
+    current = round_of(live, together=together)
     effects = [effect for peer in live for effect in current.handle(ready(peer), now)]
     assert set(starts(effects)) == set(live)
     return current
@@ -242,6 +248,15 @@ def test_without_progress_the_one_whom_most_wait_for_is_left_out_and_benched_lon
     effects = current.handle(Tick(), 5.2)
     assert aborts(effects)[0].dropped == ("b",)
     assert starts(effects)["a"].contributors == ("a", "c")
+
+
+@pytest.mark.scenario(4)
+def test_where_all_meet_at_one_peer_the_other_end_of_a_dead_path_is_left_out() -> None:
+    """All wait for b, who waits for c alone; without b nobody could go on with anybody."""
+    current = begun("abc", together=lambda peers: len(peers) if "b" in peers else 1)
+    for peer, waits_for in (("a", "b"), ("b", "c"), ("c", "b")):
+        current.handle(moving(peer, 1, waiting_for=waits_for), 0.1)
+    assert aborts(current.handle(Tick(), 5.2))[0].dropped == ("c",)
 
 
 def test_progress_puts_the_deadline_off() -> None:

@@ -501,15 +501,17 @@ class Coordinator:
         self.rounds = {}
         for stream in self.facts.streams:
             elements, chunks = stream_elements(stream, self.manifest), stream_chunks(stream, self.manifest)
+            planner = Planner(stream, elements, chunks, self.links)
             self.rounds[stream.name] = rounds.Round(
                 stream.name,
-                Planner(stream, elements, chunks, self.links).plan,
+                planner.plan,
                 self.log.committed[stream.name] + 1,
                 self.facts.policy,
                 self._next_attempt,
                 self.name_of,
                 weighted=stream.weight != "equal",
                 offences=self.offences,
+                together=planner.together,
             )
 
     def _next_attempt(self) -> int:

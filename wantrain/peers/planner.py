@@ -42,6 +42,10 @@ class Planner:
             self._passed = {peer: self._passed.get(peer, 0) + 1 for peer in contributors if peer not in inside}
         return choice
 
+    def together(self, contributors: tuple[str, ...]) -> int:
+        """How many of them a plan would have: fewer than all, if not all can meet."""
+        return len(self._choose(contributors, (), True).contributors) if contributors else 0
+
     def _choose(self, contributors: tuple[str, ...], receivers: tuple[str, ...], direct: bool) -> Choice:
         up, down = self.stream.codecs
         peers = frozenset((*contributors, *receivers))

@@ -41,6 +41,8 @@ MAX_BENCH_SYNCS = 64
 """Longest that a peer which stalled or spoiled syncs is left out, in syncs; it doubles with each time."""
 NAMED = 8
 """Peers that a reason names; of more it says how many."""
+MOST_WEIGHED = 16
+"""Of so many who may have stalled a sync it is worked out who could go on without them."""
 BRIEF_EVERY_S = 0.5
 """A peer whose report shows that it missed a START or ABORT gets it again, at most this often."""
 
@@ -72,6 +74,7 @@ class Round:
         name_of: the name of a peer for people.
         weighted: whether contributions count by the weights that peers report.
         offences: who has contributed what cannot be used; the run's, for all streams.
+        together: how many of some contributors could go on with each other.
     """
 
     def __init__(
@@ -85,6 +88,7 @@ class Round:
         *,
         weighted: bool = True,
         offences: Offences | None = None,
+        together: Callable[[tuple[str, ...]], int] = len,
     ) -> None:
         self.stream = stream
         self.index = index
@@ -98,6 +102,7 @@ class Round:
         self._name_of = name_of
         self._weighted = weighted
         self._offences = offences or Offences()
+        self._together = together
         self._view = 0
         self._live: dict[str, None] = {}
         """Peers of the view, in order."""
@@ -435,12 +440,20 @@ class Round:
         return self._abort(f"{self._name_of(culprit)} stalled the sync for {deadline_s:.1f} s", (culprit,), now)
 
     def _culprit(self, stalled: list[str]) -> str:
-        """The one whom most of the stalled wait for; among equals one that is stalled itself, then the last of them."""
+        """The one without whom most can go on together; of these whom most of the stalled wait for.
+
+        Where all reach each other every choice leaves as many. But where two that only dial out meet at a third, and
+        the path from it to one of them is dead, most wait for that third, without whom nobody could go on with anybody.
+        Among equals it is one that is stalled itself, then the last of them.
+        """
         assert self.start is not None
         votes = Counter(peer for reporter in stalled for peer in self._held[reporter].waiting_for)
         order = {peer: k for k, peer in enumerate(self.start.contributors)}
         suspects = [peer for peer in order if peer in votes or peer in stalled]
-        return max(suspects, key=lambda p: (votes[p], p in stalled, order[p]))
+        left = {
+            peer: self._together(tuple(other for other in order if other != peer)) for peer in suspects[:MOST_WEIGHED]
+        }
+        return max(suspects, key=lambda p: (left.get(p, 0), votes[p], p in stalled, order[p]))
 
     def _stall(self, peer: str) -> None:
         self._stalls[peer] += 1
