@@ -75,6 +75,8 @@ def stand_trial(world: World, kind: str) -> None:
     world.rng.shuffle(alive)
     if len(alive) < peers or not all(peer.trainer is not None and peer.trainer.started for peer in alive):
         return
+    if kind == "black hole" and any(peer.outbound for peer in alive):
+        return  # that could leave one who has the newest update without any way to the others
     if len(world.holders()) < len(alive) or any(peer.tensors.tainted for peer in alive):
         return  # it is not well yet
     for peer in alive:

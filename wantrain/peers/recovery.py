@@ -6,6 +6,7 @@ chain that it was taken at, so that nothing of a history that the run has given 
 """
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 
 from wantrain.optimizers.stream import Stream
 from wantrain.peers import catchup
@@ -20,6 +21,7 @@ from wantrain.transport.collective import Payload
 from wantrain.transport.digest import next_link
 
 ASK_RECORDS_S = 1.0
+STALE_S = 5.0
 STUCK_S = 30.0
 """A replay that has not moved for so long begins again with a snapshot: what it stands on may have been given up."""
 VAIN_ROUNDS = 5
@@ -57,6 +59,10 @@ class Recovery:
         self._own_anchor = False
         """Whether the anchor is where this peer stood itself; what is staged then depends on the lines after it."""
         self._sources: tuple[str, ...] = ()
+        self._floor = 0
+        """A state older than this is of no use: the update with this number is no longer kept by anybody."""
+        self._stale: dict[str, float] = {}
+        """Who has given such a state, and until when it is not asked for its state again: it may be further then."""
         self._liars: frozenset[str] = frozenset()
         """Who has given something false; they are asked last."""
         self._state: catchup.Fetch | None = None
@@ -186,6 +192,9 @@ class Recovery:
         """A chunk of the state, from one who should hold it."""
         if not self.wants_state(record.chunk) or source not in self._sources:
             return []
+        if record.number < min(self._floor, self.head):
+            self._stale[source] = now + STALE_S
+            return self._fetch_state(catchup.Sources(self._sources, self._liars), now)
         self._moved_at = now
         self._taken[record.chunk] = (record.number, record.chain)
         self._ledger.givers[record.chunk] = source
@@ -257,7 +266,7 @@ class Recovery:
         self._forget_state()
         self._ledger.givers = {}
         self._records, self._anchor, self._own_anchor = {}, None, False
-        self.head, self.given_up = -1, False
+        self.head, self.given_up, self._floor = -1, False, 0
         for name in self.indices:
             self.indices[name] = 0
 
@@ -416,6 +425,8 @@ class Recovery:
         return self._fetch_state(event, now) + self._fetch_update(event, now) + self._compare(event, now)
 
     def _fetch_state(self, event: catchup.FetchEvent, now: float) -> list[Effect]:
+        if isinstance(event, catchup.Sources):
+            event = replace(event, peers=tuple(peer for peer in event.peers if peer not in self._stale))
         wants = [] if self._state is None else self._state.handle(event, now)
         return [Tell(want.source, WantState(want.chunks)) for want in wants if isinstance(want, catchup.Want)]
 
@@ -427,12 +438,16 @@ class Recovery:
         effects = update.handle(event, now)
         if update.vain > vain and update.dropped and self._streams[update.record.sync.stream].state == "param":
             self._chase.vain()
+            self._floor = update.record.number
             return effects + self.snapshot_again(now)
         return effects
 
     def tick(self, now: float) -> list[Effect]:
         """Time has passed."""
         effects = self._fetch_all(catchup.Tick(), now)
+        if self._stale and now >= min(self._stale.values()):
+            self._stale = {source: until for source, until in self._stale.items() if until > now}
+            effects += self._fetch_state(catchup.Sources(self._sources, self._liars), now)
         self._chase.look(self.applied, self.head, complete=self.complete, now=now)
         replaying = self._state is not None and not self._state.missing and not self.complete
         if replaying and now - self._moved_at >= STUCK_S:
