@@ -21,6 +21,8 @@ from wantrain.lab import Lab, Shape, available
 SEVERAL_CHUNKS = ("--hidden", "8192")
 """Eleven chunks, 170 KB as int8."""
 BROADBAND = "rate=100mbit,rtt=20ms"
+USUAL = Shape.parse(BROADBAND)
+THREE = ("anna", "bert", "carl")
 DOWN = Shape(loss=1.0)
 DEADLINES = {
     "sync": {"deadline_floor_s": 3.0, "deadline_ceiling_s": 20.0, "wait_ceiling_s": 2.0},
@@ -33,27 +35,29 @@ CHANGES = ("rate=20mbit,rtt=300ms,loss=1%", "rate=100mbit,rtt=20ms", "rate=8mbit
 
 @dataclass(slots=True)
 class Stage:
-    """A run in a lab, and where figures go."""
+    """A run of three peers in a lab, on which one play after another takes place, and where figures go."""
 
-    row: int
     run: Run
     lab: Lab
-    usual: Shape
-    measured: Measured
-    say: Callable[[str], None]
+    measured: Measured = lambda *_: None
+    say: Callable[[str], None] = print
+    row: int = 0
+    began_unix: float = 0.0
 
-    def start(self, *names: str, trainer: Sequence[str] = SEVERAL_CHUNKS) -> None:
-        """Coordinator and peers; all have contributed once."""
-        self.run.coordinator()
-        for name in names:
-            self.run.peer(name, trainer=tuple(trainer))
-        self.run.until_commits(3, *names)
-        self.say(f"{', '.join(names)} train over {self.usual_words}")
+    def begin(self, row: int) -> None:
+        """Everybody has contributed; a play begins."""
+        if not self.run.address:
+            self.run.coordinator()
+            for name in THREE:
+                self.run.peer(name, trainer=SEVERAL_CHUNKS)
+        self.run.until_commits(3, *THREE)
+        self.row, self.began_unix = row, time.time()
+        self.say(f"{', '.join(THREE)} train over {BROADBAND}")
 
-    @property
-    def usual_words(self) -> str:
-        shape = self.usual
-        return f"{shape.rate_bytes_per_s * 8 / 1e6:.0f} Mbit/s, {2e3 * shape.delay_s:.0f} ms"
+    def events(self, *kinds: str) -> list[Event]:
+        """The coordinator's events of these kinds since the play began."""
+        known = self.run.events("coordinator")
+        return [event for event in known if event["event"] in kinds and event["time_unix"] > self.began_unix]
 
     def shape(self, pairs: Sequence[tuple[str, str]], shape: Shape) -> None:
         """Change the ways from the first of each pair to the second."""
@@ -81,14 +85,18 @@ class Stage:
 
     def faults(self) -> list[Event]:
         """What a healthy run has none of."""
-        return [event for event in self.run.events("coordinator") if event["event"] in ("lost", "abort", "left-behind")]
+        return self.events("lost", "abort", "left-behind")
 
-    def end(self, *names: str) -> None:
-        """All train together again, hold one state, and leave in order."""
-        self.run.until_commits(3, *names)
-        self.run.assert_parity(*names)
-        self.run.stop(*names)
-        self.say(f"{', '.join(names)} hold one state and have left")
+    def end(self) -> None:
+        """All links are as usual, all train together again, and hold one state."""
+        self.everywhere(USUAL)
+        self.run.until_commits(3, *THREE)
+        self.run.assert_parity(*THREE)
+        self.say("all three hold one state")
+
+    def leave(self) -> None:
+        """All leave in order."""
+        self.run.stop(*THREE)
 
 
 # ---- row 4: black holes
@@ -96,22 +104,19 @@ class Stage:
 
 def black_hole(stage: Stage, *, both_ways: bool) -> None:
     """Packets between two of three peers vanish: the others go on, later all three around the hole."""
-    run, three = stage.run, ("anna", "bert", "carl")
-    stage.start(*three)
+    run = stage.run
     since = time.time()
     stage.shape([("anna", "bert"), ("bert", "anna")] if both_ways else [("anna", "bert")], DOWN)
     stage.say("from anna to bert nothing arrives any more" + (", nor from bert to anna" if both_ways else ""))
     run.until_commits(3)
     stage.figure("first commit after the hole opened", run.commits()[-3]["time_unix"] - since, "s")
-    run.until_commits(10, *three)
-    around = run.commits()[-1]
+    around = run.until_commits(10, *THREE)[0]
     stage.figure("all three in a commit around the hole", around["time_unix"] - since, "s")
-    assert not run.events("coordinator", "lost"), "both of them reach the coordinator"
-    run.until_commits(20, *three)
+    assert not stage.events("lost"), "both of them reach the coordinator"
+    run.until_commits(20, *THREE)
     stage.figure("longest time without a commit", stage.longest_pause_s(since), "s")
-    stage.figure("attempts that failed", len(run.events("coordinator", "abort")), "")
-    stage.shape(stage.between(("anna",), ("bert",)), stage.usual)
-    stage.end(*three)
+    stage.figure("attempts that failed", len(stage.events("abort")), "")
+    stage.end()
 
 
 # ---- row 5: partitions
@@ -119,14 +124,13 @@ def black_hole(stage: Stage, *, both_ways: bool) -> None:
 
 def partition(stage: Stage, inside: Sequence[str], outside: Sequence[str]) -> None:
     """The peers outside lose the coordinator and the others: only the coordinator's side commits."""
-    run, everybody = stage.run, (*inside, *outside)
-    stage.start(*everybody)
+    run = stage.run
     since, steps = time.time(), {name: run.steps(name) for name in outside}
     stage.shape(stage.between(("coordinator", *inside), outside), DOWN)
     stage.say(f"{', '.join(outside)} cannot be reached by anybody else any more")
-    run.until(lambda: len(run.events("coordinator", "lost")) >= len(outside), f"{outside} count as lost")
+    run.until(lambda: len(stage.events("lost")) >= len(outside), f"{outside} count as lost")
     cut_at = run.head
-    seen_s = max(event["time_unix"] for event in run.events("coordinator", "lost")) - since
+    seen_s = max(event["time_unix"] for event in stage.events("lost")) - since
     stage.figure("until those outside counted as lost", seen_s, "s")
     if inside:
         commits = run.until_commits(10, *inside, after=cut_at)
@@ -140,11 +144,11 @@ def partition(stage: Stage, inside: Sequence[str], outside: Sequence[str]) -> No
     assert run.head == cut_at or inside
     stage.figure("inner steps made outside meanwhile", min(run.steps(name) - steps[name] for name in outside), "steps")
     healed = time.time()
-    stage.shape(stage.between(("coordinator", *inside), outside), stage.usual)
+    stage.shape(stage.between(("coordinator", *inside), outside), USUAL)
     stage.say("the partition is over")
-    together = run.until_commits(1, *everybody)[0]
+    together = run.until_commits(1, *THREE)[0]
     stage.figure("until all contributed again", together["time_unix"] - healed, "s")
-    stage.end(*everybody)
+    stage.end()
 
 
 # ---- row 17: slow, far, lossy and changing links
@@ -152,37 +156,35 @@ def partition(stage: Stage, inside: Sequence[str], outside: Sequence[str]) -> No
 
 def slow_link(stage: Stage) -> None:
     """One of three peers has a tenth of the others' rate, 300 ms and 1 % loss: nobody is suspected, it owns less."""
-    run, three = stage.run, ("anna", "bert", "carl")
-    stage.start(*three)
+    run = stage.run
     slow = Shape.parse("rate=10mbit,rtt=300ms,loss=1%")
     stage.shape(stage.between(("carl",), ("coordinator", "anna", "bert")), slow)
     stage.say("carl has 10 Mbit/s, 300 ms and 1 % loss now")
 
     def shares_follow() -> list[Event]:
-        return [event for event in run.commits() if _share(event, "carl") < _share(event, "anna") / 2]
+        return [event for event in stage.events("commit") if _share(event, "carl") < _share(event, "anna") / 2]
 
     run.until(shares_follow, "carl owns less than half of what anna owns")
-    run.until_commits(5, *three)
+    run.until_commits(5, *THREE)
     assert stage.faults() == []
     last = run.commits()[-1]
     stage.figure("part of the chunks that the slow peer owns", _share(last, "carl"), "")
     stage.figure("attempts that failed, and peers suspected", len(stage.faults()), "")
     stage.figure("time of a sync with the slow peer", last["move_s"], "s")
-    stage.end(*three)
+    stage.end()
 
 
 def changing_links(stage: Stage) -> None:
     """All links change several times, to slow, far and lossy ones and back: nobody is suspected."""
-    run, three = stage.run, ("anna", "bert", "carl")
-    stage.start(*three)
+    run = stage.run
     for words in CHANGES:
         stage.everywhere(Shape.parse(words))
-        commits = run.until_commits(6, *three)
+        commits = run.until_commits(6, *THREE)
         stage.say(f"{words}: a sync takes {commits[-1]['move_s']:.2g} s")
     assert stage.faults() == []
     stage.figure("changes of all links", len(CHANGES), "")
     stage.figure("attempts that failed, and peers suspected", len(stage.faults()), "")
-    stage.end(*three)
+    stage.end()
 
 
 def _share(commit: Event, name: str) -> float:
@@ -198,22 +200,21 @@ def _share(commit: Event, name: str) -> float:
 
 def frozen(stage: Stage) -> None:
     """A peer stops for longer than its deadline: its connections stay up, and nothing comes."""
-    run, three = stage.run, ("anna", "bert", "carl")
-    stage.start(*three)
+    run = stage.run
     since = time.time()
     run.signal("carl", signal.SIGSTOP, group=True)
     stage.say("carl is frozen")
-    run.until(lambda: run.events("coordinator", "lost"), "carl counts as lost")
-    lost = run.events("coordinator", "lost")[-1]
+    run.until(lambda: stage.events("lost"), "carl counts as lost")
+    lost = stage.events("lost")[-1]
     assert lost["name"] == "carl"
     stage.figure("until the frozen peer was left out", lost["time_unix"] - since, "s")
     run.until_commits(10, "anna", "bert", after=run.head)
     stage.figure("longest time without a commit", stage.longest_pause_s(since), "s")
     thawed = time.time()
     run.signal("carl", signal.SIGCONT, group=True)
-    back = run.until_commits(1, *three)[0]
+    back = run.until_commits(1, *THREE)[0]
     stage.figure("until it contributed again after it was thawed", back["time_unix"] - thawed, "s")
-    stage.end(*three)
+    stage.end()
 
 
 # ---- all of them
@@ -225,28 +226,25 @@ class LabRow:
 
     row: int
     name: str
-    peers: int
     play: Callable[[Stage], None]
-    shape: str = BROADBAND
 
 
 LAB_ROWS = (
-    LabRow(3, "frozen", 3, frozen),
-    LabRow(4, "black-hole-one-way", 3, lambda stage: black_hole(stage, both_ways=False)),
-    LabRow(4, "black-hole-both-ways", 3, lambda stage: black_hole(stage, both_ways=True)),
-    LabRow(5, "one-outside", 3, lambda stage: partition(stage, ("anna", "bert"), ("carl",))),
-    LabRow(5, "most-outside", 3, lambda stage: partition(stage, ("anna",), ("bert", "carl"))),
-    LabRow(17, "slow-link", 3, slow_link),
-    LabRow(17, "changing-links", 3, changing_links),
+    LabRow(17, "slow-link", slow_link),
+    LabRow(17, "changing-links", changing_links),
+    LabRow(3, "frozen", frozen),
+    LabRow(5, "one-outside", lambda stage: partition(stage, ("anna", "bert"), ("carl",))),
+    LabRow(5, "most-outside", lambda stage: partition(stage, ("anna",), ("bert", "carl"))),
+    LabRow(4, "black-hole-one-way", lambda stage: black_hole(stage, both_ways=False)),
+    LabRow(4, "black-hole-both-ways", lambda stage: black_hole(stage, both_ways=True)),
 )
 
 
 @contextmanager
-def staged(row: LabRow, folder: Path, measured: Measured, say: Callable[[str], None]) -> Iterator[Stage]:
-    """The stage of a row in a new lab; nothing of it stays behind."""
-    usual = Shape.parse(row.shape)
-    with Lab(1 + row.peers, usual, seed=row.row) as lab, Run(folder, options=DEADLINES, lab=lab) as run:
-        yield Stage(row.row, run, lab, usual, measured, say)
+def staged(folder: Path) -> Iterator[Stage]:
+    """A stage in a new lab; nothing of it stays behind."""
+    with Lab(1 + len(THREE), USUAL, seed=1) as lab, Run(folder, options=DEADLINES, lab=lab) as run:
+        yield Stage(run, lab)
 
 
 def main() -> int:
@@ -266,27 +264,29 @@ def main() -> int:
         print(f"error: {why}\nnext: run as root on Linux", file=sys.stderr)
         return 1
     failed = 0
-    for row in LAB_ROWS:
-        if options.rows and not {str(row.row), row.name} & set(options.rows):
-            continue
-        began = time.monotonic()
-        print(f"row {row.row}, {row.name}: {(row.play.__doc__ or '').strip()}", flush=True)
-
-        def say(words: str, began: float = began) -> None:
-            print(f"  {time.monotonic() - began:6.1f} s  {words}", flush=True)
-
-        with ExitStack() as stack:
-            folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-            if options.folder:
-                folder = options.folder / row.name
-                folder.mkdir(parents=True)
-            stage = stack.enter_context(staged(row, folder, lambda *_: None, say))
-            try:
-                row.play(stage)
-            except AssertionError as error:
-                failed += 1
-                say(f"FAILED: {error}")
+    with ExitStack() as scratch:
+        folder = options.folder or Path(scratch.enter_context(tempfile.TemporaryDirectory()))
+        for row in LAB_ROWS:
+            if not options.rows or {str(row.row), row.name} & set(options.rows):
+                failed += not _played(row, folder / row.name)
     return 1 if failed else 0
+
+
+def _played(row: LabRow, folder: Path) -> bool:
+    """Play one row on a stage of its own, and say what happens."""
+    began = time.monotonic()
+    print(f"row {row.row}, {row.name}", flush=True)
+    folder.mkdir(parents=True)
+    with staged(folder) as stage:
+        stage.say = lambda words: print(f"  {time.monotonic() - began:6.1f} s  {words}", flush=True)
+        try:
+            stage.begin(row.row)
+            row.play(stage)
+            stage.leave()
+        except AssertionError as error:
+            stage.say(f"FAILED: {error}")
+            return False
+    return True
 
 
 if __name__ == "__main__":
