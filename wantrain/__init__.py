@@ -6,12 +6,17 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from wantrain.session import Swarm, join
+    from wantrain.token_file import TokenFile
 
-__all__ = ["Swarm", "__version__", "join"]
+__all__ = ["Swarm", "TokenFile", "__version__", "join"]
 
 
 def __getattr__(name: str) -> object:
-    """`join` and `Swarm`, when they are first used: the coordinator and the command line do without torch."""
+    """What needs torch, when it is first used: the coordinator and the command line do without."""
+    if name == "TokenFile":
+        from wantrain import token_file
+
+        return token_file.TokenFile
     if name not in ("Swarm", "join"):
         raise AttributeError(f"module 'wantrain' has no attribute {name!r}")
     from wantrain import session

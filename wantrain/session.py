@@ -25,6 +25,7 @@ from wantrain.peers.messages import (
     Detached,
     GenesisWritten,
     Granted,
+    Leased,
     Log,
     Record,
     Refused,
@@ -33,9 +34,19 @@ from wantrain.peers.messages import (
     unpack,
 )
 from wantrain.peers.shared_memory import LOCAL_RUN, Segment
-from wantrain.peers.trainer import Adopt, AfterStep, BeforeStep, Stage, TrainerCore, TrainerEffect, WaitedLongEnough
+from wantrain.peers.supply import Supply
+from wantrain.peers.trainer import (
+    Adopt,
+    AfterStep,
+    BeforeStep,
+    OutOfData,
+    Stage,
+    TrainerCore,
+    TrainerEffect,
+    WaitedLongEnough,
+)
 from wantrain.replica import Replica
-from wantrain.shard import shuffled
+from wantrain.shard import Shards, repeated, samples
 from wantrain.transport.link import Disconnected, Link, Received
 from wantrain.transport.zmq_link import ZmqLink
 
@@ -116,6 +127,8 @@ class Swarm:
         self._wait_ceiling_s = wait_ceiling_s
         self._core = TrainerCore(())
         self._peer_id = ""
+        self._shards = Shards()
+        self._told_alone = False
         self._segment: Segment | None = None
         self._outbox: deque[Record] = deque()
         self._hooks: list[Any] = []
@@ -179,9 +192,36 @@ class Swarm:
         self._tokens = int(self._log.get("tokens", self._tokens))
         self._send_log()
 
-    def shard(self, dataset: Any, *, seed: int = 0) -> Iterator[Any]:
-        """Samples for ever, in a random order of this peer's own; see `wantrain.shard.shuffled`."""
-        return shuffled(dataset, self._peer_id, seed)
+    def shard(
+        self, dataset: Any, *, name: str = "data", seed: int = 0, epochs: int | None = None, batch: int | None = None
+    ) -> Iterator[Any]:
+        """This trainer's part of a data set with `len` and indices: all peers together draw each sample once an epoch.
+
+        The order of an epoch is one random permutation for the whole run, handed out to the peers in leases as fast as
+        they use them. What a peer had drawn and no committed sync contains is drawn again if it fails. To be drawn from
+        by the thread that trains; what is drawn ahead of an inner step counts as used by it.
+
+        Anything else that can be iterated over again (a DataLoader) is passed through as it is.
+
+        Args:
+            dataset: where the samples are; of the same length and order at all peers.
+            name: of the data set, one for all peers; each has an order of its own.
+            seed: of the order, >= 0.
+            epochs: how often the run goes through it; None: for ever. The last samples of the last epoch may be with
+                other peers that fail, so everybody waits until they are in a committed sync.
+            batch: so many samples at once, stacked as a DataLoader does; the last of all may be fewer. None: single.
+
+        Raises:
+            ConfigError: an argument that cannot be used, an empty dataset, or (when the first sample is drawn) the run
+                knows another data set by this name.
+        """
+        if batch is not None and batch < 1:
+            raise ConfigError(f"shard: batch is {batch}, allowed are 1 and more")
+        if not (hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__")):
+            return repeated(dataset, epochs)
+        supply = self._shards.open(name, len(dataset), seed, epochs)
+        own = self._shards.own_order(supply)
+        return samples(dataset, lambda: self._next_index(supply, own), batch)
 
     def leave(self) -> None:
         """End this trainer's part: its peer finishes what is in flight and leaves the run. Again is fine.
@@ -266,6 +306,11 @@ class Swarm:
                 self._replica.write(stream.name)
         self._outbox.append(GenesisWritten())
 
+    @property
+    def _lead(self) -> str:
+        """The stream that is the progress of this trainer: what its commits contain of the data is used."""
+        return next((stream.name for stream in self.streams if stream.state == "param"), "")
+
     def hook(self, optimizer: torch.optim.Optimizer) -> None:
         """Follow the optimizer's steps."""
         self._hooks = [
@@ -291,6 +336,7 @@ class Swarm:
         now = time.monotonic()
         seconds = now - self._mark
         self._step_s += (seconds - self._step_s) * (STEP_TIME_SMOOTHING if self._step_s else 1.0)
+        self._shards.stepped()
         # The core must count the step before it hears of grants, or their adoption would undo the step.
         self._run(self._core.handle(AfterStep()))
         segment.post_progress(steps_left=self._core.steps_left, step_s=self._step_s, own_steps=self._core.step)
@@ -335,8 +381,49 @@ class Swarm:
                 hint="call swarm.tokens(count) for each batch, before optimizer.step()",
             )
         self._replica.write(name)
-        self._outbox.append(Contribute(name, stage.serial, self._core.step, self._tokens, stage.granted))
+        drawn = self._shards.drawn
+        self._outbox.append(Contribute(name, stage.serial, self._core.step, self._tokens, stage.granted, drawn))
         self._flush()
+
+    # ---- data
+
+    def _next_index(self, supply: Supply, own: Iterator[int]) -> int | None:
+        """The next sample to train on, or None after the last; waits for a lease if there is none."""
+        place = supply.draw(time.monotonic())
+        if place is None:
+            began = time.monotonic()
+            place = self._wait_for_samples(supply, began)
+            self._mark += time.monotonic() - began
+        if not self.alone:
+            self._outbox += self._shards.questions(time.monotonic())
+            self._flush()
+        if place is not None:
+            return self._shards.index(supply, *place)
+        if supply.ended or supply.epochs:
+            return None
+        return next(own)
+
+    def _wait_for_samples(self, supply: Supply, began: float) -> tuple[int, int] | None:
+        """Wait for a lease; None if none will come: the data is used up, or the peer daemon is gone."""
+        self._reason, told, since, why = "", began, began, ""
+        while not (supply.ended or self.alone):
+            self._outbox += self._shards.questions(time.monotonic())
+            if supply.dry:  # what it has trained so far is to be in the run: others may wait for just that
+                self._run(self._core.handle(OutOfData()))
+                self._reason = supply.reason
+            told = self._say(f"for samples of data set {supply.data!r}", began, told)
+            self._poll(POLL_S)
+            now = time.monotonic()
+            if (place := supply.draw(now)) is not None:
+                return place
+            since, why = (since, why) if why == supply.reason else (now, supply.reason)
+            if supply.dry and now - since > self._wait_ceiling_s:
+                logger.warning("no more samples came back in %.0f s: %s", self._wait_ceiling_s, supply.reason)
+                supply.ended = True
+        if self.alone and not self._told_alone:
+            self._told_alone = True
+            logger.warning("data set %r: the leases are used up, and the run is not there to give more", supply.data)
+        return None
 
     # ---- messages
 
@@ -367,8 +454,12 @@ class Swarm:
             case Granted() if not self._leaving:
                 self._grants += 1
                 if record.kind == "start":
+                    if record.stream not in self._to_start and record.stream == self._lead:
+                        self._shards.restart()
                     self._to_start.discard(record.stream)
                 self._run(self._core.handle(record))
+            case Leased():
+                self._shards.leased(record, time.monotonic())
             case Waiting(reason):
                 self._reason = reason
             case Refused():

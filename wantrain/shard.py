@@ -1,57 +1,135 @@
-"""The order in which a peer's trainer sees its data."""
+"""What a trainer draws its samples from: data sets by name, in the run's order as far as this trainer was leased it."""
 
-import hashlib
-from collections.abc import Iterable, Iterator
+import itertools
+import os
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-import torch
+from torch.utils.data import default_collate
 
 from wantrain.errors import ConfigError
+from wantrain.peers.messages import MAX_DATA, Drawn, Leased, WantLease
+from wantrain.peers.supply import Supply
+from wantrain.permutation import Permutation
+
+MAX_NAME = 128
 
 
-def shuffled(dataset: Any, peer: str, seed: int) -> Iterator[Any]:
-    """Samples for ever: of a dataset with `len` and indices in a random order of the peer's own, new in every pass.
+class Shards:
+    """The data sets of one trainer process, and how far it is in each."""
 
-    Peers see different orders of the whole, not disjoint parts of it. Anything else that can be iterated over again
-    (a DataLoader) is passed through as it is, again and again.
+    def __init__(self) -> None:
+        self._reader = os.urandom(8)
+        self._supplies: dict[str, Supply] = {}
+        self._orders: dict[str, Permutation] = {}
+        """The order that was used last, by data set."""
+        self._epochs: dict[str, int] = {}
 
-    Args:
-        dataset: where the samples are.
-        peer: id of the peer.
-        seed: of the run's data; seed, peer and pass decide the order.
+    def open(self, name: str, length: int, seed: int, epochs: int | None) -> Supply:
+        """The supply of a data set; the same one if it is opened again.
+
+        Raises:
+            ConfigError: an argument that cannot be used, or another data set was opened under this name.
+        """
+        _check(name, length, seed, epochs)
+        known = self._supplies.get(name)
+        if known is None:
+            if len(self._supplies) >= MAX_DATA:
+                raise ConfigError(f"shard: {MAX_DATA} data sets are open, more are not allowed", hint="join some")
+            known = self._supplies[name] = Supply(name, length, seed, epochs or 0, self._reader)
+        if (known.length, known.seed, known.epochs) != (length, seed, epochs or 0):
+            raise ConfigError(
+                f"shard: data set {name!r} was opened with {known.length} samples, seed {known.seed} and "
+                f"{known.epochs or 'endless'} epochs, now with {length}, {seed} and {epochs or 'endless'}",
+                hint="give this one another name",
+            )
+        return known
+
+    def questions(self, now: float) -> list[WantLease]:
+        """What is to be asked of the coordinator now; for errors see `Supply.ask`."""
+        asked = (supply.ask(now) for supply in self._supplies.values())
+        return [want for want in asked if want is not None]
+
+    def leased(self, record: Leased, now: float) -> None:
+        """An answer has come."""
+        if (supply := self._supplies.get(record.data)) is not None:
+            supply.leased(record, now)
+
+    def stepped(self) -> None:
+        """An inner step was made with what was drawn so far."""
+        for supply in self._supplies.values():
+            supply.stepped()
+
+    def restart(self) -> None:
+        """The weights were replaced by the run's: what was drawn and not committed is nobody's progress any more."""
+        self._reader = os.urandom(8)
+        for supply in self._supplies.values():
+            supply.restart(self._reader)
+
+    @property
+    def drawn(self) -> Drawn:
+        """What of the leases the weights contain."""
+        if not self._supplies:
+            return Drawn()
+        return Drawn(self._reader, {name: supply.settled for name, supply in self._supplies.items()})
+
+    def index(self, supply: Supply, epoch: int, position: int) -> int:
+        """The sample at a position of the run's order in an epoch."""
+        if self._epochs.get(supply.data) != epoch:
+            self._epochs[supply.data] = epoch
+            self._orders[supply.data] = Permutation(supply.length, supply.seed, epoch)
+        return self._orders[supply.data].index(position)
+
+    def own_order(self, supply: Supply) -> Iterator[int]:
+        """Samples for ever in an order of this process's own: for a trainer that has lost the run."""
+        seed = int.from_bytes(self._reader, "big")
+        for epoch in itertools.count():
+            order = Permutation(supply.length, seed, epoch)
+            yield from map(order.index, range(supply.length))
+
+
+def samples(dataset: Any, next_index: Callable[[], int | None], batch: int | None) -> Iterator[Any]:
+    """The samples that `next_index` names until it gives None; in batches as a DataLoader makes them, if asked for."""
+    found = (dataset[index] for index in iter(next_index, None))
+    while batch is not None:
+        if not (several := list(itertools.islice(found, batch))):
+            return
+        yield default_collate(several)
+    yield from found
+
+
+def repeated(dataset: Iterable[Any], epochs: int | None) -> Iterator[Any]:
+    """What has no length and indices (a DataLoader), as it is, again and again: each peer goes through all of it.
 
     Raises:
-        ConfigError: an empty dataset, or one that can be read only once.
+        ConfigError: it can be read only once, or it is empty.
     """
-    if hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__"):
-        if not len(dataset):
-            raise _empty()
-        return _indexed(dataset, peer, seed)
     if isinstance(dataset, Iterator):
         raise ConfigError(
             f"shard: a {type(dataset).__name__} can be read only once", hint="pass what it was made from, not iter(…)"
         )
-    return _repeated(dataset)
+    return _passes(dataset, epochs)
 
 
-def _indexed(dataset: Any, peer: str, seed: int) -> Iterator[Any]:
-    number = 0
-    while True:
-        digest = hashlib.sha256(f"{seed}/{number}/{peer}".encode()).digest()
-        generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
-        for index in torch.randperm(len(dataset), generator=generator):
-            yield dataset[int(index)]
-        number += 1
-
-
-def _repeated(dataset: Iterable[Any]) -> Iterator[Any]:
-    while True:
+def _passes(dataset: Iterable[Any], epochs: int | None) -> Iterator[Any]:
+    for _ in itertools.count() if epochs is None else range(epochs):
         empty = True
         for sample in dataset:
             empty = False
             yield sample
         if empty:
             raise _empty()
+
+
+def _check(name: str, length: int, seed: int, epochs: int | None) -> None:
+    if not length:
+        raise _empty()
+    if not 0 < len(name) <= MAX_NAME:
+        raise ConfigError(f"shard: the name {name[:40]!r} has {len(name)} letters, allowed are 1 to {MAX_NAME}")
+    if not 0 <= seed <= 2**62:
+        raise ConfigError(f"shard: seed is {seed}, allowed is 0 to 2**62")
+    if epochs is not None and epochs < 1:
+        raise ConfigError(f"shard: epochs is {epochs}, allowed are 1 and more", hint="leave it out to go on for ever")
 
 
 def _empty() -> ConfigError:

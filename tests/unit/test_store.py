@@ -307,7 +307,7 @@ def test_database_of_another_program_is_left_alone(path: Path) -> None:
 def test_other_schema_version_is_refused_with_both_versions_named(path: Path) -> None:
     with Store(path) as store:
         store._set("schema", 99)
-    with pytest.raises(StoreError, match="schema version 99.*needs 1") as caught:
+    with pytest.raises(StoreError, match="schema version 99.*needs 2") as caught:
         Store(path)
     assert "version of wantrain" in caught.value.hint
 

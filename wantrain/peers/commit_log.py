@@ -6,8 +6,8 @@ effect, one at a time, and what follows from it happens only when `stored` says 
 
 import math
 from collections import Counter, deque
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from wantrain.peers.coordinator_events import CoordinatorEffect, Persist, PersistCommit, PersistView
@@ -30,6 +30,8 @@ class History:
     chain0: bytes = b""
     """chain[0], or b"" if there is no initial state yet."""
     records: tuple[CommitRecord, ...] = ()
+    leases: Mapping[str, str] = field(default_factory=dict)
+    """Rows of the data leases."""
 
 
 class CommitLog:

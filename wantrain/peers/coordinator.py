@@ -22,6 +22,7 @@ from wantrain.peers.coordinator_events import (
     PersistCommit,
     PersistDropGenesis,
     PersistGenesis,
+    PersistLeases,
     PersistRewind,
     PersistView,
     Send,
@@ -30,6 +31,7 @@ from wantrain.peers.coordinator_events import (
     Tick,
 )
 from wantrain.peers.layout import stream_chunks, stream_elements
+from wantrain.peers.leases import Back, Leases
 from wantrain.peers.link_table import LinkTable
 from wantrain.peers.membership import (
     Gone,
@@ -114,6 +116,9 @@ class Coordinator:
         self.rounds: dict[str, rounds.Round] = {}
         self.links = LinkTable()
         self.offences = Offences()
+        self.leases = Leases(history.leases, facts.policy.suspect_ceiling_s, self.name_of)
+        self._lead = next((stream.name for stream in facts.streams if stream.state == "param"), "")
+        """The stream whose commits confirm what its contributors have drawn of the data."""
         self._attempts = history.epoch * ATTEMPTS_PER_EPOCH
         self._revision = history.epoch * ATTEMPTS_PER_EPOCH
         self._candidate = ""
@@ -247,7 +252,7 @@ class Coordinator:
                 return self._send_records(peer, first)
             case Leave(reason):
                 effects: list[CoordinatorEffect] = [Announce("leaving", {"peer": peer, "reason": reason})]
-                return effects + self._member(Left(peer), now)
+                return effects + self._member(Left(peer), now) + self._write_leases(self.leases.left(peer))
             case _:
                 return []
 
@@ -357,6 +362,7 @@ class Coordinator:
         if report.view < self._shown.number:
             effects += self._show_again(peer, now)
         effects += self._compare_state(peer, report, now)
+        effects += self._lease(peer, report, now)
         self._note_fresh(peer, report, now)
         if self._chasers.reported(peer, report.behind, now):
             details = {"peer": peer, "name": self.name_of(peer), "behind": report.behind}
@@ -463,6 +469,31 @@ class Coordinator:
         if not 1 <= first <= self.head:
             return []
         return [Send(peer, Commit(tuple(self.records[first - 1 : first - 1 + MAX_RECORDS]), self.head))]
+
+    # ---- data leases
+
+    def _lease(self, peer: str, report: Report, now: float) -> list[CoordinatorEffect]:
+        """What a report says of the trainer as a reader of data, and the answers to what it asks."""
+        lead = self.rounds.get(self._lead)
+        busy = lead.start.contributors if lead is not None and lead.start is not None else ()
+        staged = {line.drawn.reader for line in report.syncs if line.stream == self._lead and line.staged}
+        back = self.leases.reported(peer, report.reader, staged, busy=peer in busy, now=now)
+        effects = self._write_leases(back)
+        for want in report.wants if report.reader else ():
+            if want.reader != report.reader:
+                continue
+            answer, back = self.leases.wanted(peer, want, busy, now)
+            effects += self._write_leases(back, () if answer is None else (Send(peer, answer),))
+        return effects
+
+    def _write_leases(self, back: Sequence[Back], told: Sequence[Send] = ()) -> list[CoordinatorEffect]:
+        """Write what has changed, then tell."""
+        rows = self.leases.rows()
+        effects: list[CoordinatorEffect] = [_returned(one) for one in back if one.samples]
+        if rows:
+            return effects + self.log.write(PersistLeases(rows), lambda _now: list(told))
+        # What is told may rest on what is not durable yet; the next report asks again.
+        return effects if self.log.writing else effects + list(told)
 
     # ---- the initial state
 
@@ -576,6 +607,8 @@ class Coordinator:
     def _commit(self, done: rounds.Persist) -> list[CoordinatorEffect]:
         start = done.start
         record = self.log.next_record(start.sync, start.contributors, start.weights, done.digest)
+        if start.sync.stream == self._lead:
+            self.leases.committed(record.number, done.drawn)
         timing = {
             "gather_s": done.gather_s,
             "move_s": done.move_s,
@@ -597,7 +630,7 @@ class Coordinator:
             effects.append(Announce("commit", details))
             return effects + self._round(start.sync.stream, rounds.Persisted(), now)
 
-        return self.log.write(PersistCommit(record), announce)
+        return self.log.write(PersistCommit(record, self.leases.rows()), announce)
 
     # ---- time
 
@@ -656,7 +689,8 @@ class Coordinator:
             self._open_rounds()
             return [Announce("rewind", {"to": after, "reason": reason}), *self._recast(now)]
 
-        return self.log.write(PersistRewind(after, reason), rewind)
+        back = [_returned(one) for one in self.leases.rewound(after)]
+        return [*back, *self.log.write(PersistRewind(after, reason, self.leases.rows()), rewind)]
 
     def _forget_genesis(self, now: float) -> list[CoordinatorEffect]:
         self.log.forget()
@@ -665,8 +699,12 @@ class Coordinator:
         return [Announce("genesis-lost", {}), *[Send(peer, self._welcome(peer)) for peer in alive]]
 
 
+def _returned(back: Back) -> Announce:
+    return Announce("samples-back", {"data": back.data, "peer": back.peer, "samples": back.samples, "why": back.why})
+
+
 __all__ = [
     "Announce", "Coordinator", "CoordinatorEffect", "CoordinatorEvent", "FromPeer", "History", "Persist",
-    "PersistCommit", "PersistDropGenesis", "PersistGenesis", "PersistRewind", "PersistView", "RunFacts", "Send",
-    "StoreFailed", "Stored", "Tick",
+    "PersistCommit", "PersistDropGenesis", "PersistGenesis", "PersistLeases", "PersistRewind", "PersistView",
+    "RunFacts", "Send", "StoreFailed", "Stored", "Tick",
 ]  # fmt: skip

@@ -179,7 +179,7 @@ class CoordinatorDaemon:
         store = self.store
         epoch, (view, _), genesis = store.begin_epoch(), store.last_view(), store.genesis()
         if genesis is None:
-            return co.History(epoch, view)
+            return co.History(epoch, view, leases=store.leases())
         lines = store.commits(1, store.head())
         return co.History(
             epoch,
@@ -187,6 +187,7 @@ class CoordinatorDaemon:
             _manifest_from(genesis.manifest),
             genesis.chain,
             tuple(_record_from(line) for _, line in lines),
+            store.leases(),
         )
 
     # ---- the loop
@@ -319,10 +320,12 @@ class CoordinatorDaemon:
                     store.put_genesis(_body(Genesis(manifest, state_digest)), state_digest, chain)
                 case co.PersistDropGenesis():
                     store.drop_genesis()
-                case co.PersistCommit(record):
-                    store.append_commit(record.number, _body(Commit((record,), record.number)))
-                case co.PersistRewind(after, reason):
-                    store.truncate_commits(after, reason)
+                case co.PersistCommit(record, leases):
+                    store.append_commit(record.number, _body(Commit((record,), record.number)), leases)
+                case co.PersistRewind(after, reason, leases):
+                    store.truncate_commits(after, reason, leases)
+                case co.PersistLeases(rows):
+                    store.put_leases(rows)
                 case co.PersistView(number, members):
                     store.put_view(number, members)
         except StoreError as error:

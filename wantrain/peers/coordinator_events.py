@@ -64,17 +64,26 @@ class PersistDropGenesis:
 
 @dataclass(frozen=True, slots=True)
 class PersistCommit:
-    """Append a line to the commit log."""
+    """Append a line to the commit log, and change rows of the data leases with it."""
 
     record: CommitRecord
+    leases: dict[str, str | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class PersistRewind:
-    """Abandon the lines after `after`: everybody who held them is gone."""
+    """Abandon the lines after `after`: everybody who held them is gone. Rows of the data leases change with it."""
 
     after: int
     reason: str
+    leases: dict[str, str | None] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class PersistLeases:
+    """Change rows of the data leases; None takes one away."""
+
+    rows: dict[str, str | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +94,7 @@ class PersistView:
     members: tuple[str, ...]
 
 
-Persist = PersistGenesis | PersistDropGenesis | PersistCommit | PersistRewind | PersistView
+Persist = PersistGenesis | PersistDropGenesis | PersistCommit | PersistRewind | PersistView | PersistLeases
 
 
 @dataclass(frozen=True, slots=True)

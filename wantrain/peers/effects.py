@@ -3,7 +3,18 @@
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
-from wantrain.peers.messages import Attached, CommitRecord, Manifest, Owed, Part, Record, Result, SyncId, UpdateChunk
+from wantrain.peers.messages import (
+    Attached,
+    CommitRecord,
+    Leased,
+    Manifest,
+    Owed,
+    Part,
+    Record,
+    Result,
+    SyncId,
+    UpdateChunk,
+)
 from wantrain.transport.collective import Payload
 
 
@@ -126,6 +137,13 @@ class TellTrainer:
 
 
 @dataclass(frozen=True, slots=True)
+class PassOn:
+    """Give the trainer the coordinator's answer to what it asked."""
+
+    record: Leased
+
+
+@dataclass(frozen=True, slots=True)
 class RefuseTrainer:
     """Turn the trainer away: it cannot take part as it is."""
 
@@ -170,5 +188,5 @@ class Exit:
 Effect: TypeAlias = (
     Tell | SendContribution | SendPayload | SendState | StoreState | ReduceChunk | Apply | OpenModel | UseStage | Settle
     | ForgetResiduals | HandOver | Grant
-    | TellTrainer | RefuseTrainer | Dial | HangUp | Note | Exit
+    | TellTrainer | PassOn | RefuseTrainer | Dial | HangUp | Note | Exit
 )  # fmt: skip

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
-from wantrain.peers.messages import LinkReport, Manifest, Record, SyncId
+from wantrain.peers.messages import Drawn, LinkReport, Manifest, Record, SyncId, WantLease
 from wantrain.transport.collective import Payload
 
 
@@ -72,6 +72,15 @@ class Staged:
     weight: float
     norm: float
     finite: bool
+    drawn: Drawn = field(default_factory=Drawn)
+    """What of the trainer's leases is in it."""
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseWanted:
+    """The trainer asks for samples."""
+
+    want: WantLease
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,5 +157,5 @@ class Tick:
 
 Event: TypeAlias = (
     FromPeer | CoordinatorLink | PeerLink | TrainerStarting | TrainerAttached | GenesisReady | Staged | TrainerGone
-    | Progress | Reduced | ReduceFailed | Flawed | StateDigested | LeaveRequested | HandedOver | Tick
+    | LeaseWanted | Progress | Reduced | ReduceFailed | Flawed | StateDigested | LeaveRequested | HandedOver | Tick
 )  # fmt: skip

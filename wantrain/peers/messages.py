@@ -25,6 +25,10 @@ MAX_ASKED = 4096
 """Most chunks asked for in one message."""
 MAX_DIGESTS = 16_384
 """Most digests of chunks in one message: half of what its header holds, enough for a stream of 8.6 G values."""
+MAX_DATA = 16
+"""Most data sets of one run."""
+MAX_SPANS = 64
+"""Most pieces of an epoch's order in one lease."""
 
 Name: TypeAlias = Annotated[str, Field(strict=True, max_length=128)]
 PeerId: TypeAlias = Annotated[str, Field(strict=True, min_length=1, max_length=64)]
@@ -40,6 +44,8 @@ Peers: TypeAlias = Annotated[tuple[PeerId, ...], Field(max_length=MAX_PEERS)]
 Chunks: TypeAlias = Annotated[tuple[Count, ...], Field(max_length=MAX_ASKED)]
 Moved: TypeAlias = Annotated[tuple[Count, ...], Field(min_length=1, max_length=MAX_BUFFERS)]
 Values: TypeAlias = Annotated[dict[Name, Finite], Field(max_length=64)]
+Reader: TypeAlias = Annotated[bytes, Field(strict=True, max_length=8)]
+"""Which trainer process reads leases, random; b"" is none. One that starts over from the run's state is another."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +85,47 @@ class CommitRecord:
     weights: Annotated[tuple[Weight, ...], Field(max_length=MAX_PEERS)]
     digest: Digest
     chain: Digest
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Positions first … first + count - 1 of a data set's order in one epoch."""
+
+    epoch: Count
+    first: Count
+    count: Count
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """How many samples of its leases a trainer had drawn, by data set, when it made a contribution."""
+
+    reader: Reader = b""
+    counts: Annotated[dict[Name, Count], Field(max_length=MAX_DATA)] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class WantLease:
+    """A trainer asks for samples; also a line of its peer's report, until it is answered."""
+
+    data: Name
+    length: Count
+    seed: Count
+    epochs: Count
+    """How often the data set is gone through; 0: for ever. It is one for all, as length and seed are."""
+    reader: Reader
+    serial: Count
+    """Which answer it waits for."""
+    taken: Count
+    """Samples that it was leased so far."""
+    left: Count
+    """Those of them that it has not drawn yet."""
+    samples: Count
+    """How many more it would like."""
+    least: Count
+    """How many it needs at least to go on without asking all the time."""
+    dry: Flag
+    """Whether it has none left and was told that there may be none: nobody is to wait for its contribution."""
 
 
 # ---- peer to coordinator
@@ -133,6 +180,8 @@ class SyncReport:
     """From whom something is missing; once it has failed, those to blame, if that is known."""
     why: Annotated[str, Field(strict=True, max_length=256)] = ""
     """What is wrong with what they contribute, once it has failed."""
+    drawn: Drawn = field(default_factory=Drawn)
+    """What of the trainer's leases is in the input."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +209,7 @@ class Report:
     state_number: Annotated[int, Field(strict=True, ge=-1, le=2**62)]
     state_digest: Annotated[bytes, Field(strict=True, max_length=32)]
     """Digest of the peer's state at log number state_number, or -1 and b""."""
-    trainer: Annotated[str, Field(strict=True, pattern="^(none|starting|training|waiting|done)$")]
+    trainer: Annotated[str, Field(strict=True, pattern="^(none|starting|training|waiting|dry|done)$")]
     syncs: Annotated[tuple[SyncReport, ...], Field(max_length=256)]
     suspects: Annotated[dict[PeerId, Text], Field(max_length=MAX_PEERS)]
     eta_s: Finite
@@ -177,6 +226,9 @@ class Report:
     """Live peers to whom there is no connection in either direction, though one of the two can be dialled."""
     behind: Count = 0
     """Commits to the head of the log, if the peer catches up and does not gain on the run; else 0."""
+    reader: Reader = b""
+    """The trainer beside it, as a reader of leases."""
+    wants: Annotated[tuple[WantLease, ...], Field(max_length=MAX_DATA)] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -318,6 +370,22 @@ class Refetch:
     chain: Annotated[bytes, Field(strict=True, max_length=32)]
     reason: Text
     digest: Annotated[bytes, Field(strict=True, max_length=32)] = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Leased:
+    """Answers a WantLease; goes on to the trainer.
+
+    `answer`: granted; later (nothing is left, but some may come back); end (it never will); void (the earlier leases
+    were given to others); refused (another data set has this name).
+    """
+
+    data: Name
+    reader: Reader
+    serial: Count
+    answer: Annotated[str, Field(strict=True, pattern="^(granted|later|end|void|refused)$")]
+    spans: Annotated[tuple[Span, ...], Field(max_length=MAX_SPANS)] = ()
+    reason: Text = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -466,6 +534,7 @@ class Contribute:
     step: Count
     tokens: Count
     granted: Count
+    drawn: Drawn = field(default_factory=Drawn)
 
 
 @dataclass(frozen=True, slots=True)
@@ -514,11 +583,11 @@ Record: TypeAlias = (
     Enroll | Hello | Report | Genesis | WantRecords | Leave | WantStatus | Enrolled | Refused | Welcome
     | WantHello | WantGenesis | View | Start | Commit | Abort | Refetch | Status | Part | Result | WantParts | WantState
     | StateChunk | WantDigests | StateDigests | WantUpdate | UpdateChunk | Owed | NotHeld | Attach | Attached
-    | GenesisWritten | Contribute | Granted | Waiting | Log | Detach | Detached
+    | GenesisWritten | Contribute | Granted | Waiting | Log | Detach | Detached | WantLease | Leased
 )  # fmt: skip
 
 # A TypeAdapter takes no configuration for dataclasses, so each class carries it; it must be there before the adapters.
-for _kind in (*Record.__args__, TensorSpec, SyncId, CommitRecord, SyncReport, Member, LinkReport):
+for _kind in (*Record.__args__, TensorSpec, SyncId, CommitRecord, SyncReport, Member, LinkReport, Span, Drawn):
     _kind.__pydantic_config__ = ConfigDict(extra="forbid")
 _ADAPTERS: dict[str, TypeAdapter[Any]] = {kind.__name__: TypeAdapter(kind) for kind in Record.__args__}
 
@@ -547,6 +616,7 @@ def unpack(message: Message) -> Record:
 
 
 __all__ = [kind.__name__ for kind in Record.__args__] + [
-    "CommitRecord", "LinkReport", "Manifest", "Member", "Record", "SyncId", "SyncReport", "TensorSpec",
+    "CommitRecord", "Drawn", "LinkReport", "Manifest", "Member", "Record", "Span", "SyncId", "SyncReport",
+    "TensorSpec",
     "pack", "unpack",
 ]  # fmt: skip

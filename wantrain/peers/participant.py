@@ -22,6 +22,7 @@ from wantrain.peers.effects import (
     HangUp,
     Note,
     OpenModel,
+    PassOn,
     SendPayload,
     SendState,
     Tell,
@@ -33,6 +34,7 @@ from wantrain.peers.events import (
     FromPeer,
     GenesisReady,
     HandedOver,
+    LeaseWanted,
     LeaveRequested,
     PeerLink,
     Progress,
@@ -53,6 +55,7 @@ from wantrain.peers.messages import (
     CommitRecord,
     Genesis,
     Hello,
+    Leased,
     Leave,
     Manifest,
     Member,
@@ -81,6 +84,7 @@ from wantrain.peers.messages import (
 from wantrain.peers.recovery import Recovery
 from wantrain.peers.reports import PathNews, sync_line, urgent, urgent_in
 from wantrain.peers.update_log import UpdateLog
+from wantrain.peers.wants import Wants
 from wantrain.transport.collective import Payload
 from wantrain.transport.digest import DIGEST_BYTES, first_link
 from wantrain.transport.topologies import TOPOLOGIES
@@ -123,6 +127,7 @@ class Participant:
         self._recovery = Recovery(facts.streams, COORDINATOR)
         self._attempts = Attempts(facts.me, self._recovery.indices)
         self._mine = Contributions(facts.me, facts.hello.name, facts.streams, self._recovery)
+        self._wants = Wants()
         self._streams = {stream.name: stream for stream in facts.streams}
         self._opened: Manifest = ()
         self._welcome: Welcome | None = None
@@ -237,6 +242,11 @@ class Participant:
                 return None
         return (stream, chunk) if stream is not None and chunk < self._recovery.chunks.get(stream, 0) else None
 
+    @property
+    def short_of_data(self) -> bool:
+        """Whether the trainer waits for samples."""
+        return bool(self._wants.in_words())
+
     def waiting(self, now: float) -> str:
         """For whom or what this peer waits, in words; "" when it does not."""
         if self._welcome is None or not self._up:
@@ -258,12 +268,13 @@ class Participant:
             if apart and not self._sources:
                 words += f"; no way to {', '.join(apart)}: only a peer that both sides reach can pass it on"
             return words
-        if not self._mine.outstanding:
+        short = self._wants.in_words()
+        if not (self._mine.outstanding or short):
             return ""
         silent_s = now - self._heard_at
         if silent_s > SILENCE_S:
             return f"nothing has come from the coordinator for {silent_s:.1f} s"
-        return self._why or "for the coordinator to start or decide the sync"
+        return short if not self._mine.outstanding else self._why or "for the coordinator to start or decide the sync"
 
     def _leaves(self, now: float) -> str:
         """What a leaving peer waits for."""
@@ -319,11 +330,16 @@ class Participant:
                 return []
             case TrainerAttached(boot, manifest):
                 self._mine.attached(boot, manifest)
+                self._wants.forget()
                 return self._answer_trainer() + self._mine.start()
             case GenesisReady(digest):
                 return self._genesis_ready(digest)
             case TrainerGone(finished):
                 self._mine.gone(finished=finished)
+                self._wants.forget()
+                return []
+            case LeaseWanted(want):
+                self._wants.asked(want)
                 return []
             case Progress():
                 before, self._progress = self._progress.reached, event
@@ -366,6 +382,8 @@ class Participant:
                 return [Tell(COORDINATOR, self.facts.hello)]
             case Refetch() as refetch:
                 return self._refetch(refetch, now)
+            case Leased() as leased:
+                return [PassOn(leased)] if self._wants.answered(leased) else []
             case Waiting(reason):
                 self._why = reason
                 return []
@@ -642,6 +660,12 @@ class Participant:
         return [Tell(COORDINATOR, self._report(now)), Tell(COORDINATOR, Leave(reason)), Exit(0, reason, "")]
 
     @property
+    def _trainer_state(self) -> str:
+        """As the report has it: a trainer without data will not contribute, and nobody is to wait for it."""
+        state = self._mine.trainer_state
+        return "dry" if state == "training" and self._wants.dry else state
+
+    @property
     def _held_number(self) -> int:
         """The log number of the state at hand, -1 while it is none."""
         return self.applied if self.complete else -1
@@ -656,7 +680,8 @@ class Participant:
             return []
         heartbeat = now - self._reported_at >= self.facts.heartbeat_s or self._reported is None
         if not heartbeat and self._reported is not None:
-            key = urgent(self._held_number, self._mine.trainer_state, self._sync_lines(), self._suspects, self.digested)
+            lines, wants = self._sync_lines(), self._wants.lines
+            key = urgent(self._held_number, self._trainer_state, lines, self._suspects, self.digested, wants)
             if key == self._reported_key and set(self._reported.unreached) <= set(self._unreached):
                 return []
         self._reported = self._report(now, heartbeat=heartbeat)
@@ -674,14 +699,16 @@ class Participant:
             chain=self.chain if self.complete else b"",
             state_number=number,
             state_digest=digest,
-            trainer=self._mine.trainer_state,
+            trainer=self._trainer_state,
             syncs=tuple(self._sync_lines()),
             suspects=dict(self._suspects),
-            eta_s=self._progress.eta_s if self._mine.trainer_state == "training" else -1.0,
+            eta_s=self._progress.eta_s if self._trainer_state == "training" else -1.0,
             waiting=self.waiting(now),
             stats=self._progress.stats,
             view=self._view,
             paths=self._path_news.choose(self._progress.paths) if heartbeat else {},
             unreached=self._unreached,
             behind=self._recovery.behind,
+            reader=self._wants.reader,
+            wants=self._wants.lines,
         )

@@ -20,6 +20,7 @@ from wantrain.peers.effects import (
     HangUp,
     Note,
     OpenModel,
+    PassOn,
     ReduceChunk,
     RefuseTrainer,
     SendContribution,
@@ -38,6 +39,7 @@ from wantrain.peers.events import (
     FromPeer,
     GenesisReady,
     HandedOver,
+    LeaseWanted,
     LeaveRequested,
     PeerLink,
     Reduced,
@@ -66,6 +68,7 @@ from wantrain.peers.messages import (
     StateChunk,
     UpdateChunk,
     Waiting,
+    WantLease,
 )
 from wantrain.peers.outbox import Outbox
 from wantrain.peers.participant import Participant
@@ -283,7 +286,8 @@ class Peer:
         self._see_heir()
         self._outbox.tidy(now)
         self.handle(Tick(), now)
-        if (self._staged_at or self._starting) and now - self._waited_at >= WAITING_EVERY_S:
+        waits = self._staged_at or self._starting or self.core.short_of_data
+        if waits and now - self._waited_at >= WAITING_EVERY_S:
             self._waited_at = now
             self._around.tell_trainer(Waiting(self.core.waiting(now)))
 
@@ -311,6 +315,8 @@ class Peer:
                 self.handle(GenesisReady(self._genesis()), now)
             case Contribute() if self._attached is not None:
                 self._contributed(record, now)
+            case WantLease() if self._attached is not None:
+                self.handle(LeaseWanted(record), now)
             case Log(values):
                 self.values.update(values)
             case Detach(reason):
@@ -351,7 +357,8 @@ class Peer:
         if stream.name not in self._free_stage:
             self._staged_at[stream.name] = now
         self._free_stage.discard(stream.name)
-        self.handle(Staged(self._boot, stream.name, record.serial, record.step, weight, norm, finite), now)
+        staged = Staged(self._boot, stream.name, record.serial, record.step, weight, norm, finite, record.drawn)
+        self.handle(staged, now)
 
     # ---- effects
 
@@ -387,6 +394,8 @@ class Peer:
                 self._segment = self._segment or self._around.open_segment(self._tensors)
                 self._attached = replace(attached, segment=self._segment, streams=streams)
                 self._around.tell_trainer(self._attached)
+            case PassOn(leased):
+                self._around.tell_trainer(leased)
             case RefuseTrainer(code, reason, hint):
                 refusal = Refused(code, reason, hint)
                 self._around.note("trainer-refused", {"code": code, "reason": reason})

@@ -5,26 +5,28 @@ from typing import Protocol
 
 from wantrain.peers.attempts import Attempt
 from wantrain.peers.events import Staged
-from wantrain.peers.messages import LinkReport, Report, SyncReport
+from wantrain.peers.messages import Drawn, LinkReport, Report, SyncReport, WantLease
 
 
 def sync_line(stream: str, index: int, staged: Staged | None, attempt: Attempt | None) -> SyncReport | None:
     """The line of a stream whose next sync is `index`; None if nothing is staged and nothing moves."""
     if staged is None and attempt is None:
         return None
-    weight, norm = (staged.weight, staged.norm) if staged is not None else (1.0, 0.0)
+    weight, norm, drawn = (staged.weight, staged.norm, staged.drawn) if staged is not None else (1.0, 0.0, Drawn())
     here = staged is not None
     if attempt is None:
-        return SyncReport(stream, index, "ready", weight, norm, here)
+        return SyncReport(stream, index, "ready", weight, norm, here, drawn=drawn)
     number = attempt.sync.attempt
     if attempt.done is not None:
-        return SyncReport(stream, index, "done", weight, norm, here, number, digest=attempt.done.digest)
+        return SyncReport(stream, index, "done", weight, norm, here, number, digest=attempt.done.digest, drawn=drawn)
     if attempt.failed is not None:
         return SyncReport(
             stream, index, "failed", weight, norm, here, number, waiting_for=attempt.failed, why=attempt.why
         )
     missing, waiting_for = attempt.core.missing, attempt.core.waiting_for
-    return SyncReport(stream, index, "moving", weight, norm, here, number, missing=missing, waiting_for=waiting_for)
+    return SyncReport(
+        stream, index, "moving", weight, norm, here, number, missing=missing, waiting_for=waiting_for, drawn=drawn
+    )
 
 
 CHANGE = 0.2
@@ -69,13 +71,18 @@ class PathNews:
 
 
 def urgent(
-    log_number: int, trainer: str, lines: Iterable[SyncReport], suspects: Iterable[str], state_number: int
+    log_number: int,
+    trainer: str,
+    lines: Iterable[SyncReport],
+    suspects: Iterable[str],
+    state_number: int,
+    wants: Iterable[WantLease],
 ) -> object:
     """What of a report is worth sending at once when it changes; the rest can wait for the next heartbeat."""
     syncs = tuple((line.stream, line.index, line.attempt, line.phase) for line in lines)
-    return log_number, trainer, syncs, tuple(suspects), state_number
+    return log_number, trainer, syncs, tuple(suspects), state_number, tuple((w.reader, w.data, w.serial) for w in wants)
 
 
 def urgent_in(report: Report) -> object:
     """`urgent` of a report that was sent."""
-    return urgent(report.log_number, report.trainer, report.syncs, report.suspects, report.state_number)
+    return urgent(report.log_number, report.trainer, report.syncs, report.suspects, report.state_number, report.wants)

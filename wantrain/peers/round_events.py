@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from wantrain.peers.messages import Abort, Start, SyncId, SyncReport
+from wantrain.peers.messages import Abort, Drawn, Start, SyncId, SyncReport
 
 # ---- events
 
@@ -84,6 +84,8 @@ class Persist:
     """What move_s was expected to be; 0 if unknown."""
     plan: str
     """Why the bytes went the way they did."""
+    drawn: dict[str, Drawn]
+    """By contributor: what of its leases is in its contribution."""
 
 
 @dataclass(frozen=True, slots=True)

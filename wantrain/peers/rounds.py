@@ -13,7 +13,7 @@ from itertools import islice
 from typing import Any
 
 from wantrain.errors import ProtocolBug
-from wantrain.peers.messages import Abort, Start, SyncId, SyncReport
+from wantrain.peers.messages import Abort, Drawn, Start, SyncId, SyncReport
 from wantrain.peers.offences import Offences, out_of_line
 from wantrain.peers.planner import Plan
 from wantrain.peers.round_events import (
@@ -118,6 +118,8 @@ class Round:
         self._held: dict[str, _Held] = {}
         self._undone: dict[str, None] = {}
         """Those held of whom no DONE has come."""
+        self._drawn: dict[str, Drawn] = {}
+        """Of the contributors to the running attempt."""
         self._started_at = 0.0
         self._progress_at = 0.0
         self._move = Duration()
@@ -334,6 +336,7 @@ class Round:
         )
         self.phase = Phase.MOVING
         self._started_at = self._progress_at = now
+        self._drawn = {peer: self._ready[peer].drawn for peer in self.start.contributors}
         self._held = {peer: _Held(progress_at=now) for peer in (*self.start.contributors, *self.start.receivers)}
         self._undone = dict.fromkeys(self._held)
         sync = self.start.sync
@@ -348,6 +351,8 @@ class Round:
         held = self._held.get(event.peer)
         if held is None or report.index != self.index or report.attempt != self.start.sync.attempt:
             return self._brief(event, now)
+        if report.staged and event.peer in self._drawn:
+            self._drawn[event.peer] = report.drawn
         if report.phase == "done" and report.digest and not held.done:
             held.done = report.digest
             del self._undone[event.peer]
@@ -474,7 +479,15 @@ class Round:
         self._reason = lambda: f"writing the commit of {sync}"
         gather_s = self._started_at - self._first_ready_at
         return [
-            Persist(self.start, digest, gather_s, now - self._started_at, self._choice.predicted_s, self._choice.reason)
+            Persist(
+                self.start,
+                digest,
+                gather_s,
+                now - self._started_at,
+                self._choice.predicted_s,
+                self._choice.reason,
+                self._drawn,
+            )
         ]
 
     def _differ(self, digest: bytes, count: int, now: float) -> list[RoundEffect]:

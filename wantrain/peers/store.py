@@ -4,7 +4,7 @@ import difflib
 import json
 import sqlite3
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import Any, Self
 
 from wantrain.errors import ConfigError, RefusedError, StoreError
 
-SCHEMA = 1
+SCHEMA = 2
 """Version of the tables below; a file with another one is refused, never converted on the way."""
 
 BUSY_TIMEOUT_S = 2.0
@@ -35,6 +35,7 @@ _TABLES = (
     """CREATE TABLE abandoned (
         id INTEGER PRIMARY KEY AUTOINCREMENT, number INTEGER NOT NULL, record BLOB NOT NULL, reason TEXT NOT NULL)""",
     "CREATE TABLE view (one INTEGER PRIMARY KEY CHECK (one = 1), number INTEGER NOT NULL, members TEXT NOT NULL)",
+    "CREATE TABLE lease (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID",
 )
 
 _INVITES = (
@@ -308,8 +309,8 @@ class Store:
         last = self._one("SELECT coalesce((SELECT max(number) FROM commit_log), (SELECT 0 FROM genesis), -1)")
         return int(last)
 
-    def append_commit(self, number: int, record: bytes) -> None:
-        """Write a line of the commit log; durable on return.
+    def append_commit(self, number: int, record: bytes, leases: Mapping[str, str | None] | None = None) -> None:
+        """Write a line of the commit log, and with it rows of the data leases; durable on return.
 
         Raises:
             StoreError: `number` is not head() + 1, or there is no initial model yet.
@@ -322,6 +323,7 @@ class Store:
                     hint="another coordinator writes to this file; stop one of them",
                 )
             self._db.execute("INSERT INTO commit_log (number, record) VALUES (?, ?)", (number, record))
+            self._put_leases(leases or {})
 
     def commits(self, first: int, limit: int) -> list[tuple[int, bytes]]:
         """Up to `limit` lines of the log from number `first` on, in order."""
@@ -329,8 +331,10 @@ class Store:
             "SELECT number, record FROM commit_log WHERE number >= ? ORDER BY number LIMIT ?", first, max(limit, 0)
         )
 
-    def truncate_commits(self, after: int, reason: str) -> int:
+    def truncate_commits(self, after: int, reason: str, leases: Mapping[str, str | None] | None = None) -> int:
         """Take the lines after number `after` (at least 0) out of the log; they are kept as abandoned, with the reason.
+
+        Rows of the data leases change with it.
 
         Returns:
             How many lines were taken out.
@@ -342,11 +346,30 @@ class Store:
                 " SELECT number, record, ? FROM commit_log WHERE number > ? ORDER BY number",
                 (reason, after),
             )
+            self._put_leases(leases or {})
             return self._db.execute("DELETE FROM commit_log WHERE number > ?", (after,)).rowcount
 
     def abandoned(self) -> list[tuple[int, bytes, str]]:
         """The lines that were taken out of the log, as (number, record, reason), in the order they were taken out."""
         return self._all("SELECT number, record, reason FROM abandoned ORDER BY id")
+
+    # ---- data leases
+
+    def put_leases(self, rows: Mapping[str, str | None]) -> None:
+        """Write rows of the data leases by key, and take away those that are None; all or none."""
+        with self._transaction():
+            self._put_leases(rows)
+
+    def _put_leases(self, rows: Mapping[str, str | None]) -> None:
+        for key, value in rows.items():
+            if value is None:
+                self._db.execute("DELETE FROM lease WHERE key = ?", (key,))
+            else:
+                self._db.execute("INSERT OR REPLACE INTO lease VALUES (?, ?)", (key, value))
+
+    def leases(self) -> dict[str, str]:
+        """All rows of the data leases."""
+        return dict(self._all("SELECT key, value FROM lease"))
 
     # ---- membership
 

@@ -28,7 +28,12 @@ class WaitedLongEnough:
     """The shell has waited for its ceiling; the trainer goes on alone until the grant comes."""
 
 
-TrainerEvent = BeforeStep | AfterStep | Granted | WaitedLongEnough
+@dataclass(frozen=True, slots=True)
+class OutOfData:
+    """There is nothing to train on for a while: what was trained since the last staging is staged now."""
+
+
+TrainerEvent = BeforeStep | AfterStep | Granted | WaitedLongEnough | OutOfData
 
 
 # ---- effects
@@ -130,6 +135,9 @@ class TrainerCore:
                 for name in self.waiting:
                     self._streams[name].patient = False
                 return []
+            case OutOfData():
+                ready = [p for p in self._streams.values() if p.stream.state == "param" and p.since]
+                return [effect for p in ready if not p.outstanding for effect in self._stage(p, block=False)]
 
     def _since(self, progress: _Progress) -> int:
         """Inner steps since the stream was last staged, with the one just made.
