@@ -144,8 +144,12 @@ def _unrest(world: World) -> str:
 
 
 def _nothing_lost(world: World) -> None:
-    """No inner step of a trainer that lived is lost, but where the method drops them."""
+    """No inner step of a trainer that lived is lost, nor a sample, but where the method drops them."""
     dropping = world.gradients or any(stream.late == "adopt" for stream in world.streams)
+    lead = next(stream.name for stream in world.streams if stream.state == "param")
+    assert world.coordinator.core is not None
+    committed = {step for stream, step in world.checkers.taken if stream == lead}
+    world.data.check(world.coordinator.core.leases, committed, complete=not dropping)
     if dropping or world.checkers.rewinds:
         return
     for peer in world.peers.values():

@@ -13,6 +13,7 @@ from typing import Any
 
 from tests.sim.checkers import Checkers
 from tests.sim.coverage import Reached
+from tests.sim.data import DataChecker, SimReader
 from tests.sim.network import Clocks, Network, Trace, Weather
 from tests.sim.symbols import PartOf, Regions, SumOf, SymbolicTensors, Violation, Weights
 from wantrain.optimizers.stream import Stream
@@ -28,6 +29,7 @@ from wantrain.peers.messages import (
     GenesisWritten,
     Granted,
     Hello,
+    Leased,
     LinkReport,
     Manifest,
     Part,
@@ -59,6 +61,8 @@ RUN = b"sim-run!"
 TICK_S = 0.3
 SAYS_WHY_AFTER_S = 3.0
 SILENT_TICKS = 8
+DRY_S = 0.1
+"""How often a trainer looks for samples when it has none."""
 MANIFEST: Manifest = (TensorSpec("weight", (16384, 2), "float32"), TensorSpec("bias", (100,), "float32"))
 """Three chunks."""
 POLICY = Policy(
@@ -86,6 +90,7 @@ class Disk:
     manifest: Manifest = ()
     chain0: bytes = b""
     records: list[Any] = field(default_factory=list)
+    leases: dict[str, str] = field(default_factory=dict)
     room: int | None = None
     """How many more writes it has room for, if it is to be full after them."""
     slow_s: float = 0.0
@@ -120,7 +125,8 @@ class SimCoordinator:
     def history(self) -> History:
         """What a new process finds on the disk."""
         disk = self.disk
-        return History(disk.epoch, disk.view, disk.manifest, disk.chain0, tuple(disk.records))
+        leases = dict(disk.leases)
+        return History(disk.epoch, disk.view, disk.manifest, disk.chain0, tuple(disk.records), leases)
 
     def die(self) -> None:
         """Crash; what is on disk stays."""
@@ -134,6 +140,7 @@ class SimCoordinator:
     def receive(self, source: str, record: Record) -> None:
         """A message has come."""
         if self.core is not None:
+            self.world.data.heard(record, self.world.clocks.of(COORDINATOR))
             self.handle(co.FromPeer(source, record, b"k" * 32))
 
     def handle(self, event: co.CoordinatorEvent) -> None:
@@ -196,15 +203,24 @@ class SimCoordinator:
                 disk.manifest, disk.chain0 = manifest, chain
             case co.PersistDropGenesis():
                 disk.manifest, disk.chain0 = (), b""
-            case co.PersistCommit(record):
+            case co.PersistCommit(record, rows):
                 disk.records.append(record)
+                self._write_leases(rows)
                 world.checkers.committed(record)
-            case co.PersistRewind(after, _):
+            case co.PersistRewind(after, _, rows):
                 del disk.records[after:]
+                self._write_leases(rows)
                 world.checkers.rewound(after)
             case co.PersistView(number, _):
                 disk.view = number
+            case co.PersistLeases(rows):
+                self._write_leases(rows)
         return co.Stored()
+
+    def _write_leases(self, rows: dict[str, str | None]) -> None:
+        self.disk.leases.update({key: value for key, value in rows.items() if value is not None})
+        for key in [key for key, value in rows.items() if value is None]:
+            self.disk.leases.pop(key, None)
 
     def _tick(self, life: int) -> None:
         if life == self.life and self.core is not None:
@@ -545,6 +561,8 @@ class SimTrainer:
         self.longest_pause_s = 0.0
         self._paused_at: float | None = None
         self._waits = 0
+        self._lead = next(s.name for s in self.world.streams if s.state == "param")
+        self.reader = SimReader(self.world.data)
         self._pending: set[str] = {s.name for s in self.world.streams if s.state == "param"}
 
     def start(self) -> None:
@@ -607,6 +625,8 @@ class SimTrainer:
                         self._write_initial(name)
                     self._later(0.001, lambda: self._tell(GenesisWritten()))
             case Granted():
+                if record.kind == "start" and record.stream == self._lead and self._lead not in self._pending:
+                    self.reader.restart(within_a_step=self.phase == "before")
                 self._do(self.core.handle(record))
                 if record.kind == "start":
                     self._pending.discard(record.stream)
@@ -616,6 +636,8 @@ class SimTrainer:
                         return
                 if self.started:
                     self._go_on()
+            case Leased():
+                self.reader.answered(record, self.peer.now)
             case Refused():
                 self.crash()
 
@@ -626,7 +648,14 @@ class SimTrainer:
     def _step(self) -> None:
         if not self.started or self.world.trainers_stopped:
             return
-        self.gradient = frozenset([self.world.new_step()])
+        step = self.world.new_step()
+        drawn = self.reader.draw(step, self.peer.now)
+        if (question := self.reader.question(self.peer.now)) is not None:
+            self._tell(question)
+        if not drawn:
+            self._later(DRY_S, self._step)
+            return
+        self.gradient = frozenset([step])
         self.phase = "before"
         self._do(self.core.handle(BeforeStep()))
         self._go_on()
@@ -647,6 +676,7 @@ class SimTrainer:
             if not self.world.gradients:
                 self.made |= self.gradient
                 self._learn()
+            self.reader.supply.stepped()
             self._do(self.core.handle(AfterStep()))
             self._go_on()
         elif self.phase == "after":
@@ -663,7 +693,7 @@ class SimTrainer:
             match effect:
                 case Stage(stream, serial, granted):
                     self._write(stream)
-                    contribute = Contribute(stream, serial, self.core.step, 1, granted)
+                    contribute = Contribute(stream, serial, self.core.step, 1, granted, self.reader.drawn)
                     self._later(self.world.rng.choice([0.0005, 0.02]), lambda c=contribute: self._tell(c))
                 case Adopt(stream, kind, stepped):
                     self._adopt(stream, kind, stepped=stepped)
@@ -726,6 +756,7 @@ class World:
         self.trace = Trace()
         self.reached = Reached()
         self.checkers = Checkers()
+        self.data = DataChecker(rng.choice([60, 400]), POLICY.suspect_ceiling_s)
         self.peers: dict[str, SimPeer] = {}
         self.refuse_send = 0.0
         self.outbound = 0.0
