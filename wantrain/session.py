@@ -221,7 +221,7 @@ class Swarm:
             return repeated(dataset, epochs)
         supply = self._shards.open(name, len(dataset), seed, epochs)
         own = self._shards.own_order(supply)
-        return samples(dataset, lambda: self._next_index(supply, own), batch)
+        return samples(dataset, lambda wait: self._next_index(supply, own, wait), batch)
 
     def leave(self) -> None:
         """End this trainer's part: its peer finishes what is in flight and leaves the run. Again is fine.
@@ -387,27 +387,30 @@ class Swarm:
 
     # ---- data
 
-    def _next_index(self, supply: Supply, own: Iterator[int]) -> int | None:
-        """The next sample to train on, or None after the last; waits for a lease if there is none."""
+    def _next_index(self, supply: Supply, own: Iterator[int], wait: bool) -> int | None:
+        """The next sample to train on, or None after the last; waits for a lease if there is none.
+
+        Where some may come back from others it only waits if it is told to.
+        """
         place = supply.draw(time.monotonic())
         if place is None:
             began = time.monotonic()
-            place = self._wait_for_samples(supply, began)
+            place = self._wait_for_samples(supply, began, wait)
             self._mark += time.monotonic() - began
         if not self.alone:
             self._outbox += self._shards.questions(time.monotonic())
             self._flush()
         if place is not None:
             return self._shards.index(supply, *place)
-        if supply.ended or supply.epochs:
-            return None
-        return next(own)
+        return next(own) if self.alone and not (supply.ended or supply.epochs) else None
 
-    def _wait_for_samples(self, supply: Supply, began: float) -> tuple[int, int] | None:
+    def _wait_for_samples(self, supply: Supply, began: float, wait: bool) -> tuple[int, int] | None:
         """Wait for a lease; None if none will come: the data is used up, or the peer daemon is gone."""
         self._reason, told, since, why = "", began, began, ""
         while not (supply.ended or self.alone):
             self._outbox += self._shards.questions(time.monotonic())
+            if supply.dry and not wait:
+                return None
             if supply.dry:  # what it has trained so far is to be in the run: others may wait for just that
                 self._run(self._core.handle(OutOfData()))
                 self._reason = supply.reason

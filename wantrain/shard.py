@@ -88,14 +88,26 @@ class Shards:
             yield from map(order.index, range(supply.length))
 
 
-def samples(dataset: Any, next_index: Callable[[], int | None], batch: int | None) -> Iterator[Any]:
-    """The samples that `next_index` names until it gives None; in batches as a DataLoader makes them, if asked for."""
-    found = (dataset[index] for index in iter(next_index, None))
-    while batch is not None:
-        if not (several := list(itertools.islice(found, batch))):
+def samples(dataset: Any, next_index: Callable[[bool], int | None], batch: int | None) -> Iterator[Any]:
+    """The samples that `next_index` names until it gives None; in batches as a DataLoader makes them, if asked for.
+
+    Args:
+        dataset: where they are.
+        next_index: is told whether it may wait; if not, None says that it would have to.
+        batch: samples at once; None: single.
+    """
+    several: list[Any] = []
+    while True:
+        index = next_index(not several)
+        if index is not None:
+            several.append(dataset[index])
+        elif not several:
             return
-        yield default_collate(several)
-    yield from found
+        if batch is None:
+            yield several.pop()
+        elif len(several) == batch or index is None:
+            yield default_collate(several)
+            several = []
 
 
 def repeated(dataset: Iterable[Any], epochs: int | None) -> Iterator[Any]:

@@ -62,6 +62,8 @@ class DataChecker:
     silent: set[bytes] = field(default_factory=set)
     """Readers of which the coordinator has once not heard for as long as it has patience."""
     _heard: dict[bytes, float] = field(default_factory=dict)
+    _newest: dict[bytes, int] = field(default_factory=dict)
+    """By peer process: the newest report that came; a copy of an old one says nothing."""
     _readers: int = 0
 
     def new_reader(self) -> bytes:
@@ -72,7 +74,8 @@ class DataChecker:
     def heard(self, record: Record, now: float) -> None:
         """The coordinator was told something; `now` is what its clock shows."""
         self._quiet(now)
-        if isinstance(record, Report):
+        if isinstance(record, Report) and record.sequence > self._newest.get(record.boot, 0):
+            self._newest[record.boot] = record.sequence
             for reader in {record.reader, *(line.drawn.reader for line in record.syncs)} - {b""}:
                 self._heard[reader] = now
 

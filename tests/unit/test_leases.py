@@ -20,7 +20,7 @@ READER = b"reader-1"
 
 def want(**changes: Any) -> WantLease:
     fields = {"data": "d", "length": 100, "seed": 0, "epochs": 0, "reader": READER, "serial": 1, "taken": 0, "left": 0}
-    return WantLease(**{**fields, "samples": 10, "least": 1, "dry": False, **changes})
+    return WantLease(**{**fields, "samples": 10, "least": 1, "unused": 0, "dry": False, **changes})
 
 
 def ask(leases: Leases, peer: str, now: float = 0.0, **changes: Any) -> Leased:

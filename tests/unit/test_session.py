@@ -9,7 +9,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +38,6 @@ from wantrain.peers.messages import (
     unpack,
 )
 from wantrain.peers.shared_memory import LOCAL_RUN
-from wantrain.shard import shuffled
 from wantrain.transport.codec import codec
 from wantrain.transport.link import Received
 from wantrain.transport.partition import chunk_bounds
@@ -589,29 +587,3 @@ def test_an_error_in_the_loop_is_not_a_leave(serve: Callable[..., Daemon]) -> No
         raise ZeroDivisionError
     daemon.stop()
     assert daemon.of(Detach) == []
-
-
-def test_peers_see_the_whole_data_in_orders_of_their_own() -> None:
-    data = list(range(50))
-    first, second = (list(islice(shuffled(data, peer, 0), 100)) for peer in ("a", "b"))
-    for order in (first, second):
-        assert sorted(order[:50]) == sorted(order[50:]) == data
-    assert first[:50] != second[:50]
-    assert first[:50] != first[50:]
-    assert list(islice(shuffled(data, "a", 0), 100)) == first
-    assert list(islice(shuffled(data, "a", 1), 100)) != first
-
-
-def test_what_has_no_indices_is_passed_through_again_and_again() -> None:
-    assert list(islice(shuffled({3}, "a", 0), 3)) == [3, 3, 3]
-    loader: torch.utils.data.DataLoader[Any] = torch.utils.data.DataLoader([1, 2, 3, 4], batch_size=2)
-    assert [batch.tolist() for batch in islice(shuffled(loader, "a", 0), 3)] == [[1, 2], [3, 4], [1, 2]]
-
-
-def test_data_that_is_empty_or_can_be_read_once_is_refused() -> None:
-    with pytest.raises(ConfigError, match="empty"):
-        shuffled([], "a", 0)
-    with pytest.raises(ConfigError, match="empty"):
-        next(shuffled(set(), "a", 0))
-    with pytest.raises(ConfigError, match="only once"):
-        shuffled(iter([1]), "a", 0)

@@ -104,6 +104,8 @@ def _render(document: dict[str, Any]) -> RenderableType:
     parts: list[RenderableType] = [head, _peers(document.get("peers", []))]
     if document.get("syncs"):
         parts.append(_syncs(document["syncs"]))
+    if document.get("data"):
+        parts.append(_data(document["data"]))
     if document.get("links"):
         parts.append(_links(document["links"]))
     if document.get("relayed"):
@@ -167,6 +169,23 @@ def _syncs(syncs: list[dict[str, Any]]) -> Table:
         for sync in syncs
     ]
     return _table("in flight", ["sync", "phase", "age", "ready", "late", "why"], rows, right={"age"})
+
+
+def _data(sets: list[dict[str, Any]]) -> Table:
+    rows = [
+        [
+            data.get("name"),
+            f"{data.get('length', 0):,}",
+            data.get("epoch", 0) + 1 if not data.get("epochs") else f"{data.get('epoch', 0) + 1} of {data['epochs']}",
+            f"{100 * data.get('leased', 0):.1f} %",
+            f"{100 * data.get('confirmed', 0):.1f} %",
+            ", ".join(f"{lease.get('peer')} {lease.get('samples', 0):,}" for lease in data.get("leases", [])),
+            data.get("returned") or "",
+        ]
+        for data in sets
+    ]
+    columns = ["data set", "samples", "epoch", "leased", "in commits", "leases", "returned"]
+    return _table("data", columns, rows, right={"samples", "epoch", "leased", "in commits", "returned"})
 
 
 def _links(links: list[dict[str, Any]]) -> Table:

@@ -38,6 +38,8 @@ class Lease:
     """All others, in the order in which it got and uses them."""
     answer: tuple[Piece, ...] = ()
     """What it got last."""
+    unused: int = 0
+    """Samples that it has drawn and does not train on, as it waits for more."""
 
     @property
     def held(self) -> int:
@@ -197,6 +199,7 @@ class Leases:
             return self._granted(want, lease.answer), []  # the answer got lost
         elif want.taken != lease.taken:
             return None, []
+        lease.unused = want.unused if want.dry else 0
         pieces, back = self._take(data, peer, want, busy, now)
         if not pieces:
             answer, reason = self._nothing(data)
@@ -222,7 +225,7 @@ class Leases:
         return f"data set {want.data!r} of the run has {_in_words(*ours)}, this peer's has {_in_words(*its)}"
 
     def _nothing(self, data: DataSet) -> tuple[str, str]:
-        holders = {self._name_of(peer): lease.held for peer, _, lease in data.all() if lease.held}
+        holders = {self._name_of(peer): lease.held for peer, _, lease in data.all() if lease.held > lease.unused}
         if not holders:
             return "end", f"all {data.epochs} epochs of data set {data.name!r} are in the run"
         held = ", ".join(f"{name} ({samples})" for name, samples in list(holders.items())[:8])
@@ -350,6 +353,29 @@ class Leases:
             pieces += done.get(data.name, []) if commit > number else []
         return {**{key: getattr(data, key) for key in _FIELDS}, "open": [list(piece) for piece in merged(pieces)]}
 
+    def figures(self) -> list[dict[str, Any]]:
+        """Each data set for `wantrain status`: how far its epoch is, as shares of its samples, and who holds what."""
+        rows = []
+        for data in self.data.values():
+            held = [(peer, lease.held) for peer, _, lease in data.all() if lease.held]
+            # Of this epoch; what is left of earlier ones is with those who hold it.
+            out = sum(_of_epoch(lease.spans, data.epoch) for _, _, lease in data.all())
+            handed = data.next - _of_epoch(data.pool, data.epoch)
+            rows.append(
+                {
+                    "name": data.name,
+                    "length": data.length,
+                    "seed": data.seed,
+                    "epochs": data.epochs,
+                    "epoch": data.epoch,
+                    "leased": round(handed / data.length, 6),
+                    "confirmed": round((handed - out) / data.length, 6),
+                    "leases": [{"peer": self._name_of(peer), "samples": samples} for peer, samples in held],
+                    "returned": _count(data.pool),
+                }
+            )
+        return rows
+
     def restore(self, snapshot: Mapping[str, Any]) -> None:
         """Go on from a snapshot: a new run that starts from another one's checkpoint.
 
@@ -401,6 +427,10 @@ def _split(pieces: Sequence[Piece], samples: int) -> tuple[list[Piece], list[Pie
 
 def _count(pieces: Iterable[Piece]) -> int:
     return sum(count for _, _, count in pieces)
+
+
+def _of_epoch(pieces: Iterable[Piece], epoch: int) -> int:
+    return _count(piece for piece in pieces if piece[0] == epoch)
 
 
 def _pieces(rows: Any) -> list[Piece]:

@@ -124,6 +124,8 @@ class WantLease:
     """How many more it would like."""
     least: Count
     """How many it needs at least to go on without asking all the time."""
+    unused: Count
+    """How many it has drawn and not trained on: nobody waits for those if it has none left."""
     dry: Flag
     """Whether it has none left and was told that there may be none: nobody is to wait for its contribution."""
 

@@ -81,6 +81,7 @@ def document(core: Coordinator, spec: RunSpec, address: str, uptime_s: float, no
         ],
         "links": _links(core),
         "relayed": _relayed(core),
+        "data": core.leases.figures(),
         "commits": commits,
         "reason": core.reason(),
     }

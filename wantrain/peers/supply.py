@@ -113,7 +113,7 @@ class Supply:
         least = math.ceil(self._pace * LEAST_S) or 1
         return WantLease(
             self.data, self.length, self.seed, self.epochs, self._reader, self._serial, self._taken, self.left,
-            samples, least, self.dry,
+            samples, least, self.drawn - self.settled, self.dry,
         )  # fmt: skip
 
     def leased(self, record: Leased, now: float) -> None:
