@@ -1,9 +1,10 @@
 """The training script of the process tests: a tiny model, a few ms a step, steered by files in the run's directory.
 
-    python trainer.py FOLDER NAME [--rounds N] [--hidden N]
+    python trainer.py FOLDER NAME [--rounds N] [--hidden N] [--samples N]
 
 FOLDER/pause holds all trainers back and FOLDER/stop ends them; FOLDER/NAME.raise and FOLDER/NAME.nan, taken away when
-seen, make this one fail or spoil its weights. FOLDER/NAME.steps tells how many inner steps it has made.
+seen, make this one fail or spoil its weights. FOLDER/NAME.steps tells how many inner steps it has made. With --samples
+each step draws one of so many samples, which are gone through once; their numbers go to FOLDER/NAME.samples.
 """
 
 import argparse
@@ -27,6 +28,7 @@ def main() -> None:
     parser.add_argument("name")
     parser.add_argument("--rounds", type=int, default=sys.maxsize)
     parser.add_argument("--hidden", type=int, default=32)
+    parser.add_argument("--samples", type=int, default=0)
     options = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(zlib.crc32(options.name.encode()))
@@ -35,12 +37,18 @@ def main() -> None:
     optimizer = torch.optim.SGD(model.parameters(), lr=1.6 / options.hidden)  # wider ones bear less
     inputs, targets = torch.randn(64, 16), torch.randn(64, 4)
     swarm = wantrain.join(model, optimizer)
+    samples = swarm.shard(range(options.samples), epochs=1) if options.samples else None
     stop, pause = options.folder / "stop", options.folder / "pause"
     steps = 0
     while swarm.round < options.rounds and not stop.exists():
         time.sleep(STEP_S)
         if pause.exists():
             continue
+        if samples is not None:
+            if (sample := next(samples, None)) is None:
+                break
+            with (options.folder / f"{options.name}.samples").open("a") as drawn:
+                drawn.write(f"{sample}\n")
         if _asked(options.folder / f"{options.name}.raise"):
             raise RuntimeError("a mistake in the training script")
         if _asked(options.folder / f"{options.name}.nan"):

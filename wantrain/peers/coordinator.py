@@ -486,10 +486,14 @@ class Coordinator:
             effects += self._write_leases(back, () if answer is None else (Send(peer, answer),))
         return effects
 
+    def _returned(self, back: Back) -> Announce:
+        details = {"data": back.data, "peer": back.peer, "name": self.name_of(back.peer), "samples": back.samples}
+        return Announce("samples-back", {**details, "why": back.why})
+
     def _write_leases(self, back: Sequence[Back], told: Sequence[Send] = ()) -> list[CoordinatorEffect]:
         """Write what has changed, then tell."""
         rows = self.leases.rows()
-        effects: list[CoordinatorEffect] = [_returned(one) for one in back if one.samples]
+        effects: list[CoordinatorEffect] = [self._returned(one) for one in back if one.samples]
         if rows:
             return effects + self.log.write(PersistLeases(rows), lambda _now: list(told))
         # What is told may rest on what is not durable yet; the next report asks again.
@@ -689,7 +693,7 @@ class Coordinator:
             self._open_rounds()
             return [Announce("rewind", {"to": after, "reason": reason}), *self._recast(now)]
 
-        back = [_returned(one) for one in self.leases.rewound(after)]
+        back = [self._returned(one) for one in self.leases.rewound(after)]
         return [*back, *self.log.write(PersistRewind(after, reason, self.leases.rows()), rewind)]
 
     def _forget_genesis(self, now: float) -> list[CoordinatorEffect]:
@@ -697,10 +701,6 @@ class Coordinator:
         self._candidate, self._votes = "", {}
         alive = [peer for peer, known in self.membership.peers.items() if known.alive]
         return [Announce("genesis-lost", {}), *[Send(peer, self._welcome(peer)) for peer in alive]]
-
-
-def _returned(back: Back) -> Announce:
-    return Announce("samples-back", {"data": back.data, "peer": back.peer, "samples": back.samples, "why": back.why})
 
 
 __all__ = [
