@@ -79,6 +79,8 @@ def stand_trial(world: World, kind: str) -> None:
         return  # that could leave one who has the newest update without any way to the others
     if len(world.holders()) < len(alive) or any(peer.tensors.tainted for peer in alive):
         return  # it is not well yet
+    if kind == "black hole" and any(peer.outbound for peer in alive):
+        return  # the way that is cut may be the only one of a third
     for peer in alive:
         peer.trainer.longest_pause_s = 0.0
     before = {peer.name: (peer.boot, peer.trainer, peer.trainer.restarts, _indices(peer)) for peer in alive}
