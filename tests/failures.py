@@ -42,7 +42,7 @@ class Recorder:
 
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
         for item in items:
-            rows = sorted({mark.args[0] for mark in item.iter_markers("scenario")})
+            rows = sorted({row for mark in item.iter_markers("scenario") for row in mark.args})
             if rows:
                 self.collected.add(item.nodeid)
                 self.tests[item.nodeid] = {"rows": rows, "outcome": "not run", "figures": []}

@@ -163,6 +163,7 @@ def test_the_plain_mean_is_turned_around(attack: Attack) -> None:
     assert distance("mean", attack) > 2.0
 
 
+@pytest.mark.scenario(14)
 @pytest.mark.parametrize("attack", [sign_flip, inner_product])
 @pytest.mark.parametrize("rule", ["median", "trimmed-mean"])
 @pytest.mark.parametrize("clip", [False, True])

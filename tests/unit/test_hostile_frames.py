@@ -158,6 +158,7 @@ def messages(draw: st.DrawFn) -> Frames:
     return [bytes(packed), *buffers]
 
 
+@pytest.mark.scenario(13)
 @given(st.lists(messages(), min_size=1, max_size=5))
 @settings(
     max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
@@ -173,6 +174,7 @@ def test_whatever_comes_in_is_handed_out_whole_or_dropped_and_counted(victim: Vi
     assert new <= len(sent)  # what is left was internal, and taken
 
 
+@pytest.mark.scenario(13)
 def test_hostile_messages_by_the_ten_thousands_take_no_memory(victim: Victim) -> None:
     junk = [[b"\xc1" * 100], [b"\x91" * 5000], [b""] * 3, encode(Message("_ack", {"s": b"set-id-8"}), RUN)]
     junk += [[msgpack.packb({"v": 3, "r": b"otherrun", "k": "Part", "b": {}, "n": [9]}), b"012345678"]]
@@ -188,12 +190,14 @@ def test_hostile_messages_by_the_ten_thousands_take_no_memory(victim: Victim) ->
 # ---- one message that is too much
 
 
+@pytest.mark.scenario(13)
 @pytest.mark.parametrize("count", [MAX_FRAMES + 1, MAX_READ_FRAMES - 5])
 def test_a_message_of_too_many_frames_is_one_that_is_dropped(listener: Victim, count: int) -> None:
     events = listener.take([b""] * count)
     assert [event.reason for event in events if isinstance(event, Dropped)] == ["more than 64 buffers"]
 
 
+@pytest.mark.scenario(13)
 def test_of_a_message_without_measure_little_is_read_at_once_and_its_sender_is_disconnected(listener: Victim) -> None:
     listener.take()
     listener.send([b"x"] * (10 * MAX_READ_FRAMES))
@@ -202,6 +206,7 @@ def test_of_a_message_without_measure_little_is_read_at_once_and_its_sender_is_d
     assert listener.dropped == 1
 
 
+@pytest.mark.scenario(13)
 def test_a_message_that_does_not_end_is_not_kept(listener: Victim, monkeypatch: pytest.MonkeyPatch) -> None:
     """libzmq itself would hold all of it: this one has 1 GB."""
     monkeypatch.setattr(zmq_guard, "MAX_HELD_BYTES", 32 << 20)

@@ -5,6 +5,7 @@ import pytest
 from wantrain.peers.offences import NORM_LIMIT, Offences, out_of_line
 
 
+@pytest.mark.scenario(14)
 @pytest.mark.parametrize(
     ("norms", "out"),
     [
@@ -25,6 +26,7 @@ def test_who_has_diverged_or_stands_still_is_out_of_line(norms: list[float], out
     assert all("median" in reason for reason in found.values())
 
 
+@pytest.mark.scenario(14)
 def test_the_accused_is_to_blame_and_every_time_counts() -> None:
     offences = Offences()
     assert [offences.judge(by, "x") for by in "aba"] == ["x", "x", "x"]
@@ -32,6 +34,7 @@ def test_the_accused_is_to_blame_and_every_time_counts() -> None:
     assert offences.guilty["x"].reason == "second"
 
 
+@pytest.mark.scenario(14)
 def test_who_alone_accuses_several_is_to_blame_itself() -> None:
     offences = Offences()
     assert offences.judge("liar", "a") == "a"

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import pytest
+
 from wantrain.optimizers.stream import Stream
 from wantrain.peers.effects import Effect, Note, StoreState, Tell
 from wantrain.peers.events import FromPeer
@@ -85,6 +87,8 @@ def apply(one: Recovery, number: int) -> None:
     one.step(record, 1.0)
 
 
+@pytest.mark.scenario(10)
+@pytest.mark.scenario(15)
 def test_only_the_chunks_that_differ_are_fetched_and_not_from_who_gave_them() -> None:
     one, givers = newcomer()
     one.digested(2, state_digest(digests(1)), digests(1))
@@ -141,6 +145,7 @@ def test_a_difference_found_late_is_repaired_from_the_state_that_has_come_of_it(
     assert (one.complete, one.applied, one.indices) == (True, 3, {"param": 3})
 
 
+@pytest.mark.scenario(10)
 def test_a_false_list_is_not_believed_and_another_peer_is_asked() -> None:
     one, _ = newcomer()
     one.digested(2, state_digest(digests(1)), digests(1))
@@ -202,6 +207,7 @@ def test_lists_are_kept_for_the_last_log_numbers_and_not_over_a_snapshot() -> No
     assert one.digests_at(3) == b""
 
 
+@pytest.mark.scenario(10)
 def test_what_was_fetched_before_a_source_was_lost_is_kept() -> None:
     one = Recovery((Stream("param", every=10),), "coordinator")
     one.open(MANIFEST)
@@ -257,6 +263,7 @@ def test_an_update_is_got_and_the_liar_named_however_its_chunks_were_spread() ->
             assert all(note["sources"] == [liar] for note in named)
 
 
+@pytest.mark.scenario(10)
 def test_two_liars_do_not_keep_an_update_from_a_peer() -> None:
     one, _ = newcomer(("b", "c", "d"))
     one.learn([line(3)], 3)

@@ -18,6 +18,7 @@ def arrivals(*intervals_s: float) -> Arrivals:
     return seen
 
 
+@pytest.mark.scenario(3)
 def test_a_regular_peer_is_lost_after_the_floor_and_any_after_the_ceiling() -> None:
     assert POLICY.lost_after_s(arrivals()) == 5.0
     assert POLICY.lost_after_s(arrivals(*[1.0] * 50)) == 5.0
@@ -43,6 +44,7 @@ def test_reports_of_changes_do_not_shorten_the_patience() -> None:
     assert with_changes.silence_s(PHI_LOST) == heartbeats.silence_s(PHI_LOST)
 
 
+@pytest.mark.scenario(17)
 @pytest.mark.parametrize(("delay_s", "stall_s"), [(0.005, 0.0), (0.3, 1.0), (0.6, 3.0)])
 def test_a_peer_on_a_bad_path_is_not_suspected_while_it_lives(delay_s: float, stall_s: float) -> None:
     """Heartbeats over a path with jitter, and with a stall now and then as when TCP has to send again."""
@@ -57,6 +59,7 @@ def test_a_peer_on_a_bad_path_is_not_suspected_while_it_lives(delay_s: float, st
     assert false == 0
 
 
+@pytest.mark.scenario(17)
 def test_moving_bytes_get_the_time_that_the_cost_model_says_or_attempts_usually_take() -> None:
     usual = Duration()
     assert POLICY.stalled_after_s(usual, 0.0, 0.0) == 10.0

@@ -136,6 +136,7 @@ def test_a_sender_that_has_little_to_send_says_nothing_bad_about_the_path() -> N
     assert meter.rate_bytes_per_s == pytest.approx(10 * MB, rel=0.02)
 
 
+@pytest.mark.scenario(17)
 def test_a_path_that_becomes_slow_and_fast_again_is_followed_by_messages_that_fill_no_window_too() -> None:
     meter = Meter()
     now = busy(meter, 10 * MB, 1.0, held_back=True)
