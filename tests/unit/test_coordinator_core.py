@@ -411,3 +411,11 @@ def test_an_initial_state_that_nobody_holds_is_given_up_and_asked_for_again() ->
         one.handle(Tick(), float(second))
     assert PersistDropGenesis() in one.written
     assert any(isinstance(send.record, WantGenesis) for send in one.sent)
+
+
+def test_what_the_run_lacks_is_told_with_for_how_long() -> None:
+    one = run("a")
+    one.handle(Tick(), 40.0)  # a has been silent for too long
+    assert one.core.reason() == "no peer is connected"
+    one.handle(Tick(), 41.0)
+    assert one.core.reason(42.5) == "no peer is connected (2.5 s)"

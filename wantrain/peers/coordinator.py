@@ -137,6 +137,8 @@ class Coordinator:
         self._votes: dict[int, dict[str, bytes]] = {}
         """Digests of the state at a log number, by the peer that reported it, the first one first."""
         self._chasers = Chasers(facts.policy.deadline_ceiling_s)
+        self._lack = ("", 0.0)
+        """What the run lacks, and since when."""
         self._split_at: float | None = None
         """Since when states differ without a majority for one."""
         self._timing: dict[int, dict[str, Any]] = {}
@@ -180,8 +182,16 @@ class Coordinator:
         """How commit `number` went: topology, gather_s, move_s, predicted_s, committed_at; empty for old commits."""
         return self._timing.get(number, {})
 
-    def reason(self) -> str:
-        """Why the run waits, or ""."""
+    def reason(self, now: float | None = None) -> str:
+        """Why the run waits, or ""; given the time also for how long it has waited for what it lacks."""
+        lack = self._lacks()
+        if lack:
+            known, since = self._lack
+            return f"{lack} ({now - since:.1f} s)" if now is not None and known == lack else lack
+        return "; ".join([r.reason for r in self.rounds.values() if r.reason] + list(self.cut_off().values())[:1])
+
+    def _lacks(self) -> str:
+        """What no sync can do without, and whom it depends on; "" if nothing is missing."""
         if self.trouble:
             return f"the commit log cannot be written: {self.trouble}"
         alive = [peer for peer, known in self.membership.peers.items() if known.alive]
@@ -198,7 +208,7 @@ class Coordinator:
                 f"every peer that held the run's state at log number {self.head} is gone: "
                 "bring one of them back, or make a new run with `wantrain init`"
             )
-        return "; ".join([r.reason for r in self.rounds.values() if r.reason] + list(self.cut_off().values())[:1])
+        return ""
 
     def cut_off(self) -> dict[str, str]:
         """Live peers that nobody can pass updates on to, by no way, and why. Nobody waits for them.
@@ -641,6 +651,8 @@ class Coordinator:
     def _tick(self, now: float) -> list[CoordinatorEffect]:
         effects = self.log.retry(now)
         effects += self._member(MembershipTick(), now)
+        if (lack := self._lacks()) != self._lack[0]:
+            self._lack = (lack, now)
         effects += self._drop_cut_off(now)
         effects += self._renew_view(now)
         effects += self._ask_for_genesis(now)

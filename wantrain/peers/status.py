@@ -83,7 +83,7 @@ def document(core: Coordinator, spec: RunSpec, address: str, uptime_s: float, no
         "relayed": _relayed(core),
         "data": core.leases.figures(),
         "commits": commits,
-        "reason": core.reason(),
+        "reason": core.reason(now),
     }
 
 
