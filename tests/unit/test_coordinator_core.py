@@ -255,7 +255,7 @@ def test_an_old_report_changes_nothing() -> None:
 
 def test_what_one_who_left_still_says_changes_nothing() -> None:
     one = run("a", "b")
-    one.tell("a", Leave("done"))
+    one.tell("a", Leave(b"bootboot", "done"))
     assert one.report("a", 3, syncs=ready(4)) == []
     assert one.core.membership.members == ("b",)
 
@@ -307,12 +307,18 @@ def test_the_state_of_the_minority_is_to_be_fetched_anew() -> None:
     assert [send.to for send in one.sent if isinstance(send.record, Refetch)] == ["a"]
 
 
+def test_the_late_goodbye_of_an_earlier_process_says_nothing_of_the_present_one() -> None:
+    one = run("a", "b")
+    one.tell("b", Leave(b"old-boot", "done"), 1.0)
+    assert one.core.membership.members == ("a", "b")
+
+
 @pytest.mark.scenario(15)
 def test_who_is_outvoted_by_peers_that_are_gone_keeps_the_only_state_there_is() -> None:
     one = run("a", "b", "c")
     for peer in "bc":
         one.report(peer, 3, state_number=3, state_digest=b"y" * 32)
-        one.tell(peer, Leave("done"), 0.5)
+        one.tell(peer, Leave(b"bootboot", "done"), 0.5)
     assert of(Refetch, one.report("a", 3, 30.0, state_number=3, state_digest=b"x" * 32)) == []
     assert one.core.membership.members == ("a",)
 

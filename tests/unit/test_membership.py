@@ -108,6 +108,13 @@ def test_a_second_process_with_a_live_identity_is_refused_and_disturbs_nobody() 
     assert who.members == ("a", "b")
 
 
+def test_the_late_hello_of_a_process_that_was_replaced_replaces_nobody() -> None:
+    who = members("a", "b")
+    assert Joined("a") in greet(who, "a", 3.0, boot=2)
+    assert greet(who, "a", 60.0, boot=1) == [IdentityInUse("a")]
+    assert who.peers["a"].hello.boot == bytes([2]) * 8
+
+
 def test_a_restarted_peer_replaces_its_former_process_once_that_is_silent() -> None:
     who = members("a", "b")
     effects = greet(who, "a", 2.0, boot=2)

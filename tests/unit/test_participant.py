@@ -577,7 +577,7 @@ def test_leaving_waits_for_what_is_in_flight_but_not_for_ever() -> None:
     one.now = 10.0
     assert of(Exit, one.do(Tick())) == []  # hands over first
     effects = one.do(HandedOver())
-    assert told(Leave, effects) == [Leave("done")]
+    assert told(Leave, effects) == [Leave(b"bootboot", "done")]
     assert of(Exit, effects)[0].code == 0
     assert one.do(Tick()) == []
 

@@ -260,7 +260,9 @@ class Coordinator:
                 return self._genesis(peer, manifest, state_digest)
             case WantRecords(first):
                 return self._send_records(peer, first)
-            case Leave(reason):
+            case Leave(boot, reason):
+                if boot != self.membership.peers[peer].hello.boot:
+                    return []  # the goodbye of an earlier process of this peer, which has come back
                 effects: list[CoordinatorEffect] = [Announce("leaving", {"peer": peer, "reason": reason})]
                 return effects + self._member(Left(peer), now) + self._write_leases(self.leases.left(peer))
             case _:

@@ -7,6 +7,8 @@ from wantrain.peers.timing import PHI_HINTED, Arrivals, Policy
 
 HINTED_HEARTBEATS = 2.5
 """Heartbeats that a peer may miss once another peer has seen its connection break."""
+FORMER_KEPT = 8
+"""Earlier processes of a peer that are remembered, so that what comes from them late changes nothing."""
 
 
 # ---- events
@@ -99,6 +101,8 @@ class PeerState:
     report: Report | None = None
     hinted_at: float | None = None
     gone_reason: str = ""
+    former: tuple[bytes, ...] = ()
+    """Boots of earlier processes of this peer, the last ones."""
 
     @property
     def alive(self) -> bool:
@@ -155,6 +159,8 @@ class Membership:
         known = self.peers.get(event.peer)
         if known is not None and known.hello.boot == event.hello.boot:
             return self._greeted_again(known, event, now)
+        if known is not None and known.alive and event.hello.boot in known.former:
+            return [IdentityInUse(event.peer)]  # a late word of a process that another one has replaced
         recent = known is not None and now - known.seen_at < 2 * self._policy.heartbeat_s
         if known is not None and known.alive and recent and known.hinted_at is None:
             return [IdentityInUse(event.peer)]
@@ -162,7 +168,8 @@ class Membership:
         if known is not None and known.alive:
             effects += self._remove(event.peer, "lost", "restarted")
         arrivals = Arrivals(self._policy.heartbeat_s)
-        self.peers[event.peer] = PeerState(event.hello, event.curve_key, "joining", now, arrivals)
+        former = () if known is None else (*known.former, known.hello.boot)[-FORMER_KEPT:]
+        self.peers[event.peer] = PeerState(event.hello, event.curve_key, "joining", now, arrivals, former=former)
         return [*effects, Joined(event.peer), *self._changed()]
 
     def _greeted_again(self, known: PeerState, event: Greeted, now: float) -> list[MembershipEffect]:

@@ -250,8 +250,9 @@ class WantRecords:
 
 @dataclass(frozen=True, slots=True)
 class Leave:
-    """A graceful goodbye; `reason` is for the log."""
+    """A graceful goodbye; `reason` is for the log. Of another process than the one that takes part it means nothing."""
 
+    boot: Annotated[bytes, Field(strict=True, min_length=8, max_length=8)]
     reason: Text
 
 

@@ -657,7 +657,8 @@ class Participant:
                 self._heir = self._heir or heir
                 return effects
         self.left = True
-        return [Tell(COORDINATOR, self._report(now)), Tell(COORDINATOR, Leave(reason)), Exit(0, reason, "")]
+        goodbye = Leave(self.facts.hello.boot, reason)
+        return [Tell(COORDINATOR, self._report(now)), Tell(COORDINATOR, goodbye), Exit(0, reason, "")]
 
     @property
     def _trainer_state(self) -> str:
