@@ -118,7 +118,7 @@ class Swarm:
 
     def __init__(self, link: Link, replica: Replica, *, wait_ceiling_s: float) -> None:
         self.alone = False
-        """Whether the daemon was lost (or left): training goes on, with nobody."""
+        """Whether the daemon was lost (or left): training goes on, with nobody, until one is started again here."""
         self.peer = ""
         """Name of this peer."""
         self.streams: tuple[Stream, ...] = ()
@@ -130,6 +130,12 @@ class Swarm:
         self._shards = Shards()
         self._told_alone = False
         self._segment: Segment | None = None
+        self._boot = os.urandom(8)
+        self._offers: dict[str, Contribute] = {}
+        """Per stream: what was offered last; it is offered again to a daemon that is started anew."""
+        self._away = False
+        """Whether the connection had broken, and the daemon has not answered since."""
+        self._asked_at = -math.inf
         self._outbox: deque[Record] = deque()
         self._hooks: list[Any] = []
         self._grants = 0
@@ -249,11 +255,15 @@ class Swarm:
 
     def _let_go(self) -> None:
         self.alone = True
+        self._to_start.clear()
+        self._drop_segment()
+        self._link.close()
+
+    def _drop_segment(self) -> None:
         self._replica.release()
         if self._segment is not None:
             self._segment.close()
             self._segment = None
-        self._link.close()
 
     def __enter__(self) -> Self:
         return self
@@ -268,9 +278,7 @@ class Swarm:
 
     def attach(self) -> None:
         """Present the model to the daemon and take over the run's state; for errors see `join`."""
-        request = Attach(self._replica.manifest, os.getpid(), os.urandom(8))
         began = told = time.monotonic()
-        asked_at = -math.inf
         while self._segment is None or self._to_start:
             now = time.monotonic()
             if now - began > JOIN_PATIENCE_S:
@@ -279,26 +287,61 @@ class Swarm:
                     + (f": {self._reason}" if self._reason else ""),
                     hint="see its log, or `wantrain status`, for what it waits",
                 )
-            if self._segment is None and now - asked_at >= ATTACH_EVERY_S:
-                asked_at = now if self._link.send(DAEMON, pack(request)) else asked_at
+            if self._segment is None:
+                self._ask(Attach(self._replica.manifest, os.getpid(), self._boot))
             told = self._say("to join", began, told)
             self._poll(POLL_S)
 
+    def _ask(self, request: Attach) -> None:
+        """Present this process to the daemon, now and then until it answers."""
+        now = time.monotonic()
+        if now - self._asked_at >= ATTACH_EVERY_S and self._link.send(DAEMON, pack(request)):
+            self._asked_at = now
+
+    def _came_back(self) -> None:
+        """Ask the daemon, which may be another one than before, to go on from where both stood."""
+        segment = self._segment
+        if segment is not None and not self._to_start:
+            received, indices = self._core.received, self._core.indices
+            path = str(segment.path)
+            self._ask(Attach(self._replica.manifest, os.getpid(), self._boot, path, received, indices))
+
     def _attached(self, record: Attached) -> None:
-        if self._segment is not None:
+        if self._segment is not None and record.segment == str(self._segment.path):
             # Only a run that has begun anew, without a state, asks a trainer again for its weights.
-            if record.genesis and record.segment == str(self._segment.path):
+            if record.genesis:
                 self._write_genesis()
+            elif self._away:
+                logger.warning("the peer daemon is back: training goes on with the run")
+                self._resume()
             return
+        if self._segment is not None:
+            if not self._away:
+                return
+            logger.warning(
+                "the peer daemon is back and cannot go on from here: this trainer starts again from the run's weights"
+            )
+            self._segment.close()
+            self._offers.clear()
+            self._resume()
         streams = tuple(_stream(row) for row in record.streams)
         segment = Segment.open(record.segment)
         self.peer, self._peer_id, self.streams = record.name, record.peer, streams
         self._core = TrainerCore(streams)
+        self._away, self._lost_at = False, None
         self._replica.bind(segment, streams)
         self._segment = segment
         self._to_start = {stream.name for stream in streams if stream.state == "param"}
         if record.genesis:
             self._write_genesis()
+
+    def _resume(self) -> None:
+        """The daemon has answered: offer it again what it may not have, and wait for it again."""
+        self.alone, self._away, self._lost_at = False, False, None
+        self._grants = 0
+        self._outbox = deque(self._offers[name] for name in self._core.outstanding if name in self._offers)
+        if self._leaving:
+            self._outbox.append(Detach("training finished"))
 
     def _write_genesis(self) -> None:
         for stream in self.streams:
@@ -322,7 +365,9 @@ class Swarm:
     # ---- at every inner step
 
     def _before_step(self, *_: object) -> None:
-        if self.alone:
+        if self._to_start:  # a daemon that was started anew could not go on from here
+            self.attach()
+        if self._segment is None:
             return
         began = time.monotonic()
         self._run(self._core.handle(BeforeStep()))
@@ -364,6 +409,8 @@ class Swarm:
                 self._run(self._core.handle(WaitedLongEnough()))
             else:
                 self._poll(POLL_S)
+        if self.alone and self._segment is not None:
+            self._run(self._core.handle(WaitedLongEnough()))
 
     def _run(self, effects: Sequence[TrainerEffect]) -> None:
         for effect in effects:
@@ -382,8 +429,10 @@ class Swarm:
             )
         self._replica.write(name)
         drawn = self._shards.drawn
-        self._outbox.append(Contribute(name, stage.serial, self._core.step, self._tokens, stage.granted, drawn))
-        self._flush()
+        self._offers[name] = Contribute(name, stage.serial, self._core.step, self._tokens, stage.granted, drawn)
+        if not self._away:
+            self._outbox.append(self._offers[name])
+            self._flush()
 
     # ---- data
 
@@ -436,19 +485,26 @@ class Swarm:
         for event in self._link.poll(timeout_s):
             match event:
                 case Received(_, _, message):
-                    self._lost_at = None
                     self._react(unpack(message))
-                case Disconnected() if self._lost_at is None:
-                    self._lost_at = time.monotonic()
+                case Disconnected() if not self._away:
+                    self._away, self._lost_at = True, time.monotonic()
+                    self._asked_at = -math.inf
+                    self._outbox.clear()
+                    if self._to_start:  # nothing was begun that could be gone on with
+                        self._drop_segment()
+                        self._boot = os.urandom(8)
+        if self._away:
+            self._came_back()
         self._looked_at = time.monotonic()
         self._flush()
         if self._refused is not None:
             self.close()
             raise _refusal(self._refused)
         # While joining the daemon may be on its way; JOIN_PATIENCE_S bounds that.
-        if self._hooks and self._lost_at is not None and self._looked_at - self._lost_at > LOST_PATIENCE_S:
-            logger.error("the peer daemon is gone: training goes on alone, without the run")
-            self._let_go()  # not close(): torch may be going through the hooks right now
+        lost = self._lost_at is not None and self._looked_at - self._lost_at > LOST_PATIENCE_S
+        if self._hooks and lost and not self.alone:
+            logger.error("the peer daemon is gone: training goes on alone until one is started again at its place")
+            self.alone = True
 
     def _react(self, record: Record) -> None:
         match record:
@@ -476,7 +532,7 @@ class Swarm:
 
     def _send_log(self) -> None:
         """Send the numbers that were logged, if it is time; what does not go now goes later, with newer ones."""
-        if self.alone or not self._log or self._outbox:
+        if self.alone or self._away or not self._log or self._outbox:
             return
         now = time.monotonic()
         if now - self._logged_at >= LOG_EVERY_S and self._link.send(DAEMON, pack(Log(dict(self._log)))):

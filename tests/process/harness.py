@@ -101,6 +101,8 @@ class Run:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        if self.folder.exists():
+            (self.folder / "stop").touch()  # for a trainer whose daemon is gone, which is in no process group any more
         self._children.__exit__(kind, error, _)
         if self._asker is not None:
             self._asker.kill()

@@ -79,6 +79,21 @@ def _crash_later(world: World, planned: Fault, peer: SimPeer, other: str) -> Non
     _back(world, planned)
 
 
+@fault("daemon")
+def _daemon(world: World, planned: Fault, peer: SimPeer, other: str) -> None:
+    """The daemon crashes, its trainer lives: at once, before a message, or between two writes to their memory."""
+    if planned.amount % 4 == 0:
+        if world.may_crash(peer):
+            peer.die(seen=planned.amount % 10 < 7, spare=True)
+    else:
+        peer.spares_trainer = True
+        if planned.amount % 4 == 1:
+            peer.crash_after = planned.amount // 4 % 41
+        else:
+            peer.instants = planned.amount // 4 % 31
+    _back(world, planned)
+
+
 @fault("storm")
 def _storm(world: World, planned: Fault, peer: SimPeer, other: str) -> None:
     """A process that crashes again whenever it is started again."""
@@ -370,7 +385,7 @@ def heal(world: World) -> None:
     world.coordinator.disk.room = None
     world.coordinator.disk.slow_s = 0.0
     for peer in world.peers.values():
-        peer.crash_after = None
+        peer.crash_after = peer.instants = None
         peer.slowness = 1.0
         peer.lies = False
         peer.lies_to = 0

@@ -11,7 +11,7 @@ from wantrain.peers.commit_log import History
 from wantrain.peers.contributions import Contributions
 from wantrain.peers.coordinator import Coordinator, RunFacts
 from wantrain.peers.effects import Effect, Settle
-from wantrain.peers.events import Event
+from wantrain.peers.events import Event, TrainerResumed
 from wantrain.peers.messages import CommitRecord, Member
 from wantrain.peers.participant import Participant, PeerFacts
 from wantrain.transport.digest import next_link
@@ -63,19 +63,38 @@ class _KeepsErrorTooEarly(Contributions):
 class _MixesUpErrors(Participant):
     def __init__(self, facts: PeerFacts) -> None:
         super().__init__(facts)
-        self._mine = _KeepsErrorTooEarly(facts.me, facts.hello.name, facts.streams, self._recovery)
+        self._mine = _KeepsErrorTooEarly(facts.me, facts.hello.name, facts.streams, self._recovery, self._attempts)
 
 
 class _CountsTwice(Participant):
     def __init__(self, facts: PeerFacts) -> None:
         super().__init__(facts)
-        self._mine = _MergeAsMove(facts.me, facts.hello.name, facts.streams, self._recovery)
+        self._mine = _MergeAsMove(facts.me, facts.hello.name, facts.streams, self._recovery, self._attempts)
 
 
 class _Loses(Participant):
     def __init__(self, facts: PeerFacts) -> None:
         super().__init__(facts)
-        self._mine = _MoveAsMerge(facts.me, facts.hello.name, facts.streams, self._recovery)
+        self._mine = _MoveAsMerge(facts.me, facts.hello.name, facts.streams, self._recovery, self._attempts)
+
+
+class _ForgetsTheFormerDaemon(Participant):
+    """Takes what a killed daemon of its own had offered for something that no sync can have taken in."""
+
+    def _react(self, event: Event, now: float) -> list[Effect]:
+        if isinstance(event, TrainerResumed):
+            unused = {name: replace(mark, used=-1) for name, mark in event.held.marks.items()}
+            event = replace(event, held=replace(event.held, marks=unused))
+        return super()._react(event, now)
+
+
+class _DiesAlone(SimPeer):
+    """Leaves its trainer alive at every crash."""
+
+    core_class = _ForgetsTheFormerDaemon
+
+    def die(self, *, seen: bool, spare: bool = False) -> None:
+        super().die(seen=seen, spare=True)
 
 
 class _SumsRetryTwice(CheckedTensors):
@@ -177,6 +196,7 @@ MUTANTS: dict[str, type[World]] = {
     "applies before the commit": _peers(core_class=_AppliesBeforeCommit),
     "treats a merge as a move": _peers(core_class=_CountsTwice),
     "treats a move as a merge": _peers(core_class=_Loses),
+    "forgets what its former daemon had offered": type("MutantWorld", (World,), {"peer_class": _DiesAlone}),
     "sums a retry's parts twice": _peers(tensors_class=_SumsRetryTwice),
     "takes the difference to a phi that the weights were not moved by": _peers(tensors_class=_WrongReference),
     "overwrites a staged input before the commit": type("MutantWorld", (World,), {"peer_class": _OverwritesInput}),

@@ -8,13 +8,14 @@ import hashlib
 import itertools
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from wantrain.errors import CodecError
 from wantrain.optimizers.stream import Stream
+from wantrain.peers.inheritance import GRANTED, MERGING, MOVING, STAGING, STARTING, Held, Mark
 from wantrain.peers.layout import stream_chunks
-from wantrain.peers.messages import TensorSpec
+from wantrain.peers.messages import Contribute, Granted, TensorSpec
 from wantrain.transport.digest import state_digest
 
 
@@ -70,6 +71,10 @@ class Regions:
 
     out: dict[str, Any] = field(default_factory=dict)
     given: dict[str, Any] = field(default_factory=dict)
+    marks: dict[str, Mark] = field(default_factory=dict)
+    place: tuple[int, bytes] = (-1, b"")
+    taken_in: dict[str, Contribution] = field(default_factory=dict)
+    """What the daemon has made of `out`."""
 
 
 class SymbolicTensors:
@@ -84,6 +89,8 @@ class SymbolicTensors:
         self.phi: dict[str, list[str]] = {s.name: [""] * self.chunks[s.name] for s in streams if s.state == "param"}
         self.gradient: dict[str, Any] = {}
         self.regions = Regions()
+        self._left: dict[str, Mark] = {}
+        self._turned: dict[str, str] = {}
         self._incoming: dict[str, Contribution] = {}
         self._staged: dict[str, Contribution] = {}
         self._in_use: set[str] = set()
@@ -109,7 +116,30 @@ class SymbolicTensors:
 
     def open_segment(self) -> Regions:
         self.regions = Regions()
+        self._left, self._turned = {}, {}
         return self.regions
+
+    def resume_segment(self, regions: Regions) -> Held:
+        self.regions = regions
+        marks = {name: regions.marks.get(name, Mark()) for name in self.streams}
+        self._left, self._turned = dict(marks), {}
+        return Held(*regions.place, marks)
+
+    def instant(self) -> None:
+        """The process may be killed right here, between two writes to the shared memory."""
+
+    def note(self, stream: str, **fields: Any) -> None:
+        """Change the stream's mark."""
+        self.instant()
+        self.regions.marks[stream] = replace(self.regions.marks.get(stream, Mark()), **fields)
+        self.instant()
+
+    def note_told(self, stream: str, count: int) -> None:
+        self.note(stream, phase=GRANTED, count=count)
+
+    def note_place(self, number: int, chain: bytes) -> None:
+        self.instant()
+        self.regions.place = (number, chain)
 
     def adopt_genesis(self) -> bytes:
         if "nan" in self.regions.out.values():
@@ -119,8 +149,17 @@ class SymbolicTensors:
             self.phi[name] = [link("genesis", (self.regions.out[name], chunk)) for chunk in range(len(phi))]
         return self.state_digest()
 
-    def stage(self, stream: str) -> tuple[float, bool]:
+    def stage(self, stream: str, offer: Contribute | None = None) -> tuple[float, bool]:
+        assert offer is not None
         out = self.regions.out[stream]
+        left = self._left.pop(stream, None)
+        if left is not None and left.serial == offer.serial and left.phase in (STAGING, MERGING, MOVING):
+            self._incoming[stream] = self.regions.taken_in[stream]
+            if left.phase != STAGING:
+                self._turned[stream] = "merge" if left.phase == MERGING else "move"
+                if not left.count:
+                    self._turn(stream, left.phase)
+            return 1.0, True
         if self.streams[stream].state == "grad":
             steps = out
         else:
@@ -130,10 +169,15 @@ class SymbolicTensors:
                 raise Violation(f"{self.who} took a difference against a phi that its weights were not moved by")
             steps = out.steps
         flaw = "" if self.streams[stream].state == "grad" else out.flaw
-        self._incoming[stream] = Contribution(next(self._idents), self.who, steps, flaw)
+        contribution = Contribution(next(self._idents), self.who, steps, flaw)
+        self._incoming[stream] = self.regions.taken_in[stream] = contribution
+        self.note(stream, phase=STAGING, count=0, serial=offer.serial, offered=offer.tokens)
         return 1e30 if flaw else 1.0, True
 
-    def use_stage(self, stream: str) -> None:
+    def use_stage(self, stream: str, floor: int = 0) -> None:
+        self.note(stream, floor=floor)
+        if self._incoming[stream] is self.regions.taken_in.get(stream):
+            self.note(stream, used=self.regions.marks[stream].serial)
         self._staged[stream] = self._incoming[stream]
         self._in_use.add(stream)
 
@@ -219,19 +263,30 @@ class SymbolicTensors:
             if chunk not in skip:
                 phi[chunk] = link(phi[chunk], payload)
 
-    def grant(self, stream: str, kind: str) -> None:
+    def grant(self, stream: str, kind: str, answer: Granted | None = None, count: int = 0) -> None:
+        assert answer is not None
         regions = self.regions
+        turned = self._turned.pop(stream, None)
+        self._left.pop(stream, None)
         if self.streams[stream].state == "grad":
-            if kind != "grad":
-                return
-            regions.given[stream] = self.gradient[stream]
-            return
-        if kind == "merge":
-            contribution = self._staged[stream]
-            regions.out[stream] = Weights(regions.given[stream], contribution.steps)
-        elif kind == "move":
-            regions.out[stream] = Weights(regions.given[stream], frozenset())
-        regions.given[stream] = tuple(self.phi[stream])
+            if kind == "grad":
+                regions.given[stream] = self.gradient[stream]
+        else:
+            phase = {"merge": MERGING, "move": MOVING}.get(kind, STARTING)
+            if phase == STARTING or turned is None:
+                self.note(stream, phase=phase, count=0)
+                if phase != STARTING:
+                    self._turn(stream, phase)
+            elif turned != kind:
+                raise Violation(f"{self.who}: {kind} is granted where a former daemon had begun with {turned}")
+            regions.given[stream] = tuple(self.phi[stream])
+        self.note(stream, phase=GRANTED, count=count, kind=kind, index=answer.index, global_step=answer.global_step)
+
+    def _turn(self, stream: str, phase: int) -> None:
+        """What a grant hands over in `out`."""
+        steps = self.regions.taken_in[stream].steps if phase == MERGING else frozenset()
+        self.regions.out[stream] = Weights(self.regions.given[stream], steps)
+        self.note(stream, phase=phase, count=1)
 
     def read_state(self, k: int) -> str:
         stream, chunk = self._state[k]

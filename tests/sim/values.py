@@ -20,6 +20,7 @@ from wantrain.optimizers.stream import Stream
 from wantrain.peers import coordinator as co
 from wantrain.peers.effects import Apply, Effect
 from wantrain.peers.engine import Engine
+from wantrain.peers.inheritance import Held
 from wantrain.peers.layout import stream_chunks
 from wantrain.peers.messages import CommitRecord, Manifest, Start
 from wantrain.peers.peer import Peer
@@ -72,8 +73,8 @@ class ValueEngine(Engine):
         self._peer = peer
         self._before: Tensor | None = None
 
-    def use_stage(self, stream: str) -> None:
-        super().use_stage(stream)
+    def use_stage(self, stream: str, floor: int = 0) -> None:
+        super().use_stage(stream, floor)
         self._before = self._vectors[stream].used.values.clone()
 
     def part(self, stream: str, chunk: int) -> Payload:
@@ -145,6 +146,10 @@ class ValuePeer(SimPeer):
         path = self.world.folder / f"{self.name}-{self.boot}-{self._segments}"
         tensors.open_segment(path)
         return str(path)
+
+    def resume_segment(self, tensors: Any, path: str) -> Held | None:
+        held: Held = tensors.resume_segment(path)
+        return held
 
     def send_bulk(self, to: str, record: Any, payloads: tuple[Any, ...], done: Any = None) -> bool:
         return super().send_bulk(to, record, tuple(bytes(payload) for payload in payloads), done)

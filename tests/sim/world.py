@@ -21,6 +21,7 @@ from wantrain.peers import coordinator as co
 from wantrain.peers.coordinator import Coordinator, History, RunFacts
 from wantrain.peers.effects import Apply, Effect
 from wantrain.peers.events import Event, Progress
+from wantrain.peers.inheritance import Held
 from wantrain.peers.messages import (
     Attach,
     Attached,
@@ -259,6 +260,9 @@ class CheckedTensors(SymbolicTensors):
             self._show(stream)
         return super().reduce(stream, chunk, inputs, divisor, final)
 
+    def instant(self) -> None:
+        self._peer.instant()
+
     def _show(self, stream: str) -> None:
         core = self._peer.shell.core
         # A peer that forgets its state, or drops a contribution that does not encode, gets another one in its stead.
@@ -308,6 +312,11 @@ class SimPeer:
         self.gone_for_good = False
         self.leaving = False
         self.crash_after: int | None = None
+        self.instants: int | None = None
+        """After so many more writes to the memory shared with the trainer the daemon crashes."""
+        self.spares_trainer = False
+        """Whether only the daemon crashes."""
+        self.segments: dict[str, Regions] = {}
         self.dialled: set[str] = set()
         self.discards = 0
         self._silent = 0
@@ -339,7 +348,9 @@ class SimPeer:
             self.start()
 
     def start(self) -> None:
-        """Start the daemon without any state, and its trainer."""
+        """Start the daemon without any state, and its trainer, unless that has outlived the former daemon."""
+        if self.alive:
+            return
         self.boot += 1
         self.alive = True
         self.leaving = False
@@ -359,25 +370,40 @@ class SimPeer:
         for other in self.world.peers.values():
             if self.name in other.dialled and other.alive:
                 self.world.net.on(other.name, 0.05, lambda o=other, b=other.boot: o.link(b, self.name, up=True))
-        self.trainer = self.new_trainer()
-        self.trainer.start()
+        if self.trainer is not None and self.trainer.alive:
+            self.run(lambda: self.shell.trainer_starting(self.now))
+            self.trainer.daemon_back()
+        else:
+            self.trainer = self.new_trainer()
+            self.trainer.start()
 
     def new_trainer(self) -> "SimTrainer":
         """A training process that is not started yet."""
         return SimTrainer(self)
 
-    def die(self, *, seen: bool) -> None:
-        """Crash, daemon and trainer; `seen`: the machine lives and closes the connections."""
+    def instant(self) -> None:
+        """An instant between two writes to the shared memory."""
+        if self.instants is not None:
+            self.instants -= 1
+            if self.instants < 0 and self.world.may_crash(self):
+                raise Crash
+
+    def die(self, *, seen: bool, spare: bool = False) -> None:
+        """Crash, daemon and trainer, or only the daemon; `seen`: the machine lives and closes the connections."""
         if not self.alive:
             return
         if self.world.trace.on:
-            self.world.trace.add(self.world.net.now, self.name, f"CRASH seen={seen}")
+            self.world.trace.add(self.world.net.now, self.name, f"CRASH seen={seen} spare={spare}")
         self.world.somebody_changed()
         self.alive = False
-        self.crash_after = None
-        if self.trainer is not None:
+        self.crash_after = self.instants = None
+        self.spares_trainer = False
+        if self.trainer is not None and spare:
+            self.trainer.daemon_lost()
+        elif self.trainer is not None:
             self.trainer.die()
-        self.world.net.frozen.pop(self.name, None)
+        if not spare:
+            self.world.net.frozen.pop(self.name, None)
         if seen:
             for other in self.world.peers.values():
                 if self.name in other.dialled and other.alive:
@@ -391,7 +417,7 @@ class SimPeer:
             while self.shell.pump(self.now):
                 pass
         except Crash:
-            self.die(seen=self.world.rng.random() < 0.7)
+            self.die(seen=self.world.rng.random() < 0.7, spare=self.spares_trainer)
 
     def _tick(self, boot: int) -> None:
         if not self.alive or boot != self.boot:
@@ -510,13 +536,18 @@ class SimPeer:
         return self.tensors
 
     def open_segment(self, tensors: Any) -> str:
-        tensors.open_segment()
-        return "segment"
+        path = f"segment-{len(self.segments)}"
+        self.segments[path] = tensors.open_segment()
+        return path
+
+    def resume_segment(self, tensors: Any, path: str) -> Held | None:
+        held: Held = tensors.resume_segment(self.segments[path])
+        return held
 
     def tell_trainer(self, record: Record) -> None:
-        trainer = self.trainer
+        trainer, boot = self.trainer, self.boot
         if trainer is not None:
-            self.world.net.on(self.name, 0.0005, lambda: trainer.receive(record))
+            self.world.net.on(self.name, 0.0005, lambda: trainer.receive(boot, record))
 
     def trainer_refused(self, refusal: Refused) -> None:
         pass
@@ -560,6 +591,14 @@ class SimTrainer:
         self.gradient: frozenset[int] = frozenset()
         self.longest_pause_s = 0.0
         self._paused_at: float | None = None
+        self.segment_path = ""
+        self.offers: dict[str, Contribute] = {}
+        self.away = False
+        """Whether its daemon has crashed, and no other has answered since."""
+        self.alone = False
+        """Whether it has waited for one long enough."""
+        self.resumed = 0
+        """How often another daemon went on from where it stood."""
         self._waits = 0
         self._lead = next(s.name for s in self.world.streams if s.state == "param")
         self.reader = SimReader(self.world.data)
@@ -570,9 +609,44 @@ class SimTrainer:
         self.alive = True
         self.boot = self.world.rng.randbytes(8)
         self.peer.run(lambda: self.peer.shell.trainer_starting(self.peer.now))
-        self._later(self.world.rng.uniform(0.1, 2.0), lambda: self._tell(Attach(self.manifest, 1, self.boot)))
+        self._tell(self.world.rng.uniform(0.1, 2.0), Attach(self.manifest, 1, self.boot))
 
     manifest = MANIFEST
+
+    def daemon_lost(self) -> None:
+        """Its daemon has crashed: it trains on."""
+        self.away = True
+        if self.peer.leaving:  # it has nobody to take its leave of
+            self.die()
+        self._later(self.world.rng.choice([0.2, 3.0]), self._goes_on_alone)
+
+    def _goes_on_alone(self) -> None:
+        if self.away:
+            self.alone = True
+            self._go_on()
+
+    def daemon_back(self) -> None:
+        """Another daemon was started in its place."""
+        self._later(self.world.rng.uniform(0.1, 2.0), self._attach_again)
+
+    def _attach_again(self) -> None:
+        if not self.away or not self.peer.alive:
+            return
+        if self.started:
+            where = (self.segment_path, self.core.received, self.core.indices)
+            self._tell(0.0005, Attach(self.manifest, 1, self.boot, *where))
+        else:
+            self._start_over()
+            self.boot = self.world.rng.randbytes(8)
+            self.away = self.alone = False
+            self._tell(0.0005, Attach(self.manifest, 1, self.boot))
+        self._later(1.0, self._attach_again)
+
+    def _start_over(self) -> None:
+        self.core = TrainerCore(self.world.streams)
+        self.segment_path, self.offers, self.regions = "", {}, None
+        self._pending = {s.name for s in self.world.streams if s.state == "param"}
+        self.phase = "between"
 
     def die(self) -> None:
         """End the process."""
@@ -580,12 +654,14 @@ class SimTrainer:
 
     def crash(self) -> None:
         """The process ends and the daemon starts another one."""
-        if not self.alive or not self.peer.alive:
+        if not self.alive:
             return
         if self.world.trace.on:
             self.world.trace.add(self.world.net.now, self.peer.name, "trainer CRASH")
         self.die()
         peer = self.peer
+        if not peer.alive:
+            return
         peer.run(lambda: peer.shell.trainer_gone(peer.now))
         if peer.alive:
             peer.trainer = peer.new_trainer()
@@ -599,31 +675,34 @@ class SimTrainer:
     def leave(self) -> None:
         """swarm.leave()."""
         self.peer.leaving = True
-        self._later(0.0, lambda: self._tell(Detach("done")))
+        self._tell(0.0, Detach("done"))
         self.started = False
 
     def _later(self, delay_s: float, action: Callable[[], None]) -> None:
         def run() -> None:
-            if self.alive and self.peer.alive and self.peer.trainer is self:
+            if self.alive and self.peer.trainer is self:
                 action()
 
         self.world.net.on(self.peer.name, delay_s, run)
 
-    def _tell(self, record: Record) -> None:
-        self.peer.run(lambda: self.peer.shell.from_trainer(record, self.peer.now))
+    def _tell(self, delay_s: float, record: Record) -> None:
+        boot = self.peer.boot
 
-    def receive(self, record: Record) -> None:
-        """A message from the daemon."""
-        if not self.alive or self.peer.trainer is not self:
+        def arrive() -> None:
+            if self.peer.alive and self.peer.boot == boot:
+                self.peer.run(lambda: self.peer.shell.from_trainer(record, self.peer.now))
+
+        self._later(delay_s, arrive)
+
+    def receive(self, boot: int, record: Record) -> None:
+        """A message from the daemon; one that has crashed meanwhile may have sent it just before."""
+        if not self.alive or self.peer.trainer is not self or boot != self.peer.boot:
+            return
+        if not self.peer.alive and self.world.rng.random() < 0.5:
             return
         match record:
-            case Attached(genesis=genesis):
-                assert self.peer.tensors is not None
-                self._map(self.peer.tensors)
-                if genesis:
-                    for name in self._pending:
-                        self._write_initial(name)
-                    self._later(0.001, lambda: self._tell(GenesisWritten()))
+            case Attached():
+                self._attached(record)
             case Granted():
                 if record.kind == "start" and record.stream == self._lead and self._lead not in self._pending:
                     self.reader.restart(within_a_step=self.phase == "before")
@@ -641,6 +720,25 @@ class SimTrainer:
             case Refused():
                 self.crash()
 
+    def _attached(self, record: Attached) -> None:
+        if self.started and self.away:
+            if record.segment == self.segment_path:
+                self.resumed += 1
+                self.away = self.alone = False
+                for name in self.core.outstanding:
+                    self._tell(0.0005, self.offers[name])
+            else:  # the new daemon cannot go on from here
+                self.restarts += 1
+                self.started = self.away = self.alone = False
+                self._start_over()
+        assert self.peer.tensors is not None
+        self.segment_path = record.segment
+        self._map(self.peer.tensors)
+        if record.genesis:
+            for name in self._pending or (s.name for s in self.world.streams if s.state == "param"):
+                self._write_initial(name)
+            self._tell(0.001, GenesisWritten())
+
     def _next_step(self) -> None:
         self.phase = "between"
         self._later(self.step_s * self.peer.slowness * self.world.rng.uniform(0.8, 1.3), self._step)
@@ -651,7 +749,7 @@ class SimTrainer:
         step = self.world.new_step()
         drawn = self.reader.draw(step, self.peer.now)
         if (question := self.reader.question(self.peer.now)) is not None:
-            self._tell(question)
+            self._tell(0.0, question)
         if not drawn:
             self._later(DRY_S, self._step)
             return
@@ -662,6 +760,8 @@ class SimTrainer:
 
     def _go_on(self) -> None:
         """Go on with the loop, as far as nothing has to be waited for."""
+        if self.core.waiting and self.alone:
+            self._do(self.core.handle(WaitedLongEnough()))
         if not self.core.waiting:
             self.longest_pause_s = max(self.longest_pause_s, self.pause_s)
             self._paused_at = None
@@ -693,8 +793,9 @@ class SimTrainer:
             match effect:
                 case Stage(stream, serial, granted):
                     self._write(stream)
-                    contribute = Contribute(stream, serial, self.core.step, 1, granted, self.reader.drawn)
-                    self._later(self.world.rng.choice([0.0005, 0.02]), lambda c=contribute: self._tell(c))
+                    self.offers[stream] = Contribute(stream, serial, self.core.step, 1, granted, self.reader.drawn)
+                    if not self.away:
+                        self._tell(self.world.rng.choice([0.0005, 0.02]), self.offers[stream])
                 case Adopt(stream, kind, stepped):
                     self._adopt(stream, kind, stepped=stepped)
                 case Wait():

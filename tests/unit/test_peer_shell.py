@@ -9,6 +9,7 @@ import pytest
 from wantrain.errors import CodecError
 from wantrain.optimizers.stream import Stream
 from wantrain.peers.events import CoordinatorLink, LeaveRequested, StateDigested
+from wantrain.peers.inheritance import Held
 from wantrain.peers.messages import (
     Abort,
     Attach,
@@ -67,17 +68,18 @@ class Tensors:
         self.sums = True
         self.released: list[Any] = []
         self.owed: list[Any] = []
+        self.place = (-1, b"")
 
     def adopt_genesis(self) -> bytes:
         if not self.finite:
             raise CodecError("NaN in it")
         return b"s" * 32
 
-    def stage(self, stream: str) -> tuple[float, bool]:
+    def stage(self, stream: str, offer: Contribute | None = None) -> tuple[float, bool]:
         self.did.append(("stage", stream))
         return 1.0, self.finite
 
-    def use_stage(self, stream: str) -> None:
+    def use_stage(self, stream: str, floor: int = 0) -> None:
         self.did.append(("use", stream))
 
     def settle(self, stream: str, taken: bool) -> None:
@@ -120,8 +122,14 @@ class Tensors:
     def apply(self, stream: str, payloads: Sequence[Any], skip: frozenset[int]) -> None:
         self.did.append(("apply", tuple(payloads)))
 
-    def grant(self, stream: str, kind: str) -> None:
+    def grant(self, stream: str, kind: str, answer: Granted | None = None, count: int = 0) -> None:
         self.did.append(("grant", kind))
+
+    def note_told(self, stream: str, count: int) -> None:
+        self.did.append(("told", count))
+
+    def note_place(self, number: int, chain: bytes) -> None:
+        self.place = (number, chain)
 
     def read_state(self, k: int) -> str:
         return "state"
@@ -147,6 +155,7 @@ class Around:
         self.notes: list[str] = []
         self.exits: list[int] = []
         self.segments = 0
+        self.held: Held | None = None
         self.models = 0
         self.stuck: set[str] = set()
         self.message_bytes = 1
@@ -185,6 +194,9 @@ class Around:
     def open_segment(self, tensors: Any) -> str:
         self.segments += 1
         return f"segment-{self.segments}"
+
+    def resume_segment(self, tensors: Any, path: str) -> Held | None:
+        return self.held
 
     def tell_trainer(self, record: Record) -> None:
         self.to_trainer.append(record)

@@ -65,9 +65,12 @@ class Attempts:
     def is_new(self, start: Start) -> bool:
         """Whether a START is for the sync that comes next, and for a later attempt than any seen here."""
         sync = start.sync
-        running = self.running.get(sync.stream)
-        latest = max(self._over.get(sync.stream, 0), running.sync.attempt if running is not None else 0)
-        return self.indices.get(sync.stream, -2) + 1 == sync.index and sync.attempt > latest
+        return self.indices.get(sync.stream, -2) + 1 == sync.index and sync.attempt > self.latest(sync.stream)
+
+    def latest(self, stream: str) -> int:
+        """The latest attempt of the stream that was seen here; 0 if none."""
+        running = self.running.get(stream)
+        return max(self._over.get(stream, 0), running.sync.attempt if running is not None else 0)
 
     def begin(self, start: Start, now: float) -> list[Effect]:
         """Begin an attempt in place of an older one of the stream. What has overtaken its START is taken in."""

@@ -8,8 +8,10 @@ comes next.
 from dataclasses import dataclass, field
 
 from wantrain.optimizers.stream import Stream
-from wantrain.peers.effects import Effect, Grant, Note, RefuseTrainer, Settle, TellTrainer, UseStage
-from wantrain.peers.events import Staged
+from wantrain.peers.attempts import Attempts
+from wantrain.peers.effects import Effect, Grant, GrantAgain, Note, RefuseTrainer, Settle, TellTrainer, UseStage
+from wantrain.peers.events import Staged, TrainerResumed
+from wantrain.peers.inheritance import Inheritance, Pending
 from wantrain.peers.layout import manifest_difference
 from wantrain.peers.messages import Attached, CommitRecord, Manifest, Start
 from wantrain.peers.recovery import Recovery
@@ -28,6 +30,10 @@ class _Trainer:
     """Whether it had started before, and may wait for mean gradients that will not come."""
     granted: dict[str, int] = field(default_factory=dict)
     """Per stream: the sync that its weights were last moved by."""
+    inheritance: Inheritance | None = None
+    """What a former daemon has left to it, until it is known what became of that."""
+    pending: dict[str, Pending] = field(default_factory=dict)
+    """Contributions that it has yet to offer to this daemon."""
 
 
 @dataclass(slots=True)
@@ -37,6 +43,8 @@ class _Stage:
     """Last sync of the stream that the trainer had when it staged: a later one decides."""
     attempts: set[int] = field(default_factory=set)
     """Attempts that this very contribution was part of."""
+    floor: int | None = None
+    """A former daemon of this peer may have made others with it, above this number."""
     decided: bool = False
     taken: bool = False
 
@@ -49,15 +57,17 @@ class Contributions:
         name: its name for people.
         streams: the run's streams.
         recovery: where the peer stands in the history; only read here.
+        attempts: those that it takes part in; only read here.
     """
 
-    def __init__(self, me: str, name: str, streams: tuple[Stream, ...], recovery: Recovery) -> None:
+    def __init__(self, me: str, name: str, streams: tuple[Stream, ...], recovery: Recovery, attempts: Attempts) -> None:
         self.trainer_state = "none"
         """none, starting, training, waiting or done."""
         self._me = me
         self._name = name
         self._streams = {stream.name: stream for stream in streams}
         self._recovery = recovery
+        self._attempts = attempts
         self._trainer: _Trainer | None = None
         self._stages: dict[str, _Stage] = {}
         self._queued: dict[str, Staged] = {}
@@ -104,6 +114,17 @@ class Contributions:
         self._trainer = _Trainer(boot, manifest)
         self.trainer_state = "starting"
 
+    def resumed(self, event: TrainerResumed) -> None:
+        """A trainer that has outlived its daemon came back."""
+        self.attached(event.boot, event.manifest)
+        assert self._trainer is not None
+        self._trainer.inheritance = Inheritance(self._me, event.held, event.received, event.indices)
+
+    @property
+    def inheritance(self) -> Inheritance | None:
+        """What has to be read in the commit log before the trainer can go on from where it stands."""
+        return self._trainer.inheritance if self._trainer is not None else None
+
     def gone(self, *, finished: bool) -> None:
         """Its process ended."""
         self._trainer = None
@@ -123,6 +144,10 @@ class Contributions:
             reason = "the model differs from the run's:\n    " + "\n    ".join(difference)
             return self.refuse("model", reason, "train the model that the run was started with")
         trainer.answered = "genesis" if manifest is None else "state"
+        if manifest is None:
+            trainer.inheritance = None
+        if trainer.inheritance is not None:
+            return []  # it trains on, and hears when it can be taken in
         return [TellTrainer(Attached(self._me, self._name, "", (), manifest is None))]
 
     def start(self) -> list[Effect]:
@@ -130,12 +155,26 @@ class Contributions:
         trainer = self._trainer
         if trainer is None or not trainer.answered or trainer.started or not self._recovery.complete:
             return []
+        inheritance, trainer.inheritance = trainer.inheritance, None
+        effects: list[Effect] = []
+        if inheritance is not None:
+            recovery = self._recovery
+            if not inheritance.known(recovery.applied, recovery.head, recovery.genesis):
+                trainer.inheritance = inheritance
+                return []
+            effects += [TellTrainer(Attached(self._me, self._name, "", (), False))]
+            details = {"number": recovery.applied, "from": inheritance.held.number, "lost": inheritance.foreign}
+            effects += [Note("resumed", details)]
         trainer.answered, trainer.started = "state", True
         self.trainer_state = "training"
         indices = self._recovery.indices
+        if inheritance is not None and not inheritance.foreign:
+            trainer.granted, trainer.pending = dict(inheritance.granted), inheritance.pending
+            return effects + [GrantAgain(name) for name in inheritance.again]
+        trainer.again = trainer.again or inheritance is not None
         trainer.granted = dict(indices)
         names = [name for name, stream in self._streams.items() if stream.state == "param" or trainer.again]
-        return [Grant(name, "start", 0, indices[name], self._global_step()) for name in names]
+        return effects + [Grant(name, "start", 0, indices[name], self._global_step()) for name in names]
 
     def reset(self) -> None:
         """The state was not the run's: nothing staged counts, and the trainer starts again once there is a new one."""
@@ -143,6 +182,7 @@ class Contributions:
         if self._trainer is not None:
             self._trainer.again = self._trainer.again or self._trainer.started
             self._trainer.answered, self._trainer.started = "", False
+            self._trainer.inheritance, self._trainer.pending = None, {}
             self.trainer_state = "starting"
 
     def _global_step(self) -> int:
@@ -164,12 +204,16 @@ class Contributions:
             self.trainer_state = "waiting"
             return []
         after, now = trainer.granted[stream], self._recovery.indices[stream]
+        pending = trainer.pending.pop(stream, None)
+        known = pending is not None and pending.used and pending.serial == event.serial
+        taken = known and pending is not None and pending.taken
         if after < now and self._recovery.complete:
-            # The sync that this was meant for went on without it.
-            return [self._grant(event, taken=False)]
-        self._stages[stream] = _Stage(event, after, decided=after < now)
+            # The sync that this was meant for is over; it went on without it, unless a former daemon had offered it.
+            return [self._grant(event, taken=taken)]
+        floor = pending.floor if known and pending is not None else None
+        self._stages[stream] = _Stage(event, after, floor=floor, decided=after < now, taken=taken)
         self.trainer_state = "waiting"
-        return [UseStage(stream)]
+        return [UseStage(stream, self._attempts.latest(stream) if floor is None else floor)]
 
     def joins(self, start: Start) -> bool:
         """Whether what is staged can go into this attempt; from then on it is known to be part of it."""
@@ -194,12 +238,28 @@ class Contributions:
 
     def decide(self, record: CommitRecord) -> list[Effect]:
         """A sync is committed: what was staged for it is decided."""
-        stage = self._stages.get(record.sync.stream)
+        sync = record.sync
+        if self._trainer is not None and (pending := self._trainer.pending.get(sync.stream)) is not None:
+            pending.observe(record, self._me)
+        stage = self._stages.get(sync.stream)
         taken = False
-        if stage is not None and not stage.decided and record.sync.index > stage.after:
+        if stage is not None and not stage.decided and sync.index > stage.after:
             stage.decided = True
-            taken = stage.taken = self._me in record.contributors and record.sync.attempt in stage.attempts
-        return [Settle(record.sync.stream, taken)]
+            mine = sync.attempt in stage.attempts or (stage.floor is not None and sync.attempt > stage.floor)
+            taken = stage.taken = self._me in record.contributors and mine
+        return [Settle(sync.stream, taken)]
+
+    @property
+    def settled(self) -> bool:
+        """Whether a trainer trains, and has been granted all that follows for it from the log as far as applied."""
+        if self._trainer is None or not self._trainer.started or self._trainer.pending:
+            return False
+        return self._recovery.complete and not any(stage.decided for stage in self._stages.values())
+
+    @property
+    def boot(self) -> bytes:
+        """Of the trainer that is attached; b"" if there is none."""
+        return self._trainer.boot if self._trainer is not None else b""
 
     def gradient_came(self, stream: str, index: int) -> None:
         """The mean gradient of this sync is at hand."""

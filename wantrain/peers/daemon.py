@@ -3,6 +3,7 @@
 import contextlib
 import math
 import os
+import re
 import signal
 import time
 from collections import deque
@@ -19,6 +20,7 @@ from wantrain.errors import ConfigError, ModelMismatchError, RefusedError, Train
 from wantrain.peers.admission import COORDINATOR, Admission, other_protocol
 from wantrain.peers.engine import Engine
 from wantrain.peers.events import LeaveRequested, Progress
+from wantrain.peers.inheritance import Held
 from wantrain.peers.messages import (
     MAX_PATHS,
     Attach,
@@ -32,6 +34,7 @@ from wantrain.peers.messages import (
     pack,
     unpack,
 )
+from wantrain.peers.orphan import find_orphan
 from wantrain.peers.participant import Participant, PeerFacts
 from wantrain.peers.peer import Peer
 from wantrain.peers.place import Place, open_place, scratch_directory
@@ -177,12 +180,18 @@ class PeerDaemon:
         self.peer.receive(COORDINATOR, welcome, (), time.monotonic())
 
     def supervise(self, command: Sequence[str], max_restarts: int) -> None:
-        """Start the training command with the loop."""
+        """Start the training command with the loop, unless the process that a killed daemon had started still runs."""
         environment = {
             "WANTRAIN_DAEMON": f"ipc://{self._directory}/trainer.sock",
             "WANTRAIN_WAIT_CEILING_S": str(self.spec.sync.wait_ceiling_s),
         }
-        self._supervisor = Supervisor(command, environment, max_restarts)
+        self._supervisor = Supervisor(command, environment, max_restarts, self._directory)
+        orphan = find_orphan(self._directory)
+        if orphan is not None:
+            now = time.monotonic()
+            self._supervisor.adopt(orphan, now)
+            self.peer.trainer_starting(now)
+            self.note("orphan", {"pid": orphan.pid, "reason": "the training process has outlived its former daemon"})
 
     # ---- the loop
 
@@ -257,7 +266,7 @@ class PeerDaemon:
             self.peer.trainer_gone(now)
             if self._failure is not None:
                 self.peer.handle(LeaveRequested(self._failure.message), now)
-            elif supervisor.exit_code == 0:
+            elif supervisor.exit_code == 0 or self.peer.finished:
                 self.peer.handle(LeaveRequested("training finished"), now)
             elif not supervisor.restart_later(now):
                 times = f", {supervisor.restarts + 1} times in a row" if supervisor.restarts else ""
@@ -426,10 +435,23 @@ class PeerDaemon:
         return self._engine
 
     def open_segment(self, tensors: Any) -> str:
-        self._segments += 1
-        path = segment_directory() / f"{self._directory.name}-{self._segments}"
-        tensors.open_segment(path)
-        return str(path)
+        while True:
+            self._segments += 1
+            path = segment_directory() / f"{self._directory.name}-{self._segments}"
+            if not path.exists():  # a former daemon may have left some
+                tensors.open_segment(path)
+                return str(path)
+
+    def resume_segment(self, tensors: Any, path: str) -> Held | None:
+        if not re.fullmatch(rf"{re.escape(str(segment_directory() / self._directory.name))}-[0-9]+", path):
+            self.note("resume-failed", {"reason": f"{path} is not of this place"})
+            return None
+        try:
+            held: Held = tensors.resume_segment(path)
+        except WantrainError as error:
+            self.note("resume-failed", {"reason": error.message})
+            return None
+        return held
 
     def tell_trainer(self, record: Record) -> None:
         if not self._trainer_connection:

@@ -96,6 +96,8 @@ class UseStage:
     """What the trainer staged last for this stream is the contribution from now on, until the next UseStage."""
 
     stream: str
+    floor: int = 0
+    """Attempts up to this number had earlier contributions."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +129,21 @@ class Grant:
     serial: int
     index: int
     global_step: int
+
+
+@dataclass(frozen=True, slots=True)
+class GrantAgain:
+    """Repeat to the trainer what a former daemon has granted: its regions are as they were left."""
+
+    stream: str
+
+
+@dataclass(frozen=True, slots=True)
+class NotePlace:
+    """All that follows for the trainer from the commit log up to this line has been granted: note it down."""
+
+    number: int
+    chain: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,6 +204,6 @@ class Exit:
 
 Effect: TypeAlias = (
     Tell | SendContribution | SendPayload | SendState | StoreState | ReduceChunk | Apply | OpenModel | UseStage | Settle
-    | ForgetResiduals | HandOver | Grant
+    | ForgetResiduals | HandOver | Grant | GrantAgain | NotePlace
     | TellTrainer | PassOn | RefuseTrainer | Dial | HangUp | Note | Exit
 )  # fmt: skip

@@ -9,19 +9,21 @@ What is encoded for others goes from shared memory into a pooled buffer, and fro
 import math
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import torch
 from blake3 import blake3
 from torch import Tensor
 
-from wantrain.errors import CodecError, ProtocolBug
+from wantrain.errors import CodecError, ProtocolBug, WantrainError
 from wantrain.optimizers.stream import Stream
 from wantrain.peers.averaging import Averager, sees_all
+from wantrain.peers.inheritance import GRANTED, MERGING, MOVING, STAGING, STARTING, Held, Mark
 from wantrain.peers.layout import stream_elements
-from wantrain.peers.messages import Manifest
+from wantrain.peers.messages import Contribute, Granted, Manifest
 from wantrain.peers.residual import square_norm
 from wantrain.peers.shared_memory import Segment
-from wantrain.peers.vector import StagedValues, vector_of
+from wantrain.peers.vector import StagedValues, Vector, vector_of
 from wantrain.transport.codec import Codec, as_tensor
 from wantrain.transport.codec.blocks import not_finite
 from wantrain.transport.collective import Payload
@@ -55,6 +57,10 @@ class Engine:
         self._mean, self._scratch = big(longest), big(longest)
         self._averager = Averager()
         self._pool = Pool()
+        self._left: dict[str, Mark] = {}
+        """Per stream: where a former daemon left off with the regions of the segment that was taken over."""
+        self._turned: dict[str, str] = {}
+        """Per stream: the kind of grant for which that one's `out` is as it has to be."""
 
     # ---- sizes
 
@@ -104,7 +110,34 @@ class Engine:
         segment = Segment.create(path, {name: vector.elements for name, vector in self._vectors.items()})
         self.close()
         self.segment = segment
+        self._left, self._turned = {}, {}
         return segment
+
+    def resume_segment(self, path: str | os.PathLike[str]) -> Held:
+        """Take over the memory that a former daemon has left to its trainer, and what it has noted down there.
+
+        Raises:
+            WantrainError: see `Segment.open`; or it is of another model.
+        """
+        segment = Segment.open(path)
+        if segment.elements != {name: vector.elements for name, vector in self._vectors.items()}:
+            raise WantrainError(f"{path} is of another model", hint="start the training command again")
+        segment.finish({name: vector.bounds for name, vector in self._vectors.items()})
+        segment.take_over()
+        self.close()
+        self.segment = segment
+        held = segment.held()
+        self._left, self._turned = dict(held.marks), {}
+        return held
+
+    def note_told(self, stream: str, count: int) -> None:
+        """What a former daemon has granted was told to the trainer, as the message `count` of its stream."""
+        self._trainer.note_phase(stream, GRANTED, count)
+
+    def note_place(self, number: int, chain: bytes) -> None:
+        """All that follows from the commit log up to line `number`, of this link, has been granted."""
+        if self.segment is not None:
+            self.segment.note_place(number, chain)
 
     def close(self) -> None:
         """Let go of the trainer's segment and remove its file."""
@@ -131,56 +164,95 @@ class Engine:
         self.forget_residuals()
         return self.state_digest()
 
-    def stage(self, stream: str) -> tuple[float, bool]:
+    def stage(self, stream: str, offer: Contribute | None = None) -> tuple[float, bool]:
         """Take in what the trainer has put into `out`: weights become delta = given - out, in place; gradients stay.
 
-        It is kept apart from the contribution that is in use until `use_stage`.
+        It is kept apart from the contribution that is in use until `use_stage`. If a former daemon has begun with it,
+        this goes on from there.
 
         Returns:
-            L2 norm, and whether all values are finite (the norm is 0.0 if not).
+            L2 norm, and whether all values are finite (the norm is 0.0 if not, and where it is not needed any more).
         """
-        vector = self._vectors[stream]
-        out, given = self._trainer.out(stream), self._trainer.given(stream)
+        vector, segment = self._vectors[stream], self._trainer
+        out, serial = segment.out(stream), offer.serial if offer is not None else 0
+        mark = replace(segment.mark(stream), phase=STAGING, count=0, serial=serial)
+        left = self._left.pop(stream, None)
+        if left is not None and left.serial == serial and left.phase in (STAGING, MERGING, MOVING):
+            if left.phase != STAGING:
+                self._turned[stream] = "merge" if left.phase == MERGING else "move"
+                self._turn(vector, left.phase, left.count)
+                vector.incoming = StagedValues(out, 0.0, True)
+                return 0.0, True
+            mark = left
+        segment.note(stream, replace(mark, offered=offer.tokens if offer is not None else 0))
         square = 0.0
-        for start, stop in vector.bounds:
-            chunk = out[start:stop]
-            if vector.stream.state == "param":
-                torch.sub(given[start:stop], chunk, out=chunk)
-            square += square_norm(chunk)
+        for chunk, (start, stop) in enumerate(vector.bounds):
+            if vector.stream.state == "param" and chunk >= mark.count:
+                segment.subtract(stream, chunk, start, stop, STAGING)
+            square += square_norm(out[start:stop])
         finite = math.isfinite(square)
         vector.incoming = StagedValues(out, math.sqrt(square) if finite else 0.0, finite)
         return vector.incoming.norm, finite
 
-    def use_stage(self, stream: str) -> None:
-        """What was staged last is the contribution from now on, with what is owed to earlier ones added to it."""
+    def use_stage(self, stream: str, floor: int = 0) -> None:
+        """What was staged last is the contribution from now on, with what is owed to earlier ones added to it.
+
+        `floor`: attempts up to this number were not made with it.
+        """
         vector = self._vectors[stream]
         if vector.incoming is None:
             raise ProtocolBug(f"nothing was staged for stream {stream}")
+        segment = self.segment
+        if segment is not None and vector.incoming.values.data_ptr() == segment.out(stream).data_ptr():
+            segment.note_used(stream, segment.mark(stream).serial, floor)
         vector.contribution, vector.incoming = vector.incoming, None
         if vector.residual is not None:
             vector.residual.use(vector.contribution.norm, self._scratch)
 
-    def grant(self, stream: str, kind: str) -> None:
-        """Fill the stream's regions for the trainer; see `shared_memory.py` for what they hold by kind."""
-        vector = self._vectors[stream]
-        out, given = self._trainer.out(stream), self._trainer.given(stream)
-        if vector.stream.state == "grad" and kind == "start":
-            return  # the mean gradient is not to be had: the trainer keeps its own
-        if (kind == "grad") != (vector.stream.state == "grad"):
+    def grant(self, stream: str, kind: str, answer: Granted | None = None, count: int = 0) -> None:
+        """Fill the stream's regions for the trainer; see `shared_memory.py` for what they hold by kind.
+
+        `answer` is what the trainer will be told, as the message `count` of its stream.
+        """
+        vector, segment = self._vectors[stream], self._trainer
+        turned = self._turned.pop(stream, None)
+        grad = vector.stream.state == "grad"
+        if (kind == "grad") != grad and not (grad and kind == "start"):
             raise ProtocolBug(f"{kind} cannot be granted to stream {stream} of state {vector.stream.state}")
         if kind == "grad":
             if len(vector.mean) != len(vector.bounds):
                 raise ProtocolBug(f"there is no mean of stream {stream} to grant")
             for (start, stop), payload in zip(vector.bounds, vector.mean, strict=True):
-                vector.down.decode(as_tensor(payload), given[start:stop])
-            return
-        for start, stop in vector.bounds:
-            chunk, base = out[start:stop], given[start:stop]
-            if kind == "merge":
-                torch.sub(base, chunk, out=chunk)
-            elif kind == "move":
-                chunk.copy_(base)
-            base.copy_(vector.phi[start:stop])
+                vector.down.decode(as_tensor(payload), segment.given(stream)[start:stop])
+        elif not grad:
+            phase = {"merge": MERGING, "move": MOVING}.get(kind, STARTING)
+            if phase == STARTING:
+                segment.note_phase(stream, STARTING, 0)
+            elif turned is None:
+                segment.note_phase(stream, phase, 0)
+                self._turn(vector, phase, 0)
+            elif turned != kind:
+                raise ProtocolBug(f"{kind} is granted to stream {stream}, a former daemon had begun to grant {turned}")
+            segment.given(stream).copy_(vector.phi)
+        self._left.pop(stream, None)
+        mark = segment.mark(stream)
+        kept = kind == "move" and vector.stream.late == "rebase"  # it comes again with the next contribution
+        index, step = (answer.index, answer.global_step) if answer is not None else (0, 0)
+        told = replace(mark, phase=GRANTED, count=count, kind=kind, index=index, global_step=step)
+        segment.note(stream, told if kept else replace(told, tokens=mark.offered))
+
+    def _turn(self, vector: Vector, phase: int, done: int) -> None:
+        """Make what a grant hands over in `out`: the weights at staging, or the old phi; `done` chunks are so already.
+
+        Only then `given` is written: until then each chunk can be made from it.
+        """
+        segment, stream = self._trainer, vector.stream.name
+        for chunk, (start, stop) in enumerate(vector.bounds[done:], start=done):
+            if phase == MERGING:
+                segment.subtract(stream, chunk, start, stop, MERGING)
+            else:
+                segment.out(stream)[start:stop].copy_(segment.given(stream)[start:stop])
+                segment.note_phase(stream, MOVING, chunk + 1)
 
     @property
     def _trainer(self) -> Segment:

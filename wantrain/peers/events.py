@@ -1,8 +1,10 @@
 """What can happen to a peer: messages, what its trainer does, what its shell has finished, and time."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
+from wantrain.peers.inheritance import Held
 from wantrain.peers.messages import Drawn, LinkReport, Manifest, Record, SyncId, WantLease
 from wantrain.transport.collective import Payload
 
@@ -49,6 +51,19 @@ class TrainerAttached:
 
     boot: bytes
     manifest: Manifest
+
+
+@dataclass(frozen=True, slots=True)
+class TrainerResumed:
+    """A trainer that has outlived its daemon came back, with what it shared with that one."""
+
+    boot: bytes
+    manifest: Manifest
+    held: Held
+    received: Mapping[str, int]
+    """Per stream: the Granted messages that it has received."""
+    indices: Mapping[str, int]
+    """Per stream: the sync that it has adopted last."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +171,7 @@ class Tick:
 
 
 Event: TypeAlias = (
-    FromPeer | CoordinatorLink | PeerLink | TrainerStarting | TrainerAttached | GenesisReady | Staged | TrainerGone
-    | LeaseWanted | Progress | Reduced | ReduceFailed | Flawed | StateDigested | LeaveRequested | HandedOver | Tick
+    FromPeer | CoordinatorLink | PeerLink | TrainerStarting | TrainerAttached | TrainerResumed | GenesisReady | Staged
+    | TrainerGone | LeaseWanted | Progress | Reduced | ReduceFailed | Flawed | StateDigested | LeaveRequested
+    | HandedOver | Tick
 )  # fmt: skip

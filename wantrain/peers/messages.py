@@ -498,11 +498,18 @@ class NotHeld:
 
 @dataclass(frozen=True, slots=True)
 class Attach:
-    """A trainer process presents its model to the daemon beside it."""
+    """A trainer process presents its model to the daemon beside it, or comes back when the connection had broken.
+
+    It then names the memory that it shares with the daemon, and per stream how many Granted it has received and which
+    sync was adopted last: the daemon may be another process than before.
+    """
 
     manifest: Manifest
     pid: Count
     boot: Annotated[bytes, Field(strict=True, min_length=8, max_length=8)]
+    segment: Annotated[str, Field(strict=True, max_length=1024)] = ""
+    received: Annotated[dict[Name, Count], Field(max_length=256)] = field(default_factory=dict)
+    indices: Annotated[dict[Name, Count], Field(max_length=256)] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

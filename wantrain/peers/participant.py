@@ -21,6 +21,7 @@ from wantrain.peers.effects import (
     HandOver,
     HangUp,
     Note,
+    NotePlace,
     OpenModel,
     PassOn,
     SendPayload,
@@ -45,6 +46,7 @@ from wantrain.peers.events import (
     Tick,
     TrainerAttached,
     TrainerGone,
+    TrainerResumed,
     TrainerStarting,
 )
 from wantrain.peers.messages import (
@@ -77,11 +79,12 @@ from wantrain.peers.messages import (
     WantGenesis,
     WantHello,
     WantParts,
+    WantRecords,
     WantState,
     WantUpdate,
     Welcome,
 )
-from wantrain.peers.recovery import Recovery
+from wantrain.peers.recovery import ASK_RECORDS_S, Recovery
 from wantrain.peers.reports import PathNews, sync_line, urgent, urgent_in
 from wantrain.peers.update_log import UpdateLog
 from wantrain.peers.wants import Wants
@@ -126,7 +129,7 @@ class Participant:
         self.left = False
         self._recovery = Recovery(facts.streams, COORDINATOR)
         self._attempts = Attempts(facts.me, self._recovery.indices)
-        self._mine = Contributions(facts.me, facts.hello.name, facts.streams, self._recovery)
+        self._mine = Contributions(facts.me, facts.hello.name, facts.streams, self._recovery, self._attempts)
         self._wants = Wants()
         self._streams = {stream.name: stream for stream in facts.streams}
         self._opened: Manifest = ()
@@ -160,6 +163,10 @@ class Participant:
         self._handed_over = False
         self._free_at: float | None = None
         """Since when it may leave but for what it hands over."""
+        self._asked_at = -ASK_RECORDS_S
+        """When lines of the log were asked for last, of which a trainer's return depends."""
+        self._noted: tuple[bytes, int, bytes] | None = None
+        """Trainer, line and link that were noted down last."""
         self._sole = 0
         """The newest update, if this peer made it alone and nobody has asked for all of it yet; else 0."""
 
@@ -194,6 +201,11 @@ class Participant:
     def state_chunks(self) -> list[tuple[str, int]]:
         """The state's chunks in order: (stream, chunk) of every `param` stream."""
         return self._recovery.state_chunks
+
+    @property
+    def welcomed(self) -> bool:
+        """Whether the coordinator has said where the run is."""
+        return self._welcome is not None
 
     @property
     def takes_genesis(self) -> bool:
@@ -263,6 +275,8 @@ class Participant:
                     f"moving {attempt.sync} for {now - attempt.begun_at:.1f} s: "
                     f"{attempt.core.missing} chunks missing from {names or 'nobody'}"
                 )
+        if self.complete and (inheritance := self._mine.inheritance) is not None:
+            return f"for line {inheritance.next} of the commit log, to know what became of the trainer's contributions"
         if words := self._recovery.in_words(self._name_of, now):
             apart = [member.name for member in self.members.values() if member.current and self._apart(member)]
             if apart and not self._sources:
@@ -296,8 +310,17 @@ class Participant:
         if self.left:
             return []
         effects = self._react(event, now)
+        effects += self._note_place()
         effects += self._leave_if_free(now)
         return effects + self._report_if_due(now)
+
+    def _note_place(self) -> list[Effect]:
+        """Note down where the trainer stands, for a daemon that may have to take it over."""
+        place = (self._mine.boot, self.applied, self.chain)
+        if place == self._noted or not self._mine.settled:
+            return []
+        self._noted = place
+        return [NotePlace(self.applied, self.chain)]
 
     def _react(self, event: Event, now: float) -> list[Effect]:
         match event:
@@ -332,6 +355,9 @@ class Participant:
                 self._mine.attached(boot, manifest)
                 self._wants.forget()
                 return self._answer_trainer() + self._mine.start()
+            case TrainerResumed():
+                self._mine.resumed(event)
+                return self._answer_trainer() + self._advance(now) + self._ask_lines(now)
             case GenesisReady(digest):
                 return self._genesis_ready(digest)
             case TrainerGone(finished):
@@ -373,6 +399,8 @@ class Participant:
             case Abort(sync, _):
                 return self._attempts.abort(sync) if sync.stream in self._streams else []
             case Commit(records, head):
+                if (inheritance := self._mine.inheritance) is not None:
+                    inheritance.learn(records)
                 self._recovery.learn(records, head)
                 return self._advance(now)
             case WantGenesis():
@@ -634,7 +662,17 @@ class Participant:
         if self._welcome is None and now - self._greeted_at >= HELLO_AGAIN_S:
             self._greeted_at = now
             effects.append(Tell(COORDINATOR, self.facts.hello))
-        return effects + self._attempts.tick(now) + self._recovery.tick(now) + self._advance(now)
+        return effects + self._attempts.tick(now) + self._recovery.tick(now) + self._advance(now) + self._ask_lines(now)
+
+    def _ask_lines(self, now: float) -> list[Effect]:
+        """Ask for the lines that say what became of the contributions of a trainer that has outlived its daemon."""
+        inheritance = self._mine.inheritance
+        if inheritance is None or not self.complete or now - self._asked_at < ASK_RECORDS_S:
+            return []
+        if inheritance.next > max(self.applied, inheritance.held.number):
+            return []
+        self._asked_at = now
+        return [Tell(COORDINATOR, WantRecords(inheritance.next))]
 
     def _leave_if_free(self, now: float) -> list[Effect]:
         if self._leaving is None:

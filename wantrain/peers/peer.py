@@ -4,7 +4,7 @@
 """
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any, Protocol
 
@@ -16,9 +16,11 @@ from wantrain.peers.effects import (
     Exit,
     ForgetResiduals,
     Grant,
+    GrantAgain,
     HandOver,
     HangUp,
     Note,
+    NotePlace,
     OpenModel,
     PassOn,
     ReduceChunk,
@@ -49,8 +51,10 @@ from wantrain.peers.events import (
     Tick,
     TrainerAttached,
     TrainerGone,
+    TrainerResumed,
     TrainerStarting,
 )
+from wantrain.peers.inheritance import Held, Mark
 from wantrain.peers.messages import (
     Attach,
     Contribute,
@@ -84,8 +88,8 @@ class Tensors(Protocol):
     """What the shell needs of `wantrain.peers.engine.Engine`; see there."""
 
     def adopt_genesis(self) -> bytes: ...
-    def stage(self, stream: str) -> tuple[float, bool]: ...
-    def use_stage(self, stream: str) -> None: ...
+    def stage(self, stream: str, offer: Contribute | None = None) -> tuple[float, bool]: ...
+    def use_stage(self, stream: str, floor: int = 0) -> None: ...
     def settle(self, stream: str, taken: bool) -> None: ...
     def forget_residuals(self) -> None: ...
     def residual(self, stream: str) -> list[Payload]: ...
@@ -100,7 +104,9 @@ class Tensors(Protocol):
     def digest(self, payload: Payload) -> bytes: ...
     def size_bytes(self, payload: Payload) -> int: ...
     def apply(self, stream: str, payloads: Sequence[Payload], skip: frozenset[int]) -> None: ...
-    def grant(self, stream: str, kind: str) -> None: ...
+    def grant(self, stream: str, kind: str, answer: Granted | None = None, count: int = 0) -> None: ...
+    def note_told(self, stream: str, count: int) -> None: ...
+    def note_place(self, number: int, chain: bytes) -> None: ...
     def read_state(self, k: int) -> Payload: ...
     def check_state(self, k: int, payload: Payload) -> str | None: ...
     def store_state(self, k: int, payload: Payload) -> None: ...
@@ -137,6 +143,9 @@ class Surroundings(Protocol):
     def open_segment(self, tensors: Tensors) -> str:
         """Make the memory shared with a trainer that attaches; its path."""
 
+    def resume_segment(self, tensors: Tensors, path: str) -> Held | None:
+        """Take over the memory that a trainer shared with a former daemon; None if that cannot be."""
+
     def tell_trainer(self, record: Record) -> None:
         """Send a record to the attached trainer."""
 
@@ -169,8 +178,12 @@ class Peer:
         """Whether a trainer has attached and has no state yet."""
         self._segment = ""
         """The trainer's memory, once it is made."""
+        self._marks: Mapping[str, Mark] = {}
+        """What a former daemon had noted down."""
         self._grants: dict[str, int] = {}
         """Per stream: Granted messages sent to this trainer process."""
+        self._told: dict[str, Granted] = {}
+        """Per stream: the last of them."""
         self._tokens: dict[str, int] = {}
         """Per stream: the trainer's token count up to which its contributions were taken in, or dropped."""
         self._offered: dict[str, int] = {}
@@ -305,12 +318,17 @@ class Peer:
     def from_trainer(self, record: Record, now: float) -> None:
         """A record from the trainer; what does not fit the moment changes nothing."""
         match record:
+            case Attach() if record.segment and not self.core.welcomed:
+                pass  # it trains on and asks again, once it is known whether the run has a model
             case Attach(manifest, _, boot):
                 if boot != self._boot:
                     self._forget_trainer(boot)
-                    self.handle(TrainerAttached(boot, manifest), now)
+                    self.handle(self._resumed(record) or TrainerAttached(boot, manifest), now)
                 elif self._attached is not None:
                     self._around.tell_trainer(self._attached)
+                    for name, granted in self._told.items() if record.segment else ():
+                        if record.received.get(name, 0) < self._grants[name]:  # lost with the connection
+                            self._around.tell_trainer(granted)
             case GenesisWritten() if self.core.takes_genesis:
                 self.handle(GenesisReady(self._genesis()), now)
             case Contribute() if self._attached is not None:
@@ -327,10 +345,24 @@ class Peer:
             case _:
                 pass
 
+    def _resumed(self, record: Attach) -> TrainerResumed | None:
+        """The return of a trainer that has outlived its daemon; None if it has to start over."""
+        if not record.segment or self.tensors is None:
+            return None
+        held = self._around.resume_segment(self.tensors, record.segment)
+        if held is None or held.number < 0:
+            return None
+        self._segment, self._marks, self._starting = record.segment, held.marks, False
+        self._grants = {name: record.received.get(name, 0) for name in self._streams}
+        self._tokens = {name: mark.tokens for name, mark in held.marks.items()}
+        self._offered = {name: mark.offered for name, mark in held.marks.items()}
+        return TrainerResumed(record.boot, record.manifest, held, record.received, record.indices)
+
     def _forget_trainer(self, boot: bytes) -> None:
         self._boot, self._attached, self._segment = boot, None, ""
+        self._marks = {}
         self._starting = bool(boot)
-        self._grants, self._tokens, self._offered = {}, {}, {}
+        self._grants, self._told, self._tokens, self._offered = {}, {}, {}, {}
         self._free_stage = set()
         self._staged_at.clear()
 
@@ -350,7 +382,7 @@ class Peer:
             # What it holds is a difference to something that a later grant has overwritten, or will.
             self._around.note("contribution-ignored", {"stream": stream.name, "serial": record.serial})
             return
-        norm, finite = self.tensors.stage(stream.name)
+        norm, finite = self.tensors.stage(stream.name, record)
         tokens = record.tokens - self._tokens.get(stream.name, 0)
         self._offered[stream.name] = record.tokens
         weight = float(max(tokens, 1)) if stream.weight == "tokens" else 1.0
@@ -375,8 +407,8 @@ class Peer:
                 self._digest = None
             case Apply():
                 self._apply(effect)
-            case UseStage(stream):
-                self._tensors.use_stage(stream)
+            case UseStage(stream, floor):
+                self._tensors.use_stage(stream, floor)
             case Settle(stream, taken):
                 if self.tensors is not None:
                     self.tensors.settle(stream, taken)
@@ -385,6 +417,13 @@ class Peer:
                     self.tensors.forget_residuals()
             case Grant():
                 self._grant(effect, now)
+            case GrantAgain(stream):
+                mark = self._marks[stream]
+                self._grants[stream] += 1
+                self._tensors.note_told(stream, self._grants[stream])
+                self._tell_granted(Granted(stream, mark.kind, mark.serial, mark.index, mark.global_step))
+            case NotePlace(number, chain):
+                self._tensors.note_place(number, chain)
             case OpenModel(manifest):
                 self.tensors = self._around.open_model(manifest)
                 self._segment, self._digest = "", None
@@ -454,11 +493,12 @@ class Peer:
 
     def _grant(self, effect: Grant, now: float) -> None:
         rebase = effect.kind == "move" and self._streams[effect.stream].late == "rebase"
-        self._tensors.grant(effect.stream, effect.kind)
+        count = self._grants[effect.stream] = self._grants.get(effect.stream, 0) + 1
+        granted = Granted(effect.stream, effect.kind, effect.serial, effect.index, effect.global_step)
+        self._tensors.grant(effect.stream, effect.kind, granted, count)
         self._starting = self._starting and effect.kind != "start"
         if not rebase and effect.stream in self._offered:
             self._tokens[effect.stream] = self._offered[effect.stream]
-        self._grants[effect.stream] = self._grants.get(effect.stream, 0) + 1
         staged_at = self._staged_at.pop(effect.stream, None)
         pause_s = 0.0 if staged_at is None else now - staged_at
         self.pause_s += pause_s
@@ -466,7 +506,11 @@ class Peer:
             self._free_stage.add(effect.stream)
         details = {"stream": effect.stream, "index": effect.index, "kind": effect.kind}
         self._around.note("granted", {**details, "pause_s": round(pause_s, 4)})
-        self._around.tell_trainer(Granted(effect.stream, effect.kind, effect.serial, effect.index, effect.global_step))
+        self._tell_granted(granted)
+
+    def _tell_granted(self, granted: Granted) -> None:
+        self._told[granted.stream] = granted
+        self._around.tell_trainer(granted)
 
     # ---- bulk
 
@@ -479,6 +523,11 @@ class Peer:
         if self._events:
             self.handle(self._events.popleft(), now)
         return self._outbox.moved
+
+    @property
+    def finished(self) -> bool:
+        """Whether the trainer has taken its leave."""
+        return self._detaching
 
     @property
     def backlog(self) -> int:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from wantrain.errors import AddressInUseError, ConfigError
+from wantrain.peers.orphan import find_orphan
 from wantrain.transport.auth import Identity
 
 MAX_SLOTS = 64
@@ -81,29 +82,44 @@ def scratch_directory(place: Place, segments: Path) -> Iterator[Path]:
     """A directory for the life of this process, for the trainer's socket.
 
     Its name also begins the names of this process's files of shared memory, in `segments`. A process that was killed
-    leaves all of that behind, gigabytes with a large model; so the next one at the same place removes it first.
+    leaves all of that behind, gigabytes with a large model; so the next one at the same place removes it first. But if
+    the trainer has outlived it, the next one goes on with the directory: the trainer knows no other socket.
     """
     note = place.path / "scratch"
+    path: Path | None = None
     with suppress(OSError):
-        _sweep(Path(note.read_text(encoding="utf-8")), segments)
-    with (
-        tempfile.TemporaryDirectory(prefix=SCRATCH_PREFIX) as name,
-        (Path(name) / "lock").open("w") as lock,
-    ):
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        note.write_text(name, encoding="utf-8")
-        yield Path(name)
+        path = _former(Path(note.read_text(encoding="utf-8")), segments)
+    if path is None:
+        path = Path(tempfile.mkdtemp(prefix=SCRATCH_PREFIX))
+    with (path / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            note.write_text(str(path), encoding="utf-8")
+            yield path
+        finally:
+            if find_orphan(path) is None:
+                _remove(path, segments)
 
 
-def _sweep(former: Path, segments: Path) -> None:
-    """Remove what a process left behind, unless it lives: a copied place names the scratch of the original."""
+def _former(former: Path, segments: Path) -> Path | None:
+    """The directory of the process before, if its trainer lives; otherwise what it left behind is removed.
+
+    Nothing is touched that a live process holds: a copied place names the scratch of the original.
+    """
     if not former.name.startswith(SCRATCH_PREFIX):
-        return
+        return None
     with (former / "lock").open("r+") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        for segment in segments.glob(f"{former.name}-*"):
-            segment.unlink()
-        shutil.rmtree(former)
+        if find_orphan(former) is not None:
+            return former
+        _remove(former, segments)
+    return None
+
+
+def _remove(directory: Path, segments: Path) -> None:
+    for segment in segments.glob(f"{directory.name}-*"):
+        segment.unlink(missing_ok=True)
+    shutil.rmtree(directory, ignore_errors=True)
 
 
 def _identity(path: Path) -> Identity:

@@ -42,6 +42,8 @@ class Recovery:
         self.chain = b""
         self.indices = {stream.name: 0 for stream in streams}
         """Last applied sync of every stream. The same object for ever."""
+        self.genesis = b""
+        """chain[0] of the run, once it has one."""
         self.manifest: Manifest = ()
         self.chunks: dict[str, int] = {}
         """Chunks of every stream."""
@@ -149,7 +151,7 @@ class Recovery:
 
     def welcomed(self, welcome: Welcome, now: float) -> list[Effect]:
         """The coordinator has said where the run is; begin to fetch the state if there is none here."""
-        self.head = welcome.head
+        self.head, self.genesis = welcome.head, welcome.genesis
         if welcome.head < 0 or self.applied >= 0:
             return []
         if not self._own_anchor and self._repair is None:  # a repair goes on from where this peer stood

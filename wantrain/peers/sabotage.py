@@ -3,6 +3,7 @@
 WANTRAIN_KILL_AT="param#10:moving" kills the peer's whole process group (daemon and trainer) with SIGKILL when sync 10
 of stream `param` has begun and others wait for its bytes, right before the first of them are handed to the network.
 Later would be left to chance: all that one owner needs of a small model fits into one message.
+WANTRAIN_KILL_AT="param#10:moving daemon" kills the daemon alone.
 """
 
 import os
@@ -19,10 +20,11 @@ class KillSwitch:
     """Looks at what is sent and ends the process group when the moment has come."""
 
     def __init__(self, moment: str) -> None:
-        found = re.fullmatch(r"([\w-]+)#(\d+):moving", moment)
+        found = re.fullmatch(r"([\w-]+)#(\d+):moving( daemon)?", moment)
         if found is None:
             raise ConfigError(f"{VARIABLE} is {moment!r}", hint='use a value such as "param#10:moving"')
         self._stream, self._index = found[1], int(found[2])
+        self._alone = found[3] is not None
 
     @classmethod
     def from_environment(cls) -> "KillSwitch | None":
@@ -33,4 +35,4 @@ class KillSwitch:
     def sending(self, record: Record) -> None:
         """A record is about to be handed to the network."""
         if isinstance(record, Part | Result) and (record.sync.stream, record.sync.index) == (self._stream, self._index):
-            os.killpg(os.getpgrp(), signal.SIGKILL)
+            os.kill(os.getpid(), signal.SIGKILL) if self._alone else os.killpg(os.getpgrp(), signal.SIGKILL)

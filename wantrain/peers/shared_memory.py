@@ -7,8 +7,11 @@ The daemon creates the file, the trainer opens it. All numbers are little-endian
     72    f64  seconds per inner step
     80    i64  own inner steps
     128   i64  granted: the daemon adds 1 after every Granted that it has sent
+    136   the daemon's place in the commit log: i64 which of two is valid (0: none), and for each i64 number, link
+    224   i64  which chunk of which stream lies in the spare region and belongs into `out`; 0: none
     256   for each stream: length of its name u16, name in UTF-8, elements u64
-    4096  for each stream, each region starting at a multiple of 4096: `out`, then `given`
+    4096  for each stream ten i64: the daemon's mark, see `inheritance.Mark`; then, at a multiple of 4096, the spare
+          region, of one chunk; then for each stream, each region starting at a multiple of 4096: `out`, then `given`
 
 `out` is the trainer's to write (its weights, or its gradients) until it sends Contribute, then the daemon's until
 Granted. `given` is the daemon's to write. When a stream has been granted they hold, by kind,
@@ -20,6 +23,9 @@ Granted. `given` is the daemon's to write. When a stream has been granted they h
 
 so the trainer takes over: start, merge without own steps since, and move with late="adopt": theta <- given; merge with
 own steps since, and move with late="rebase": theta <- given + (theta - out); grad: p.grad <- given.
+
+A daemon that is started anew goes on with the segment that a killed one has left to their trainer. So whatever cannot
+be made twice is written to the spare region first, and each mark is one word, written after what it speaks of.
 """
 
 import contextlib
@@ -36,20 +42,30 @@ import torch
 from torch import Tensor
 
 from wantrain.errors import ConfigError, WantrainError
+from wantrain.peers.inheritance import Held, Mark
+from wantrain.transport.partition import chunk_elements
 
 LOCAL_RUN = bytes(8)
 """Run id on the socket between trainer and daemon, which never leaves the machine."""
 
 _MAGIC = b"wantrain"
-_VERSION = 1
+_VERSION = 2
 _HEAD = struct.Struct("<8sII")
 _NAME = struct.Struct("<H")
 _ELEMENTS = struct.Struct("<Q")
 _PROGRESS_AT = 64
 _GRANTED_AT = 128
+_PLACE_AT = 136
+_PLACE = struct.Struct("<q32s")
+_SPARE_AT = 224
 _TABLE_AT = 256
 _PAGE_BYTES = 4096
 _MAX_ELEMENTS = 2**48
+_WORDS = 10
+"""Of a mark, in this order: phase and count, then the fields behind them."""
+_KINDS = ("", "start", "merge", "move", "grad")
+_SHIFT = 40
+"""Phase and count share a word, so that they change at one instant."""
 
 
 def segment_directory() -> Path:
@@ -71,7 +87,13 @@ class Segment:
         for (name, count), start in zip(elements.items(), _starts(elements), strict=True):
             self._out[name] = _region(memory, start, count)
             self._given[name] = _region(memory, start + _region_bytes(count), count)
+        self._names = list(elements)
+        self._spare = _region(memory, _PAGE_BYTES + _marks_bytes(elements), _spare_elements(elements))
         whole = memoryview(memory)
+        self._marks = whole[_PAGE_BYTES : _PAGE_BYTES + 8 * _WORDS * len(elements)].cast("q")
+        self._place = whole[_PLACE_AT : _PLACE_AT + 8].cast("q")
+        self._places = whole[_PLACE_AT + 8 : _PLACE_AT + 8 + 2 * _PLACE.size]
+        self._spared = whole[_SPARE_AT : _SPARE_AT + 8].cast("q")
         self._counts = whole[_PROGRESS_AT : _PROGRESS_AT + 24].cast("q")
         self._seconds = whole[_PROGRESS_AT + 8 : _PROGRESS_AT + 16].cast("d")
         self._granted = whole[_GRANTED_AT : _GRANTED_AT + 8].cast("q")
@@ -174,10 +196,82 @@ class Segment:
         """How many Granted were sent to the trainer of this segment."""
         return self._granted[0]
 
+    # ---- what a daemon that comes after a killed one has to know
+
+    def mark(self, stream: str) -> Mark:
+        """What was noted down about a stream."""
+        at = self._mark_at(stream)
+        phase, count = divmod(self._marks[at], 1 << _SHIFT)
+        serial, used, floor, kind, index, step, tokens, offered = self._marks[at + 1 : at + 9].tolist()
+        return Mark(phase, count, serial, used, floor, _KINDS[kind % len(_KINDS)], index, step, tokens, offered)
+
+    def note(self, stream: str, mark: Mark) -> None:
+        """Note a mark down: its phase and count last, in one word; only then the other fields count."""
+        at = self._mark_at(stream)
+        rest = (mark.serial, mark.used, mark.floor, _KINDS.index(mark.kind), mark.index, mark.global_step)
+        for k, word in enumerate((*rest, mark.tokens, mark.offered), start=1):
+            self._marks[at + k] = word
+        self._marks[at] = (mark.phase << _SHIFT) + mark.count
+
+    def note_phase(self, stream: str, phase: int, count: int) -> None:
+        """Note down how far the daemon is."""
+        self._marks[self._mark_at(stream)] = (phase << _SHIFT) + count
+
+    def note_used(self, stream: str, serial: int, floor: int) -> None:
+        """Note down that contribution `serial` may become part of attempts above number `floor` from now on."""
+        at = self._mark_at(stream)
+        self._marks[at + 3] = floor
+        self._marks[at + 2] = serial
+
+    def subtract(self, stream: str, chunk: int, start: int, stop: int, phase: int) -> None:
+        """out = given - out in elements start to stop, which are the stream's chunk `chunk`, and note that it is done.
+
+        Killed at any instant, `finish` brings it to an end; so no element is subtracted twice.
+        """
+        spare, out = self._spare[: stop - start], self._out[stream][start:stop]
+        torch.sub(self._given[stream][start:stop], out, out=spare)
+        self._spared[0] = (self._names.index(stream) << _SHIFT) + chunk + 1
+        out.copy_(spare)
+        self.note_phase(stream, phase, chunk + 1)
+        self._spared[0] = 0
+
+    def finish(self, bounds: Mapping[str, list[tuple[int, int]]]) -> None:
+        """Bring what a killed daemon was subtracting to an end; `bounds`: the chunks of each stream."""
+        number, chunk = divmod(self._spared[0] - 1, 1 << _SHIFT)
+        if number < 0:
+            return
+        stream = self._names[number]
+        start, stop = bounds[stream][chunk]
+        self._out[stream][start:stop].copy_(self._spare[: stop - start])
+        mark = self.mark(stream)
+        self.note_phase(stream, mark.phase, max(mark.count, chunk + 1))
+        self._spared[0] = 0
+
+    def note_place(self, number: int, chain: bytes) -> None:
+        """Note down that all consequences of the commit log up to line `number`, of this link, are in the marks."""
+        other = 1 if self._place[0] == 2 else 2
+        _PLACE.pack_into(self._places, (other - 1) * _PLACE.size, number, chain)
+        self._place[0] = other
+
+    def held(self) -> Held:
+        """Everything that was noted down."""
+        number, chain = -1, b""
+        if self._place[0] in (1, 2):
+            number, chain = _PLACE.unpack_from(self._places, (self._place[0] - 1) * _PLACE.size)
+        return Held(number, chain, {name: self.mark(name) for name in self.elements})
+
+    def take_over(self) -> None:
+        """Daemon: count the Granted messages from 0 again, as they are its own from now on."""
+        self._granted[0] = 0
+
+    def _mark_at(self, stream: str) -> int:
+        return _WORDS * self._names.index(stream)
+
     def close(self) -> None:
         """Let go of the regions; what others hold of them stays valid, and only then is the memory unmapped."""
         self._out.clear()
         self._given.clear()
+        self._spare = torch.empty(0)
 
     def unlink(self) -> None:
         """Remove the file; the memory lives on in who has mapped it. Again is fine."""
@@ -189,16 +283,29 @@ def _region_bytes(count: int) -> int:
     return -(-4 * count // _PAGE_BYTES) * _PAGE_BYTES
 
 
+def _marks_bytes(elements: Mapping[str, int]) -> int:
+    return -(-8 * _WORDS * len(elements) // _PAGE_BYTES) * _PAGE_BYTES
+
+
+def _spare_elements(elements: Mapping[str, int]) -> int:
+    """The longest chunk of all streams."""
+    return max((min(count, chunk_elements(count)) for count in elements.values()), default=0)
+
+
+def _regions_at(elements: Mapping[str, int]) -> int:
+    return _PAGE_BYTES + _marks_bytes(elements) + _region_bytes(_spare_elements(elements))
+
+
 def _starts(elements: Mapping[str, int]) -> Iterator[int]:
     """Where in the file each stream's two regions begin, in bytes."""
-    start = _PAGE_BYTES
+    start = _regions_at(elements)
     for count in elements.values():
         yield start
         start += 2 * _region_bytes(count)
 
 
 def _size_bytes(elements: Mapping[str, int]) -> int:
-    return _PAGE_BYTES + 2 * sum(map(_region_bytes, elements.values()))
+    return _regions_at(elements) + 2 * sum(map(_region_bytes, elements.values()))
 
 
 def _region(memory: mmap.mmap, start: int, count: int) -> Tensor:

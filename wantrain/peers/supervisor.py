@@ -4,6 +4,9 @@ import os
 import signal
 import subprocess
 from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from wantrain.peers.orphan import UNKNOWN, Orphan, note_trainer
 
 BACK_OFF_FIRST_S = 1.0
 BACK_OFF_LAST_S = 30.0
@@ -20,16 +23,20 @@ class Supervisor:
         command: program and arguments.
         environment: variables added to this process's own.
         max_restarts: how often in a row it may fail and be started again.
+        notes: directory in which it is written down which process runs.
     """
 
-    def __init__(self, command: Sequence[str], environment: Mapping[str, str], max_restarts: int) -> None:
+    def __init__(
+        self, command: Sequence[str], environment: Mapping[str, str], max_restarts: int, notes: Path | None = None
+    ) -> None:
         self.restarts = 0
         self.exit_code: int | None = None
         """How the last process ended; None while one runs."""
         self._command = list(command)
         self._environment = {**os.environ, **environment}
         self._max_restarts = max_restarts
-        self._process: subprocess.Popen[bytes] | None = None
+        self._notes = notes
+        self._process: subprocess.Popen[bytes] | Orphan | None = None
         self._started_at = 0.0
         self._start_at: float | None = 0.0
 
@@ -37,6 +44,10 @@ class Supervisor:
     def running(self) -> bool:
         """Whether there is a process."""
         return self._process is not None
+
+    def adopt(self, orphan: Orphan, now: float) -> None:
+        """Take over a process that a former daemon had started."""
+        self._process, self._started_at, self._start_at, self.exit_code = orphan, now, None, None
 
     def start_if_due(self, now: float) -> bool:
         """Start the process if it is time to; whether it was started.
@@ -48,6 +59,8 @@ class Supervisor:
             return False
         self._started_at, self._start_at, self.exit_code = now, None, None
         self._process = subprocess.Popen(self._command, env=self._environment)
+        if self._notes is not None:
+            note_trainer(self._notes, self._process.pid)
         return True
 
     def ended(self, now: float) -> bool:
@@ -97,6 +110,8 @@ class Supervisor:
         code = self.exit_code
         if code is None:
             return "still runs"
+        if code == UNKNOWN:
+            return "ended, and only the daemon that had started it would know how"
         if code < 0:
             return f"was killed by {signal.Signals(-code).name}"
         return f"ended with exit code {code}"

@@ -118,6 +118,21 @@ class TrainerCore:
         """Streams whose grant the trainer blocks for."""
         return tuple(name for name, p in self._streams.items() if p.outstanding and p.blocking and p.patient)
 
+    @property
+    def outstanding(self) -> tuple[str, ...]:
+        """Streams that were staged and not granted yet."""
+        return tuple(name for name, p in self._streams.items() if p.outstanding)
+
+    @property
+    def received(self) -> dict[str, int]:
+        """Granted messages by stream."""
+        return {name: p.granted for name, p in self._streams.items()}
+
+    @property
+    def indices(self) -> dict[str, int]:
+        """Last sync of every stream that was adopted."""
+        return {name: p.index for name, p in self._streams.items()}
+
     def handle(self, event: TrainerEvent) -> list[TrainerEffect]:
         """React to an event. A grant that answers another staging than the last changes nothing."""
         match event:

@@ -1,0 +1,92 @@
+"""Daemons that are killed while their trainers live, and daemons that are started again beside them."""
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Measured
+from tests.process.harness import Run
+from wantrain.peers.orphan import NOTE, started_at
+from wantrain.peers.shared_memory import segment_directory
+
+
+def trainer_of(run: Run, name: str) -> int:
+    """Process id of the trainer that has attached last."""
+    pid = run.events(name, "attached")[-1]["pid"]
+    assert isinstance(pid, int)
+    return pid
+
+
+@pytest.mark.scenario(16)
+@pytest.mark.parametrize("sudden", [False, True], ids=["between-syncs", "in-a-sync"])
+def test_a_trainer_outlives_its_daemon_and_the_next_one_goes_on_from_where_it_stands(
+    new_run: Callable[..., Run], measured: Measured, sudden: bool
+) -> None:
+    run = new_run()
+    run.peer("anna")
+    if sudden:
+        run.peer("bert", environment={"WANTRAIN_KILL_AT": "param#12:moving daemon"})
+        assert run.exit_code("bert") == -signal.SIGKILL
+    else:
+        run.peer("bert")
+        run.until_commits(5, "anna", "bert")
+        run.signal("bert", signal.SIGKILL)
+        assert run.exit_code("bert") == -signal.SIGKILL
+    pid = trainer_of(run, "bert")
+    run.until_commits(5, "anna")
+    assert run.commits()[-1]["contributors"] == ["anna"]
+    assert started_at(pid)
+
+    began = time.monotonic()
+    run.peer("bert")
+    run.until(lambda: run.events("bert", "resumed"), "the new daemon takes the trainer over")
+    measured(16, "daemon started again until it has its trainer back", time.monotonic() - began, "s")
+    assert run.events("bert", "resumed")[-1]["lost"] == ""
+    assert trainer_of(run, "bert") == pid
+    run.until_commits(3, "anna", "bert")
+    grants = run.events("bert", "granted")
+    assert [grant for grant in grants[-3:] if grant["kind"] == "start"] == []
+    run.assert_parity("anna", "bert")
+
+    # From now on it is the new daemon's: it is started again when it ends, and it is told when the run is over.
+    os.kill(pid, signal.SIGKILL)
+    run.until(lambda: trainer_of(run, "bert") != pid, "another trainer in its place")
+    assert "only the daemon that had started it" in run.events("bert", "trainer-exit")[-1]["reason"]
+    run.until_commits(2, "anna", "bert")
+    run.assert_parity("anna", "bert")
+    run.stop("anna", "bert")
+    assert left_behind(run, "anna", "bert") == []
+
+
+@pytest.mark.scenario(16)
+def test_daemon_and_trainer_that_are_both_killed_begin_anew(new_run: Callable[..., Run]) -> None:
+    run = new_run()
+    run.peer("anna")
+    run.peer("bert")
+    run.until_commits(3, "anna", "bert")
+    pid = trainer_of(run, "bert")
+    scratch = Path((run.folder / "bert" / "scratch").read_text())
+    run.signal("bert", signal.SIGKILL)
+    assert run.exit_code("bert") == -signal.SIGKILL
+    assert (scratch / NOTE).exists()
+    os.kill(pid, signal.SIGKILL)
+    run.until(lambda: not started_at(pid), "the trainer is gone")
+    run.peer("bert")
+    run.until_commits(3, "anna", "bert")
+    assert trainer_of(run, "bert") != pid
+    assert run.events("bert", "orphan") == []
+    assert not scratch.exists()
+    assert not list(segment_directory().glob(f"{scratch.name}-*"))
+    run.assert_parity("anna", "bert")
+    run.stop("anna", "bert")
+
+
+def left_behind(run: Run, *names: str) -> list[Path]:
+    """Sockets and shared memory of peers that have ended."""
+    scratches = [Path((run.folder / name / "scratch").read_text()) for name in names]
+    segments = [path for scratch in scratches for path in segment_directory().glob(f"{scratch.name}-*")]
+    return [scratch for scratch in scratches if scratch.exists()] + segments

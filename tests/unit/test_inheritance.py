@@ -1,0 +1,117 @@
+"""What becomes of a trainer's contributions when its daemon was killed: the log decides, and each counts once."""
+
+from collections.abc import Mapping
+
+import pytest
+
+from wantrain.peers.inheritance import GRANTED, MERGING, MOVING, STAGING, STARTING, Held, Inheritance, Mark
+from wantrain.peers.messages import CommitRecord, SyncId
+from wantrain.transport.digest import first_link, next_link
+
+GENESIS = first_link(b"run-id-8", b"s" * 32)
+STAGED = Mark(STAGING, serial=3, used=3, floor=10)
+
+
+def log(*contributors: str, attempt: int = 11) -> list[CommitRecord]:
+    """Syncs 1, 2, … of stream `param`; each argument names who is in one, a letter for each."""
+    records: list[CommitRecord] = []
+    chain = GENESIS
+    for number, names in enumerate(contributors, start=1):
+        digest = bytes([number]) * 32
+        chain = next_link(chain, digest)
+        sync = SyncId("param", number, attempt)
+        records.append(CommitRecord(number, sync, tuple(names), (1.0,) * len(names), digest, chain))
+    return records
+
+
+def inherited(
+    mark: Mark, records: list[CommitRecord], at: int = 1, received: Mapping[str, int] | None = None
+) -> Inheritance:
+    """Of peer `b`, whose trainer had adopted sync `at` when the marks were true at line `at`."""
+    chain = records[at - 1].chain if at else GENESIS
+    held = Held(at, chain, {"param": mark})
+    return Inheritance("b", held, received or {"param": 2}, {"param": at})
+
+
+@pytest.mark.parametrize(
+    ("contributors", "mark", "taken"),
+    [
+        ("ab", STAGED, True),
+        ("ac", STAGED, False),
+        ("ab", Mark(STAGING, serial=3, used=2, floor=10), False),  # it had never been offered
+        ("ab", Mark(STAGING, serial=3, used=3, floor=11), False),  # an earlier contribution was in that attempt
+    ],
+)
+def test_the_first_sync_behind_the_trainers_own_decides(contributors: str, mark: Mark, taken: bool) -> None:
+    records = log("ab", contributors, "ab", "a")
+    inheritance = inherited(mark, records)
+    inheritance.learn(records[:2])
+    assert not inheritance.known(4, 4, GENESIS)
+    inheritance.learn(records)
+    assert inheritance.known(4, 4, GENESIS)
+    assert not inheritance.foreign
+    pending = inheritance.pending["param"]
+    assert (pending.decided, pending.taken) == (True, taken)
+
+
+def test_without_a_later_sync_it_stays_undecided() -> None:
+    records = log("ab")
+    inheritance = inherited(STAGED, records)
+    inheritance.learn(records)
+    assert inheritance.known(1, 1, GENESIS)
+    assert not inheritance.pending["param"].decided
+    assert inheritance.granted == {"param": 1}
+
+
+def test_lines_may_come_twice_and_in_any_order() -> None:
+    records = log("a", "b", "ab")
+    inheritance = inherited(STAGED, records, at=0)
+    for record in (records[2], records[1], records[0], records[0], records[2], records[1], records[2]):
+        inheritance.learn([record])
+    assert inheritance.known(3, 3, GENESIS)
+    assert (inheritance.pending["param"].decided, inheritance.pending["param"].taken) == (True, False)
+
+
+def test_a_grant_that_was_not_received_is_repeated_and_moves_the_trainer() -> None:
+    mark = Mark(GRANTED, count=3, serial=3, kind="merge", index=7)
+    records = log("ab")
+    assert inherited(mark, records).again == ["param"]
+    assert inherited(mark, records).granted == {"param": 7}
+    assert inherited(mark, records, received={"param": 3}).again == []
+
+
+@pytest.mark.parametrize(
+    ("phase", "contributors", "agrees"), [(MERGING, "ab", 1), (MOVING, "ac", 1), (MERGING, "ac", 0)]
+)
+def test_a_grant_that_was_begun_must_be_what_the_log_says(phase: int, contributors: str, agrees: bool) -> None:
+    records = log("ab", contributors)
+    inheritance = inherited(Mark(phase, serial=3, used=3), records)
+    inheritance.learn(records)
+    assert inheritance.known(2, 2, GENESIS)
+    assert (not inheritance.foreign) == agrees
+
+
+def test_a_history_that_was_given_up_is_recognised() -> None:
+    records, others = log("ab", "ab"), log("ab", "ac", "ab", attempt=12)
+    same_length = inherited(STAGED, records, at=2)
+    same_length.learn([*others[:1], CommitRecord(2, SyncId("param", 2, 12), ("a",), (1.0,), b"x" * 32, b"y" * 32)])
+    assert same_length.known(2, 2, GENESIS)
+    assert same_length.foreign
+    shorter = inherited(STAGED, records, at=2)
+    assert shorter.known(1, 1, GENESIS)
+    assert shorter.foreign
+    another = inherited(STAGED, records, at=0)
+    assert another.known(0, 0, b"another genesis")
+    assert another.foreign
+
+
+def test_a_trainer_that_was_being_started_is_started_again() -> None:
+    assert inherited(Mark(STARTING), log("ab")).foreign
+
+
+def test_nothing_is_known_before_the_peer_is_as_far_as_its_trainer() -> None:
+    records = log("ab", "ab", "ab")
+    inheritance = inherited(STAGED, records, at=2)
+    inheritance.learn(records)
+    assert not inheritance.known(1, 3, GENESIS)
+    assert inheritance.known(2, 3, GENESIS)

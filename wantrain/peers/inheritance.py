@@ -1,0 +1,144 @@
+"""A trainer that has outlived its daemon: what it brings along, and what the commit log says became of it; a pure core.
+
+The daemon keeps marks in the memory that it shares with its trainer (`shared_memory.py`), written in such an order that
+they are true at whatever instant it is killed. A daemon that is started anew at the same place reads them. What became
+of a contribution that the former one had reported is not for it to guess: the first line of the commit log behind the
+trainer's own place decides, as it would have for the former daemon.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from wantrain.peers.messages import CommitRecord
+from wantrain.transport.digest import next_link
+
+FREE, STAGING, MERGING, MOVING, STARTING, GRANTED = range(6)
+"""What the daemon is at with a stream's regions: nothing yet; `out` becomes, or is, the difference; they become what a
+grant of kind merge, move, or any other hands over; that is done, and they are the trainer's."""
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """What a daemon has written down about one stream."""
+
+    phase: int = FREE
+    count: int = 0
+    """Chunks of `out` that are done in phases staging, merging and moving; Granted messages sent in phase granted."""
+    serial: int = 0
+    """The contribution that was taken in last, by the trainer's count."""
+    used: int = 0
+    """The last one that may have become part of attempts."""
+    floor: int = 0
+    """Attempts up to this number were made with earlier ones."""
+    kind: str = ""
+    index: int = 0
+    global_step: int = 0
+    """Of the last grant, in phase granted."""
+    tokens: int = 0
+    """The trainer's token count up to which its contributions were taken in, or dropped."""
+    offered: int = 0
+    """Its token count at contribution `serial`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """What the shared memory of a former daemon holds."""
+
+    number: int
+    """Last commit whose consequences are all in the marks; -1: the trainer had not started."""
+    chain: bytes
+    marks: Mapping[str, Mark]
+
+
+@dataclass(slots=True)
+class Pending:
+    """One contribution of a stream whose outcome the trainer does not know."""
+
+    serial: int
+    after: int
+    """Last sync of the stream that is in the trainer's weights: the next one decides."""
+    used: bool
+    floor: int
+    phase: int
+    decided: bool = False
+    taken: bool = False
+
+    def observe(self, record: CommitRecord, me: str) -> None:
+        """A line of the log: the first sync behind `after` decides."""
+        if not self.decided and record.sync.index > self.after:
+            self.decided = True
+            self.taken = self.used and me in record.contributors and record.sync.attempt > self.floor
+
+
+@dataclass(slots=True)
+class Inheritance:
+    """Reads the commit log from the place that the marks were true at.
+
+    Args:
+        me: this peer.
+        held: what the former daemon left.
+        received: per stream, the Granted messages that the trainer has received.
+        indices: per stream, the last sync that the trainer has adopted.
+    """
+
+    me: str
+    held: Held
+    received: Mapping[str, int]
+    indices: Mapping[str, int]
+    next: int = 0
+    """The next line to read."""
+    foreign: str = ""
+    """Why the trainer cannot go on from where it stands; "" if it can."""
+    granted: dict[str, int] = field(default_factory=dict)
+    """Per stream: the sync that the trainer's weights are moved by once it has received what was granted."""
+    again: list[str] = field(default_factory=list)
+    """Streams whose last Granted the trainer has not received."""
+    pending: dict[str, Pending] = field(default_factory=dict)
+    _chain: bytes = b""
+
+    def __post_init__(self) -> None:
+        self.next, self._chain = max(self.held.number, 1), b""
+        for name, mark in self.held.marks.items():
+            if mark.phase == GRANTED and mark.count > self.received.get(name, 0):
+                self.again.append(name)
+                self.granted[name] = mark.index
+                continue
+            after = self.granted[name] = self.indices.get(name, 0)
+            if mark.phase in (STAGING, MERGING, MOVING):
+                used = mark.used == mark.serial
+                self.pending[name] = Pending(mark.serial, after, used, mark.floor, mark.phase)
+            elif mark.phase == STARTING:
+                self.foreign = "the former daemon was about to start it anew"
+
+    def learn(self, records: Iterable[CommitRecord]) -> None:
+        """Lines of the log have come; what is not the next one changes nothing."""
+        for record in records:
+            if record.number != self.next or self.foreign:
+                continue
+            follows = record.chain == self.held.chain if record.number == self.held.number else True
+            if record.number > self.held.number:
+                before = self._chain or self.held.chain
+                follows = next_link(before, record.digest) == record.chain
+            if not follows:
+                self.foreign = "the run has given up the history that the trainer stood in"
+                return
+            self._chain = record.chain
+            self.next += 1
+            for stream, pending in self.pending.items():
+                if stream == record.sync.stream:
+                    pending.observe(record, self.me)
+
+    def known(self, applied: int, head: int, genesis: bytes) -> bool:
+        """Whether what became of everything is known up to line `applied`; the run is at `head` and began with
+        `genesis`."""
+        if head < self.held.number or (self.held.number == 0 and self.held.chain != genesis):
+            self.foreign = self.foreign or "the run has given up the history that the trainer stood in"
+        if self.foreign:
+            return True
+        if applied < self.held.number or self.next <= applied:
+            return False
+        for pending in self.pending.values():
+            granting = pending.phase in (MERGING, MOVING)
+            if granting and (not pending.decided or pending.taken != (pending.phase == MERGING)):
+                self.foreign = "the sync that was being handed to it is not in the log"
+        return True
