@@ -553,7 +553,7 @@ class SimPeer:
         pass
 
     def note(self, event: str, details: dict[str, Any]) -> None:
-        self.discards += event in ("refetch", "repair", "contribution-dropped")
+        self.discards += event in ("refetch", "repair", "start-over", "contribution-dropped")
         if self.world.trace.on:
             self.world.trace.add(self.world.net.now, self.name, f"{event} {details}")
 

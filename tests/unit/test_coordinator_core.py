@@ -1,5 +1,6 @@
 """The coordinator: durable before visible, one line per sync, and an answer for all that got lost or is foreign."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -35,6 +36,7 @@ from wantrain.peers.messages import (
     Refused,
     Report,
     Start,
+    StartOver,
     SyncId,
     SyncReport,
     TensorSpec,
@@ -425,3 +427,39 @@ def test_what_the_run_lacks_is_told_with_for_how_long() -> None:
     assert one.core.reason() == "no peer is connected"
     one.handle(Tick(), 41.0)
     assert one.core.reason(42.5) == "no peer is connected (2.5 s)"
+
+
+# ---- contributions out of line
+
+
+def test_who_stays_out_of_line_is_named_each_time_and_starts_over() -> None:
+    made = run("a", "b", "c")
+    for index in (4, 5):
+        for peer, norm in (("a", 1.0), ("b", 1.0), ("c", 1e6)):
+            answers = made.report(peer, index - 1, 1.0, syncs=(SyncReport("param", index, "ready", norm=norm),))
+        starts_over = [send for send in made.sent if isinstance(send.record, StartOver)]
+        assert [(send.to, send.record) for send in starts_over] == (
+            [("c", StartOver("param", 5, made.said[-1].details["reason"]))] if index == 5 else []
+        )
+        start = of(Start, answers)[0]
+        assert start.contributors == ("a", "b")
+        for peer in start.contributors:
+            made.report(peer, index - 1, 1.0, syncs=done(start))
+        assert made.core.head == index
+    rejected = [said.details for said in made.said if said.event == "rejected"]
+    assert [details["name"] for details in rejected] == ["c", "c"]
+    assert "1000 times the median" in rejected[0]["reason"]
+
+
+def test_status_shows_who_is_said_to_contribute_what_cannot_be_used() -> None:
+    made = run("a", "b", "c")
+    for peer in "abc":
+        answers = made.report(peer, 3, 1.0, syncs=ready(4))
+    (attempt, *_) = [start.sync.attempt for start in of(Start, answers)]
+    line = SyncReport("param", 4, "failed", attempt=attempt, waiting_for=("c",), why="Part: NaN")
+    made.report("a", 3, 1.1, syncs=(line,))
+    said = next(said for said in made.said if said.event == "rejected")
+    expected = {"sync": f"param#4.{attempt}", "peer": "c", "name": "c", "reason": "Part: NaN", "by": "a", "times": 1}
+    assert said.details == expected
+    made.report("b", 3, 1.1, syncs=(replace(line, waiting_for=("x" * 64, "c")),))
+    assert made.core.offences.guilty["c"].times == 1, "a report of an attempt that is over changes nothing more"

@@ -56,3 +56,10 @@ def test_nobody_accuses_itself() -> None:
     offences.heard("a", "a")
     assert offences.judge("b", "a") == "a"
     assert offences.judge("b", "c") == "b"
+
+
+def test_who_stays_out_of_line_begins_anew_again_and_again_but_ever_more_seldom() -> None:
+    offences = Offences()
+    assert [k for k in range(1, 20) if offences.diverged("x")] == [2, 4, 8, 16]
+    offences.contributed(["x", "y"])
+    assert [k for k in range(1, 4) if offences.diverged("x")] == [2]

@@ -33,6 +33,7 @@ from wantrain.peers.messages import (
     Report,
     Result,
     Start,
+    StartOver,
     StateChunk,
     SyncId,
     TensorSpec,
@@ -576,3 +577,22 @@ def test_what_a_leaving_peer_owed_is_taken_over_once_it_is_whole_and_only_from_m
     assert one.around.tensors.did == []
     one.hear(Owed("param", 0, 1), "b", "owed")
     assert one.around.tensors.did == [("owed", ("owed",))]
+
+
+# ---- starting over
+
+
+def test_what_is_out_of_line_is_dropped_and_the_trainer_takes_over_the_state() -> None:
+    one = running()
+    one.say(Contribute("param", 1, 10, 0, 1))
+    one.hear(StartOver("param", 2, "another sync"))
+    one.hear(StartOver("other", 1, "another stream"))
+    assert one.granted() == ["start"]
+    one.hear(StartOver("param", 1, "norm 1e9"))
+    assert "start-over" in one.around.notes
+    assert one.granted() == ["start", "start"]
+    assert not one.report().syncs
+    one.hear(StartOver("param", 1, "norm 1e9"))
+    assert one.granted() == ["start", "start"]
+    one.say(Contribute("param", 2, 20, 0, 2))
+    assert one.report().syncs[0].phase == "ready"

@@ -99,6 +99,13 @@ def _render(document: dict[str, Any]) -> RenderableType:
         f", start {coordinator.get('epoch', '?')}\nlog {log.get('head', '?')}, chain {str(log.get('chain', '?'))[:16]}"
     )
     head.append(f"  view {view.get('number', '?')} with {len(view.get('members', []))} members")
+    if coordinator.get("dropped"):
+        head.append(
+            f"\n{coordinator['dropped']} messages dropped by the coordinator: garbage, or not admitted", "yellow"
+        )
+    for peer in document.get("peers", []):
+        if guilty := peer.get("rejected"):
+            head.append(printable(f"\nrejected {guilty['times']} times: {peer['name']}: {guilty['reason']}"), "red")
     if document.get("reason"):
         head.append(printable(f"\nwaiting: {document['reason']}"), "yellow")
     parts: list[RenderableType] = [head, _peers(document.get("peers", []))]

@@ -58,6 +58,7 @@ from wantrain.peers.messages import (
     Refetch,
     Refused,
     Report,
+    StartOver,
     TensorSpec,
     View,
     Waiting,
@@ -608,8 +609,10 @@ class Coordinator:
                 case rounds.LeftBehind(sync, peer, reason):
                     details = {"sync": str(sync), "name": self.name_of(peer), "reason": reason}
                     effects.append(Announce("left-behind", details))
-                case rounds.Rejected(where, peer, by, reason):
+                case rounds.Rejected(where, peer, by, reason, diverged):
                     effects.append(self._rejected(where, peer, by, reason))
+                    if diverged and self.offences.diverged(peer):
+                        effects.append(Send(peer, StartOver(stream, self.rounds[stream].index, reason)))
                 case rounds.Committed():
                     pass
         return effects
@@ -636,6 +639,7 @@ class Coordinator:
 
         def announce(now: float) -> list[CoordinatorEffect]:
             self.log.append(record)
+            self.offences.contributed(start.contributors)
             self._timing[record.number] = {**timing, "committed_at": now}
             self._timing.pop(record.number - TIMINGS_KEPT, None)
             names = [self.name_of(peer) for peer in start.contributors]

@@ -19,6 +19,7 @@ from wantrain.config import RunSpec, key_path, store_path
 from wantrain.errors import AddressInUseError, ConfigError, InviteError, RefusedError, StoreError, WireError
 from wantrain.interfaces import bind_address
 from wantrain.peers import coordinator as co
+from wantrain.peers.drops import Drops
 from wantrain.peers.messages import (
     Commit,
     CommitRecord,
@@ -150,6 +151,7 @@ class CoordinatorDaemon:
         self.spec = spec
         self.store = store
         self._on_event = on_event
+        self._drops = Drops()
         self._clock = _Clock(time.monotonic())
         self._rows = {row.curve_key: row for row in store.peers()}
         self._row_of = {row.peer: row for row in self._rows.values()}
@@ -219,15 +221,20 @@ class CoordinatorDaemon:
                 try:
                     record = unpack(message)
                 except WireError as error:
-                    self._on_event({"event": "dropped", "peer": source, "reason": error.message})
+                    self._dropped(source, error.message)
                     return
                 self._received(source, connection, record)
             case Dropped(source, reason, connection):
-                self._on_event({"event": "dropped", "peer": source, "reason": reason})
+                self._dropped(source, reason)
                 if source and reason.startswith("protocol "):
                     # It cannot read this either, but what it cannot read names our version to it.
                     refusal = Refused("protocol", f"the run speaks protocol {PROTOCOL_VERSION}")
                     self.link.reply(connection, pack(refusal))
+
+    def _dropped(self, source: str, reason: str) -> None:
+        times = self._drops.count("dropped", source, self._clock.now())
+        if times:
+            self._on_event({"event": "dropped", "peer": source, "reason": reason, "times": times})
 
     def _received(self, source: str, connection: bytes, record: Record) -> None:
         if source == OWNER:
@@ -268,7 +275,7 @@ class CoordinatorDaemon:
 
     def _document(self) -> dict[str, Any]:
         now = self._clock.now()
-        return document(self.core, self.spec, self.link.address, now, now)
+        return document(self.core, self.spec, self.link.address, now, now, dropped=self._drops.total)
 
     # ---- who is admitted
 

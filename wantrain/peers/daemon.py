@@ -18,6 +18,7 @@ from wantrain.addresses import advertised_address
 from wantrain.config import RunSpec
 from wantrain.errors import ConfigError, ModelMismatchError, RefusedError, TrainerError, WantrainError, WireError
 from wantrain.peers.admission import COORDINATOR, Admission, other_protocol
+from wantrain.peers.drops import Drops
 from wantrain.peers.engine import Engine
 from wantrain.peers.events import LeaveRequested, Progress
 from wantrain.peers.inheritance import Held
@@ -148,6 +149,7 @@ class PeerDaemon:
         self.link = link
         self.spec = spec
         self._on_event = on_event
+        self._drops = Drops()
         self._members = members
         self._directory = directory
         self._trainer_link = ZmqLink(LOCAL_RUN, bind=f"ipc://{directory}/trainer.sock")
@@ -333,6 +335,8 @@ class PeerDaemon:
 
     def _take_from_trainer(self, event: LinkEvent) -> None:
         now = time.monotonic()
+        if isinstance(event, Dropped):
+            self.note("dropped", {"peer": "trainer", "reason": event.reason})
         if not isinstance(event, Received):
             return
         try:
@@ -362,6 +366,7 @@ class PeerDaemon:
         stats["bytes_received"] = float(sum(counter.bytes_received for counter in counters))
         stats["fetched_bytes"] = float(self.peer.fetched_bytes)
         stats["pause_s"] = self.peer.pause_s
+        stats["dropped"], stats["unasked"] = float(self._drops.total), float(self.peer.unasked)
         stats["peak_bytes"] = float(peak_bytes())
         if engine is not None:
             stats["model_bytes"] = float(engine.model_bytes)
@@ -480,6 +485,11 @@ class PeerDaemon:
             self._failure = ModelMismatchError(refusal.reason, hint=refusal.hint)
 
     def note(self, event: str, details: dict[str, Any]) -> None:
+        if event in ("dropped", "rejected"):
+            times = self._drops.count(event, details.get("peer", ""), time.monotonic())
+            if not times:
+                return
+            details = {**details, "times": times}
         self._on_event({"event": event, **details})
 
     def exit(self, code: int, reason: str, hint: str) -> None:

@@ -392,6 +392,15 @@ class Leased:
 
 
 @dataclass(frozen=True, slots=True)
+class StartOver:
+    """What the receiver has staged for this sync cannot be used and never will: its trainer starts from the state."""
+
+    stream: Name
+    index: Count
+    reason: Text
+
+
+@dataclass(frozen=True, slots=True)
 class Status:
     """The run as a JSON document, for `wantrain status`."""
 
@@ -591,9 +600,9 @@ class Detached:
 
 Record: TypeAlias = (
     Enroll | Hello | Report | Genesis | WantRecords | Leave | WantStatus | Enrolled | Refused | Welcome
-    | WantHello | WantGenesis | View | Start | Commit | Abort | Refetch | Status | Part | Result | WantParts | WantState
-    | StateChunk | WantDigests | StateDigests | WantUpdate | UpdateChunk | Owed | NotHeld | Attach | Attached
-    | GenesisWritten | Contribute | Granted | Waiting | Log | Detach | Detached | WantLease | Leased
+    | WantHello | WantGenesis | View | Start | Commit | Abort | Refetch | StartOver | Status | Part | Result | WantParts
+    | WantState | StateChunk | WantDigests | StateDigests | WantUpdate | UpdateChunk | Owed | NotHeld | Attach
+    | Attached | GenesisWritten | Contribute | Granted | Waiting | Log | Detach | Detached | WantLease | Leased
 )  # fmt: skip
 
 # A TypeAdapter takes no configuration for dataclasses, so each class carries it; it must be there before the adapters.

@@ -4,7 +4,8 @@ Bytes between two peers are authenticated but not signed, so one peer's word sta
 to be blamed is bounded: some syncs without the own contribution, more with every time.
 """
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from statistics import median_low
 
@@ -47,6 +48,8 @@ class Offences:
     """All accusations in one life of the coordinator."""
 
     guilty: dict[str, Offence] = field(default_factory=dict)
+    _diverged: Counter[str] = field(default_factory=Counter)
+    """Per peer: syncs since its last contribution in which it was out of line."""
     _accusers: dict[str, set[str]] = field(default_factory=dict)
     """Per accused peer: who has accused it."""
 
@@ -60,6 +63,19 @@ class Offences:
         self.heard(by, accused)
         alone = [peer for peer, accusers in self._accusers.items() if accusers == {by}]
         return by if accused in alone and len(alone) > 1 else accused
+
+    def diverged(self, peer: str) -> bool:
+        """A peer was left out for its norm; whether it had better begin anew from the run's state.
+
+        It keeps what it has trained and would be out of line for ever: at the second time, the fourth, the eighth, …
+        """
+        self._diverged[peer] += 1
+        return self._diverged[peer] > 1 and self._diverged[peer].bit_count() == 1
+
+    def contributed(self, peers: Iterable[str]) -> None:
+        """These are in a commit."""
+        for peer in peers:
+            self._diverged.pop(peer, None)
 
     def punish(self, peer: str, reason: str) -> int:
         """Write down an offence; how often this peer has offended."""

@@ -68,6 +68,7 @@ from wantrain.peers.messages import (
     Report,
     Result,
     Start,
+    StartOver,
     StateChunk,
     StateDigests,
     SyncId,
@@ -412,6 +413,8 @@ class Participant:
                 return self._refetch(refetch, now)
             case Leased() as leased:
                 return [PassOn(leased)] if self._wants.answered(leased) else []
+            case StartOver(stream, index, reason):
+                return self._start_over(stream, index, reason) + self._advance(now)
             case Waiting(reason):
                 self._why = reason
                 return []
@@ -645,6 +648,14 @@ class Participant:
         self._attempts.give_up()
         self._mine.reset()
         return [ForgetResiduals(), Note("repair", {"reason": refetch.reason}), *repair, *self._answer_trainer()]
+
+    def _start_over(self, stream: str, index: int, reason: str) -> list[Effect]:
+        """What the trainer has staged is not to be used: it takes over the state, which is as it should be."""
+        if not self.complete or stream not in self._mine.staged or self.indices[stream] + 1 != index:
+            return []
+        self._attempts.give_up()
+        self._mine.reset()
+        return [ForgetResiduals(), Note("start-over", {"reason": reason}), *self._answer_trainer()]
 
     def _reset(self, reason: str) -> list[Effect]:
         """Forget the state: it is not the run's. The trainer starts again from the run's state, once fetched."""

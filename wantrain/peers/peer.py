@@ -268,7 +268,7 @@ class Peer:
     def _reject(self, source: str, record: Record, reason: str, now: float) -> None:
         """Drop tensor bytes that cannot be used, by name; of a contribution the coordinator hears."""
         self.rejected += 1
-        self._around.note("rejected", {"source": source, "kind": type(record).__name__, "reason": reason})
+        self._around.note("rejected", {"peer": source, "kind": type(record).__name__, "reason": reason})
         if isinstance(record, Part | Result):
             self.handle(Flawed(source, record.sync, f"{type(record).__name__}: {reason}"), now)
 

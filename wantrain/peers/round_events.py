@@ -113,12 +113,16 @@ class LeftBehind:
 
 @dataclass(frozen=True, slots=True)
 class Rejected:
-    """A contribution cannot be used and is not in the sync; `by` found it out, "" for the coordinator itself."""
+    """A contribution cannot be used and is not in the sync; `by` found it out, "" for the coordinator itself.
+
+    `diverged`: its norm is far beyond the others'.
+    """
 
     sync: str
     peer: str
     by: str
     reason: str
+    diverged: bool = False
 
 
 RoundEffect = Tell | Persist | Committed | Aborted | LeftBehind | Rejected

@@ -320,7 +320,8 @@ class Round:
             contributors.remove(peer)
             self._excluded.add(peer)
             self._unfit.add(peer)
-            effects.append(Rejected(f"{self.stream}#{self.index}", peer, "", reason))
+            diverged = self._ready[peer].norm > 0.0
+            effects.append(Rejected(f"{self.stream}#{self.index}", peer, "", reason, diverged))
         # Who is behind the log fetches this update later too, and need not be waited for.
         inside = set(contributors)
         receivers = tuple(p for p in self._live if p not in inside and p in self._abreast and not self._benched(p))

@@ -32,7 +32,9 @@ def address_path(run_file: Path) -> Path:
     return run_file.with_suffix(".address")
 
 
-def document(core: Coordinator, spec: RunSpec, address: str, uptime_s: float, now: float) -> dict[str, Any]:
+def document(
+    core: Coordinator, spec: RunSpec, address: str, uptime_s: float, now: float, *, dropped: int = 0
+) -> dict[str, Any]:
     """The state of the run; times are in seconds, digests in hex."""
     names = core.name_of
     commits = []
@@ -62,7 +64,7 @@ def document(core: Coordinator, spec: RunSpec, address: str, uptime_s: float, no
             "protocol": PROTOCOL_VERSION,
             "version": core.facts.version,
         },
-        "coordinator": {"address": address, "epoch": core.epoch, "uptime_s": round(uptime_s, 3)},
+        "coordinator": {"address": address, "epoch": core.epoch, "uptime_s": round(uptime_s, 3), "dropped": dropped},
         "log": {"head": core.head, "chain": core.chain(core.head).hex()},
         "view": {"number": core.membership.view, "members": list(core.membership.members)},
         "peers": [_peer(core, peer, known, now) for peer, known in core.membership.peers.items()],
