@@ -8,6 +8,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import msgpack
+import pytest
 import zmq
 
 from tests.process.harness import Event, Run
@@ -70,6 +71,7 @@ Engine.part, Engine.stage = part, stage
 MOST_GROWN_BYTES = 300 << 20
 
 
+@pytest.mark.scenario(14)
 def test_who_contributes_what_cannot_be_used_is_named_and_left_out_and_comes_back(new_run: Callable[..., Run]) -> None:
     run = new_run()
     lie = run.folder / "lie"
@@ -220,6 +222,7 @@ def _memory(run: Run, name: str) -> int:
     return int(Path(f"/proc/{run.pid(name)}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
+@pytest.mark.scenario(13)
 def test_an_admitted_member_that_attacks_every_socket_ends_and_bends_nothing(new_run: Callable[..., Run]) -> None:
     run = new_run()
     run.peer("anna")

@@ -25,6 +25,7 @@ RUN = b"run-id-8"
 DEADLINE_S = 20.0
 US, LIAR = Identity.create(), Identity.create()
 Frames = list[bytes]
+pytestmark = pytest.mark.scenario(13)
 
 
 def resident_bytes() -> int:

@@ -287,6 +287,7 @@ def test_false_bytes_never_reach_the_core_and_end_nothing(record: Record) -> Non
     assert one.peer.core.applied == 0
 
 
+@pytest.mark.scenario(14)
 @pytest.mark.parametrize(
     ("record", "payload", "why"),
     [
@@ -315,6 +316,7 @@ def test_the_coordinator_hears_by_name_whose_contribution_cannot_be_used(
     assert one.peer.core.applied == 1
 
 
+@pytest.mark.scenario(14)
 def test_who_makes_the_sum_overflow_is_named() -> None:
     one = running()
     one.say(Contribute("param", 1, 10, 0, 1))

@@ -425,6 +425,7 @@ def rejected(effects: list[RoundEffect]) -> list[Rejected]:
     return [effect for effect in effects if isinstance(effect, Rejected)]
 
 
+@pytest.mark.scenario(14)
 def test_whose_bytes_cannot_be_used_is_left_out_by_name_and_longer_each_time() -> None:
     current = round_of("abc")
     attempt, left_out = 0, []
@@ -456,6 +457,7 @@ def test_who_alone_accuses_one_after_another_is_left_out_itself() -> None:
     assert starts(effects)["c"].contributors == ("c", "d")
 
 
+@pytest.mark.scenario(14)
 @pytest.mark.parametrize("norm", [0.0, 1e6])
 def test_a_norm_out_of_line_is_not_in_the_sync_and_the_others_do_not_wait(norm: float) -> None:
     current = round_of("abcd")

@@ -283,7 +283,10 @@ class Coordinator:
             )
         elif hello.spec_digest and hello.spec_digest != facts.spec_digest:
             refusal = Refused(
-                "spec", "this peer holds the options of another run", "start it with a fresh --home directory"
+                "spec",
+                f"the run's options come to {facts.spec_digest.hex()[:16]} (wantrain {facts.version}), "
+                f"on this peer to {hello.spec_digest.hex()[:16]} (wantrain {hello.version})",
+                f"install wantrain {facts.version} on the peer: their versions differ in what an option means",
             )
         elif missing := sorted({name for stream in facts.streams for name in stream.codecs} - set(hello.codecs)):
             refusal = Refused(

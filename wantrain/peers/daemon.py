@@ -8,6 +8,7 @@ import signal
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -172,7 +173,7 @@ class PeerDaemon:
         facts = PeerFacts(
             me=place.identity.peer,
             run=invite.run,
-            hello=admission.hello,
+            hello=replace(admission.hello, spec_digest=spec.digest),
             streams=spec.streams,
             heartbeat_s=spec.liveness.heartbeat_s,
             keep_bytes=spec.log.keep_mb * 2**20,
@@ -180,6 +181,8 @@ class PeerDaemon:
         )
         self.peer = Peer(Participant(facts), self)
         self.peer.receive(COORDINATOR, welcome, (), time.monotonic())
+        # Now that the options are known: whether they come to the same here as at the coordinator.
+        self.send(COORDINATOR, facts.hello)
 
     def supervise(self, command: Sequence[str], max_restarts: int) -> None:
         """Start the training command with the loop, unless the process that a killed daemon had started still runs."""

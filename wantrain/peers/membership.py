@@ -1,6 +1,6 @@
 """Who is alive and who is in the view: pure core over hellos, reports, hints of others and the passing of time."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from wantrain.peers.messages import Hello, Member, Report
 from wantrain.peers.timing import PHI_HINTED, Arrivals, Policy
@@ -174,7 +174,8 @@ class Membership:
 
     def _greeted_again(self, known: PeerState, event: Greeted, now: float) -> list[MembershipEffect]:
         """The same process says Hello again. Its reports go on counting, so that an old one stays old."""
-        changed = (known.hello, known.curve_key) != (event.hello, event.curve_key)
+        digest = event.hello.spec_digest  # which it knows only once it is welcome: no news for the others
+        changed = (replace(known.hello, spec_digest=digest), known.curve_key) != (event.hello, event.curve_key)
         known.hello, known.curve_key = event.hello, event.curve_key
         if known.state == "left":
             return []  # a late copy of what it said before
