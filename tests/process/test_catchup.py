@@ -126,7 +126,7 @@ def test_a_download_goes_on_with_what_it_has_when_its_source_is_killed(
 ) -> None:
     run = new_run()
     for name in ("anna", "bert"):
-        run.peer(name, "--max-upload", "4mbit", trainer=WIDE)
+        run.peer(name, "--max-upload", "2mbit", trainer=WIDE)
     run.until_commits(3, "anna", "bert")
     run.pause()
     run.peer("nora", trainer=WIDE)
@@ -185,7 +185,7 @@ def test_a_newcomer_on_a_link_that_is_slower_than_the_run_gets_in(
     run.until_commits(1, "anna", "nora")
     measured(9, "time until a newcomer takes part whose link is slower than the run", time.monotonic() - began_at, "s")
     chased = [event["event"] for event in run.events("coordinator") if event["event"] in ("chasing", "gaining")]
-    assert chased in ([], ["chasing", "gaining"])
+    assert chased == ["chasing", "gaining"] * (len(chased) // 2)
     run.until_commits(3, "anna", "nora")
     run.assert_parity("anna", "nora")
     run.stop("anna", "nora")
