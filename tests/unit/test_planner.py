@@ -100,3 +100,13 @@ def test_who_was_left_out_is_in_the_sooner_the_longer_it_was() -> None:
     assert all("".join(peers) in ("abc", "acd", "ab", "cd") for peers in inside)
     for peer in PEERS:
         assert sum(peer in peers for peers in inside) >= 2, peer
+
+
+@pytest.mark.scenario(17)
+def test_a_plan_says_how_long_one_message_takes_on_the_slowest_link() -> None:
+    """A chunk of int8 has 2^18 bytes here, and one may be on its way to each of the three others."""
+    table = measured({"a": 1e8, "b": 1e8, "c": 1e8, "d": 1e5})
+    choice = planner(table, topology="direct").plan(PEERS, (), False)
+    assert 3 * 2**18 / 1e5 < choice.slowest_s < 3.1 * 2**18 / 1e5
+    assert planner(table).plan(("a", "b", "c"), (), False).slowest_s < 0.1
+    assert planner(LinkTable()).plan(PEERS, (), False).slowest_s == 0.0

@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -45,13 +46,16 @@ def round_of(
     eta: dict[str, float | None] | None = None,
     topology: str = "direct",
     together: Callable[[tuple[str, ...]], int] = len,
+    predicted_s: float = 0.0,
+    slowest_s: float = 0.0,
 ) -> Round:
     attempts = itertools.count(1)
 
     def plan(contributors: tuple[str, ...], receivers: tuple[str, ...], direct: bool) -> Choice:
         shards = split_chunks(chunks, [1.0] * len(contributors))
         ring = topology == "ring" and not direct
-        return Choice("ring" if ring else "direct", contributors, () if ring else receivers, shards, 0.0, "")
+        how = "ring" if ring else "direct"
+        return Choice(how, contributors, () if ring else receivers, shards, predicted_s, "", slowest_s)
 
     current = Round("param", plan, 1, POLICY, lambda: next(attempts), together=together)
     current.handle(cast(live, eta=eta), 0.0)
@@ -82,9 +86,9 @@ def starts(effects: list[RoundEffect]) -> dict[str, Start]:
     }
 
 
-def begun(live: str, now: float = 0.0, *, together: Callable[[tuple[str, ...]], int] = len) -> Round:
-    """A round whose first attempt moves among `live`."""
-    current = round_of(live, together=together)
+def begun(live: str, now: float = 0.0, **options: Any) -> Round:
+    """A round whose first attempt moves among `live`; options as of `round_of`."""
+    current = round_of(live, **options)
     effects = [effect for peer in live for effect in current.handle(ready(peer), now)]
     assert set(starts(effects)) == set(live)
     return current
@@ -257,6 +261,16 @@ def test_where_all_meet_at_one_peer_the_other_end_of_a_dead_path_is_left_out() -
     for peer, waits_for in (("a", "b"), ("b", "c"), ("c", "b")):
         current.handle(moving(peer, 1, waiting_for=waits_for), 0.1)
     assert aborts(current.handle(Tick(), 5.2))[0].dropped == ("c",)
+
+
+@pytest.mark.scenario(17)
+@pytest.mark.parametrize(("predicted_s", "slowest_s"), [(4.0, 0.0), (0.0, 4.0)])
+def test_a_first_sync_over_a_slow_link_gets_the_time_that_it_was_predicted_to_take(
+    predicted_s: float, slowest_s: float
+) -> None:
+    current = begun("ab", predicted_s=predicted_s, slowest_s=slowest_s)
+    assert aborts(current.handle(Tick(), 11.9)) == []  # the floor is 5 s
+    assert aborts(current.handle(Tick(), 12.1))
 
 
 def test_progress_puts_the_deadline_off() -> None:
