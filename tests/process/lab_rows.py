@@ -13,6 +13,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 from tests.conftest import Measured
 from tests.process.harness import Event, Run
@@ -24,7 +25,7 @@ BROADBAND = "rate=100mbit,rtt=20ms"
 USUAL = Shape.parse(BROADBAND)
 THREE = ("anna", "bert", "carl")
 DOWN = Shape(loss=1.0)
-DEADLINES = {
+DEADLINES: dict[str, dict[str, Any]] = {
     "sync": {"deadline_floor_s": 3.0, "deadline_ceiling_s": 20.0, "wait_ceiling_s": 2.0},
     "liveness": {"heartbeat_s": 0.5, "suspect_floor_s": 2.0, "suspect_ceiling_s": 8.0},
 }

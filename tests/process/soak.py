@@ -19,12 +19,13 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 from tests.process.harness import DEADLINE_S, POLL_S, ROOT, Run
 from wantrain.lab import Lab, Shape
 from wantrain.peers.shared_memory import segment_directory
 
-OPTIONS = {
+OPTIONS: dict[str, dict[str, Any]] = {
     "sync": {"grace_floor_s": 1.0, "grace_ceiling_s": 3.0, "deadline_floor_s": 3.0, "deadline_ceiling_s": 20.0},
     "liveness": {"heartbeat_s": 0.3, "suspect_floor_s": 2.0, "suspect_ceiling_s": 6.0},
     "log": {"keep_mb": 8, "keep_updates": 32},
