@@ -22,7 +22,7 @@ CORES = [
     "peers/catchup", "peers/recovery", "peers/attempts", "peers/contributions", "peers/reports", "peers/participant",
     "peers/leases", "peers/supply", "peers/wants",
     "peers/trainer", "peers/inheritance", "peers/outbox", "peers/link_table", "peers/planner", "peers/peer",
-    "peers/offences", "peers/drops",
+    "peers/offences", "peers/drops", "peers/visitors", "peers/findings",
 ]  # fmt: skip
 
 

@@ -10,7 +10,7 @@ from wantrain.cli.options import JSON
 from wantrain.cli.terminal import printable
 from wantrain.errors import WantrainError
 
-COMMANDS = ("init", "coordinator", "invite", "peer", "status", "bench", "demo")
+COMMANDS = ("init", "coordinator", "invite", "peer", "doctor", "status", "bench", "demo")
 """One module of this package each, imported when asked for. They import torch and sockets only when they run."""
 
 INTERRUPTED = 130
@@ -68,6 +68,7 @@ def main() -> None:
     One machine starts a run:        wantrain init run.toml
                                      wantrain coordinator run.toml
     Every machine takes part:        wantrain peer 'INVITE' -- python train.py
+    What it will meet there:         wantrain doctor 'INVITE'
     Anybody with run.toml looks on:  wantrain status run.toml
     All of it on this machine:       wantrain demo
     """

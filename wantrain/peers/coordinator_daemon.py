@@ -25,6 +25,7 @@ from wantrain.peers.messages import (
     CommitRecord,
     Enroll,
     Enrolled,
+    Examine,
     Genesis,
     Record,
     Refused,
@@ -38,6 +39,7 @@ from wantrain.peers.messages import (
 from wantrain.peers.status import address_path, document
 from wantrain.peers.store import InviteRow, PeerRow, Store
 from wantrain.peers.timing import Policy
+from wantrain.peers.visits import Visits, visitor
 from wantrain.transport.auth import Invite, RunKeys, check_proof, peer_id
 from wantrain.transport.link import Dropped, LinkEvent, Received
 from wantrain.transport.wire import PROTOCOL_VERSION, Message
@@ -162,6 +164,7 @@ class CoordinatorDaemon:
         self._stopping = False
         self.link = ZmqLink(spec.run, bind=bind, key=(keys.curve_public, keys.curve_secret), admit=self._admit)
         self.core = co.Coordinator(self._facts(), self._history())
+        self._visits = Visits(spec, store)
 
     def _facts(self) -> co.RunFacts:
         spec = self.spec
@@ -240,11 +243,23 @@ class CoordinatorDaemon:
         if source == OWNER:
             if isinstance(record, WantStatus):
                 self.link.reply(connection, pack(Status(json.dumps(self._document()))))
+        elif isinstance(record, Examine):
+            self._examine(source, connection, record)
         elif source.startswith(INVITED):
             if isinstance(record, Enroll):
                 self.link.reply(connection, pack(self._enroll(source, record)))
         else:
             self._handle(co.FromPeer(source, record, self._row_of[source].curve_key), source, connection)
+
+    def _examine(self, source: str, connection: bytes, record: Examine) -> None:
+        invite = "" if not source.startswith(INVITED) else source.removeprefix(INVITED)
+        answer = self._visits.examine(invite, record, self.core, self._clock.now(), int(time.time()))
+        if answer is None:
+            return
+        self._on_event({"event": "examined", "reason": answer.invite or "the invite is good"})
+        for member in answer.members:
+            self._send(member.peer, visitor(record), b"")
+        self.link.reply(connection, pack(answer))
 
     def _handle(self, event: co.CoordinatorEvent, source: str = "", connection: bytes = b"") -> None:
         events = deque([event])
@@ -289,9 +304,8 @@ class CoordinatorDaemon:
         except StoreError as error:
             self._on_event({"event": "store-failed", "reason": error.message})
             return None
-        if invite is None or invite.expires_unix < time.time():
-            return None
-        return INVITED + invite.ident
+        # Also one that has expired: it is told so, with this clock's time, and gets nothing else.
+        return None if invite is None else INVITED + invite.ident
 
     def _enroll(self, source: str, record: Enroll) -> Enrolled | Refused:
         peer = peer_id(record.identity_key)

@@ -31,6 +31,7 @@ from wantrain.peers.messages import (
     Manifest,
     Record,
     Refused,
+    Visitor,
     Waiting,
     Welcome,
     pack,
@@ -43,6 +44,7 @@ from wantrain.peers.place import Place, open_place, scratch_directory
 from wantrain.peers.sabotage import KillSwitch
 from wantrain.peers.shared_memory import LOCAL_RUN, segment_directory
 from wantrain.peers.supervisor import Supervisor
+from wantrain.peers.visitors import Visitors
 from wantrain.transport.auth import Invite
 from wantrain.transport.collective import Payload
 from wantrain.transport.link import Connected, Disconnected, Done, Dropped, LinkEvent, LinkStats, Received
@@ -152,6 +154,7 @@ class PeerDaemon:
         self._on_event = on_event
         self._drops = Drops()
         self._members = members
+        self._visitors = Visitors(link, members)
         self._directory = directory
         self._trainer_link = ZmqLink(LOCAL_RUN, bind=f"ipc://{directory}/trainer.sock")
         self._trainer_connection = b""
@@ -246,6 +249,7 @@ class PeerDaemon:
                 self.note("leaving", {"reason": "finishing what is in flight; signal again to leave at once"})
             self.peer.handle(LeaveRequested("told to by SIGINT or SIGTERM"), now)
         self._watch_trainer(now)
+        self._visitors.tick(now)
         self._probe(now)
         if self.peer.core.complete != self._was_current:
             self._was_current = self.peer.core.complete
@@ -317,12 +321,18 @@ class PeerDaemon:
 
     def _take(self, event: LinkEvent) -> None:
         now = time.monotonic()
+        if self._visitors.concerns(event):
+            return
         match event:
             case Received(source, _, message):
                 try:
                     record = unpack(message)
                 except WireError as error:
                     self.note("dropped", {"peer": source, "reason": error.message})
+                    return
+                if isinstance(record, Visitor):
+                    if source == COORDINATOR:
+                        self._visitors.announced(record, now)
                     return
                 self.peer.receive(source, record, message.buffers, now)
             case Connected(peer):

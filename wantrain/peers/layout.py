@@ -30,6 +30,11 @@ def stream_elements(stream: Stream, manifest: Sequence[TensorSpec]) -> int:
     return sum(map(tensor_elements, stream_tensors(stream, manifest)))
 
 
+def manifest_bytes(manifest: Sequence[TensorSpec]) -> int:
+    """Size of a model in fp32, in bytes."""
+    return 4 * sum(map(tensor_elements, manifest))
+
+
 def stream_chunks(stream: Stream, manifest: Sequence[TensorSpec]) -> int:
     """Chunks of a stream's vector."""
     return len(chunk_bounds(stream_elements(stream, manifest)))

@@ -145,6 +145,19 @@ class Enroll:
 
 
 @dataclass(frozen=True, slots=True)
+class Examine:
+    """`wantrain doctor` asks what somebody with this invite would find; nothing is used up and nobody joins."""
+
+    version: Name
+    invite: Annotated[bytes, Field(strict=True, max_length=2048)]
+    codecs: Annotated[tuple[Name, ...], Field(max_length=64)]
+    visitor_key: Key
+    """CURVE public key that it will use towards members, drawn for this once."""
+    address: Annotated[str, Field(strict=True, max_length=256)]
+    """Where members are to dial it, "host:port"; "" if it can only dial out."""
+
+
+@dataclass(frozen=True, slots=True)
 class Hello:
     """A peer introduces itself after each (re)connection."""
 
@@ -281,6 +294,16 @@ class Refused:
 
 
 @dataclass(frozen=True, slots=True)
+class Visitor:
+    """Tells live peers that somebody may measure the way to them for some seconds; nothing else is heard from there."""
+
+    curve_key: Key
+    address: Annotated[str, Field(strict=True, max_length=256)]
+    """Where to dial it, "" for nowhere."""
+    seconds: Annotated[int, Field(strict=True, ge=1, le=60)]
+
+
+@dataclass(frozen=True, slots=True)
 class Member:
     """Where and who a live peer is. `current`: it holds the run's state and is in the view."""
 
@@ -289,6 +312,25 @@ class Member:
     address: Annotated[str, Field(strict=True, max_length=256)]
     curve_key: Key
     current: Flag
+
+
+@dataclass(frozen=True, slots=True)
+class Examined:
+    """The answer to Examine. Who the members are is told only if the invite is good."""
+
+    now_unix: Count
+    """The coordinator's clock, seconds since 1970 (UTC)."""
+    version: Name
+    invite: Text
+    """Why the invite is of no use, "" if it is good."""
+    uses_left: Count
+    missing_codecs: Annotated[tuple[Name, ...], Field(max_length=64)]
+    """Codecs of the run that the asker does not have."""
+    model_bytes: Count
+    """Of the run's model in fp32; 0 while there is none."""
+    members: Annotated[tuple[Member, ...], Field(max_length=MAX_PEERS)]
+    apart: Annotated[dict[PeerId, Peers], Field(max_length=MAX_PEERS)]
+    """Live peers that have no way to some others, by peer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -599,7 +641,8 @@ class Detached:
 
 
 Record: TypeAlias = (
-    Enroll | Hello | Report | Genesis | WantRecords | Leave | WantStatus | Enrolled | Refused | Welcome
+    Enroll | Hello | Examine | Examined | Visitor
+    | Report | Genesis | WantRecords | Leave | WantStatus | Enrolled | Refused | Welcome
     | WantHello | WantGenesis | View | Start | Commit | Abort | Refetch | StartOver | Status | Part | Result | WantParts
     | WantState | StateChunk | WantDigests | StateDigests | WantUpdate | UpdateChunk | Owed | NotHeld | Attach
     | Attached | GenesisWritten | Contribute | Granted | Waiting | Log | Detach | Detached | WantLease | Leased
