@@ -11,6 +11,7 @@ import msgpack
 import pytest
 import zmq
 
+from tests.conftest import Measured
 from tests.process.harness import Event, Run
 from wantrain.peers.admission import COORDINATOR, Admission
 from wantrain.peers.messages import (
@@ -223,7 +224,9 @@ def _memory(run: Run, name: str) -> int:
 
 
 @pytest.mark.scenario(13)
-def test_an_admitted_member_that_attacks_every_socket_ends_and_bends_nothing(new_run: Callable[..., Run]) -> None:
+def test_an_admitted_member_that_attacks_every_socket_ends_and_bends_nothing(
+    new_run: Callable[..., Run], measured: Measured
+) -> None:
     run = new_run()
     run.peer("anna")
     run.peer("bert")
@@ -256,6 +259,7 @@ def test_an_admitted_member_that_attacks_every_socket_ends_and_bends_nothing(new
         assert place.identity.peer in {event["peer"] for event in run.events("coordinator", "dropped")}
         grown = {name: _memory(run, name) - size for name, size in before.items()}
         assert max(grown.values()) < MOST_GROWN_BYTES, grown
+        measured(13, "memory that the attacked process with the most growth gained", max(grown.values()) / 1e6, "MB")
         document = run.status()
         assert document["coordinator"]["dropped"] > 100
         assert all(p["stats"]["dropped"] > 100 for p in document["peers"] if p["name"] in ("anna", "bert"))
