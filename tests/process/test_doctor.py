@@ -1,15 +1,21 @@
 """`wantrain doctor` against real coordinators and peers: what is wrong is named at the step where it shows."""
 
 import json
+import os
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.process.harness import Run
+from tests.process.harness import DEADLINE_S, Run
+from tests.process.test_reachability import NOWHERE
 from wantrain.config import store_path
+from wantrain.lab import Lab, Shape, available
 from wantrain.peers.store import Store
 from wantrain.transport.auth import Invite
 
@@ -63,6 +69,28 @@ def test_the_doctor_measures_every_peer_and_uses_nothing_up(new_run: NewRun) -> 
     run.until_commits(3, "anna", "ben")
     run.assert_parity("anna", "ben")
     run.stop("anna", "ben")
+
+
+@pytest.mark.scenario(18)
+@pytest.mark.skipif(bool(available()), reason=available())
+def test_in_a_network_the_doctor_finds_out_who_cannot_be_dialled(tmp_path: Path) -> None:
+    """Ben, and a peer beside the doctor, would say that they can be dialled; packets to there vanish."""
+    with Lab(4, Shape.parse("rtt=20ms,rate=100mbit")) as lab, Run(tmp_path, lab=lab) as run:
+        run.coordinator()
+        run.peer("anna")
+        run.peer("ben", "--advertise", NOWHERE)
+        run.until_commits(2, "anna", "ben")
+        command = [sys.executable, "-m", "wantrain", "doctor", run.invite, "--json", "--advertise", NOWHERE]
+        environment = {**os.environ, **run.environment}
+        child = lab.popen(3, command, stdout=subprocess.PIPE, text=True, env=environment)
+        findings = json.loads(child.communicate(timeout=DEADLINE_S)[0])["findings"]
+        assert child.returncode == 0, findings
+        anna, ben = sorted(of(findings, "peer"), key=lambda found: found["text"])
+        assert anna["text"].startswith(
+            f"anna: direct, only this machine can dial, it cannot dial {NOWHERE}, round trip "
+        )
+        assert ben["text"].startswith(f"ben: relayed through anna: {NOWHERE} cannot be dialled from here")
+        assert run.events("coordinator", "abort") == []
 
 
 @pytest.mark.scenario(12)
