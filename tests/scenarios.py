@@ -79,6 +79,7 @@ SCENARIOS = {
     11: Scenario(
         "a peer returns with old state, with that of another run, with a damaged one",
         "it replays, is refused with a reason, starts afresh: in that order",
+        ("crash", "all-crash"),
     ),
     12: Scenario(
         "two peers claim one identity; an invite is expired, used up or forged; a key is not invited",
@@ -130,7 +131,7 @@ SCENARIOS = {
     22: Scenario(
         "a peer is killed while it writes a checkpoint; a run goes on from one with fewer or more peers",
         "the last whole checkpoint is loaded; a torn one is recognised",
-        why_not="nothing writes checkpoints yet",
+        ("all-crash", "disk-lost", "peer-disk-full"),
     ),
     23: Scenario(
         "in a pair exchange the partner is lost before, between or after the halves",

@@ -234,6 +234,15 @@ class LogSection(Section):
     """Most updates kept per peer, in entries; default 256."""
 
 
+class CheckpointSection(Section):
+    """When the state of the run is saved to the disk of one of the peers, in turns."""
+
+    every: Annotated[int, Field(ge=0, le=10**9)] = 100
+    """Commits from one saved state to the next; 0: only on demand, by `wantrain checkpoint save`; default 100."""
+    keep: Annotated[int, Field(ge=1, le=10**6)] = 2
+    """Saved states that each peer keeps; default 2."""
+
+
 class RunSpec(Section):
     """A checked run.toml. The table [run] is the attribute `about`; `run` is the run's id, 8 bytes."""
 
@@ -245,6 +254,7 @@ class RunSpec(Section):
     sync: SyncSection = SyncSection()
     liveness: LivenessSection = LivenessSection()
     log: LogSection = LogSection()
+    checkpoint: CheckpointSection = CheckpointSection()
 
     @classmethod
     def parse(cls, text: str, source: str = "run.toml") -> Self:

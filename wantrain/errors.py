@@ -66,6 +66,12 @@ class TrainerError(WantrainError):
     exit_code = 7
 
 
+class CheckpointError(WantrainError):
+    """A saved state that cannot be written, is damaged or unfinished, or does not fit."""
+
+    exit_code = 8
+
+
 class WireError(WantrainError):
     """Bytes from the network that are not a valid message; dropped and counted, never fatal."""
 

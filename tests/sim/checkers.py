@@ -16,7 +16,7 @@ class Checkers:
         self.chains: dict[bytes, CommitRecord] = {}
         """Every line that was ever durable, by its link of the chain."""
         self.syncs: dict[tuple[str, int], int] = {}
-        self.state_at: dict[bytes, tuple[str, object]] = {}
+        self.state_at: dict[bytes, tuple[str, dict[str, tuple[str, ...]]]] = {}
         self.update_at: dict[bytes, tuple[str, tuple[SumOf, ...]]] = {}
         self.taken: dict[tuple[str, int], int] = {}
         """(stream, inner step) -> number of the commit that took it in."""
@@ -24,6 +24,7 @@ class Checkers:
         self.commits_of: dict[str, int] = defaultdict(int)
         self.commits = 0
         self.rewinds = 0
+        self.saves = 0
 
     # ---- the coordinator's disk
 
@@ -52,6 +53,13 @@ class Checkers:
         self.taken = {step: number for step, number in self.taken.items() if number <= after}
 
     # ---- peers
+
+    def saved(self, who: str, chain: bytes, chunks: tuple[str, ...]) -> None:
+        """A peer has saved its state. Guarantee 1 holds for what is on disk, too, whatever happened meanwhile."""
+        self.saves += 1
+        first, known = self.state_at.get(chain, ("", {}))
+        if known and sum(known.values(), ()) != chunks and not any(chunk.startswith("!") for chunk in chunks):
+            raise Violation(f"{who} has saved another state than {first} had with the same history")
 
     def applied(self, who: str, record: CommitRecord, payloads: Sequence[SumOf]) -> None:
         """A peer applied an update. Guarantees 1 and 2."""

@@ -73,6 +73,36 @@ def _crash(world: World, planned: Fault, peer: SimPeer, other: str) -> None:
     _back(world, planned)
 
 
+@fault("disk-lost")
+def _disk_lost(world: World, planned: Fault, peer: SimPeer, other: str) -> None:
+    """A machine that dies and comes back with an empty disk."""
+    kept, peer.disk.kept = peer.disk.kept, {}
+    if world.may_crash(peer):
+        peer.die(seen=planned.amount % 10 < 7)
+    else:
+        peer.disk.kept = kept
+    _back(world, planned)
+
+
+@fault("all-crash")
+def _all_crash(world: World, planned: Fault, peer: SimPeer, other: str) -> None:
+    """The power fails everywhere; the coordinator's, too, in half of the cases. What is on disk stays."""
+    alive = [p for p in world.peers.values() if p.alive]
+    if any(map(world.on_disk, alive)):
+        for one in alive:
+            one.die(seen=False)
+        if planned.amount % 2 and world.coordinator.core is not None:
+            world.coordinator.die()
+    _back(world, planned)
+
+
+@fault("peer-disk-full")
+def _peer_disk_full(world: World, planned: Fault, peer: SimPeer, other: str) -> None:
+    """A peer cannot save its state for a while."""
+    peer.disk.broken = True
+    world.net.at(planned.back_s, lambda: setattr(peer.disk, "broken", False))
+
+
 @fault("crash-later")
 def _crash_later(world: World, planned: Fault, peer: SimPeer, other: str) -> None:
     peer.crash_after = planned.amount % 41
@@ -134,7 +164,7 @@ def _join(world: World, planned: Fault, peer: SimPeer, other: str) -> None:
 @fault("leave")
 def _leave(world: World, planned: Fault, peer: SimPeer, other: str) -> None:
     """swarm.leave(); half of those who leave come back."""
-    if peer.trainer is not None and peer.trainer.started and world.may_crash(peer):
+    if peer.trainer is not None and peer.trainer.started and world.may_crash(peer, for_good=True):
         peer.trainer.leave()
         if planned.amount % 2:
             world.net.at(planned.back_s, peer.come_back)
@@ -389,6 +419,7 @@ def heal(world: World) -> None:
         peer.slowness = 1.0
         peer.lies = False
         peer.lies_to = 0
+        peer.disk.broken = False
         if peer.trainer is not None:
             peer.trainer.flaw = ""
     restart(world)

@@ -60,6 +60,14 @@ class _KeepsErrorTooEarly(Contributions):
         return [replace(e, taken=True) if staged and isinstance(e, Settle) else e for e in super().decide(record)]
 
 
+class _ChangesWhatItSaves(Participant):
+    """Applies updates while its state is being saved."""
+
+    def _react(self, event: Event, now: float) -> list[Effect]:
+        self._saving.holds = False
+        return super()._react(event, now)
+
+
 class _MixesUpErrors(Participant):
     def __init__(self, facts: PeerFacts) -> None:
         super().__init__(facts)
@@ -200,6 +208,7 @@ MUTANTS: dict[str, type[World]] = {
     "sums a retry's parts twice": _peers(tensors_class=_SumsRetryTwice),
     "takes the difference to a phi that the weights were not moved by": _peers(tensors_class=_WrongReference),
     "overwrites a staged input before the commit": type("MutantWorld", (World,), {"peer_class": _OverwritesInput}),
+    "changes its state while it saves it": _peers(core_class=_ChangesWhatItSaves),
     "keeps the error of a contribution that is in no update": _peers(core_class=_MixesUpErrors),
     "forgets the commit log on restart": _coordinator(_ForgetsLog),
     "announces a commit before it is durable": _coordinator(_AnnouncesTooEarly),

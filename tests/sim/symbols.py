@@ -7,7 +7,7 @@ last moved by plus a set of own inner steps. A contribution is that set. Nothing
 import hashlib
 import itertools
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -302,6 +302,14 @@ class SymbolicTensors:
 
     def state_digest(self) -> bytes:
         return state_digest(self.digest_steps())
+
+    def save_steps(self, write: Callable[[Any], None]) -> Iterator[tuple[bytes, ...] | None]:
+        digests = []
+        for stream, chunk in self._state:
+            write(self.phi[stream][chunk])
+            digests.append(self.digest(self.phi[stream][chunk]))
+            yield None
+        yield tuple(digests)
 
     def digest_steps(self) -> Iterator[bytes]:
         for stream, chunk in self._state:

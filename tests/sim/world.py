@@ -14,6 +14,7 @@ from typing import Any
 from tests.sim.checkers import Checkers
 from tests.sim.coverage import Reached
 from tests.sim.data import DataChecker, SimReader
+from tests.sim.disk import SimDisk
 from tests.sim.network import Clocks, Network, Trace, Weather
 from tests.sim.symbols import PartOf, Regions, SumOf, SymbolicTensors, Violation, Weights
 from wantrain.optimizers.stream import Stream
@@ -116,7 +117,7 @@ class SimCoordinator:
         disk.epoch += 1
         self.life += 1
         history = self.history()
-        facts = RunFacts(RUN, "", b"spec", self.world.streams, "0", POLICY)
+        facts = RunFacts(RUN, "", b"spec", self.world.streams, "0", POLICY, self.world.save_every)
         self.core = self.core_class(facts, history)
         self.world.reached.watch_coordinator(self.core)
         self.world.net.on(COORDINATOR, TICK_S, lambda life=self.life: self._tick(life))
@@ -207,11 +208,13 @@ class SimCoordinator:
             case co.PersistCommit(record, rows):
                 disk.records.append(record)
                 self._write_leases(rows)
+                world.committed_at = world.net.now
                 world.checkers.committed(record)
             case co.PersistRewind(after, _, rows):
                 del disk.records[after:]
                 self._write_leases(rows)
                 world.checkers.rewound(after)
+                world.no_rewind_in_vain(after)
             case co.PersistView(number, _):
                 disk.view = number
             case co.PersistLeases(rows):
@@ -327,6 +330,7 @@ class SimPeer:
         """How many times longer the trainer's steps take."""
         self.lies = False
         """Whether it gives false bytes to those who catch up."""
+        self.disk = SimDisk(self)
         self.message_bytes = world.rng.choice([100, 250, 10**6])
         """How many chunks of 100 bytes go into one message."""
         self.keep_updates = world.rng.choice([2, 4, 256])
@@ -348,7 +352,7 @@ class SimPeer:
             self.start()
 
     def start(self) -> None:
-        """Start the daemon without any state, and its trainer, unless that has outlived the former daemon."""
+        """Start the daemon with what is on its disk, and its trainer, unless that has outlived the former daemon."""
         if self.alive:
             return
         self.boot += 1
@@ -359,11 +363,14 @@ class SimPeer:
         boot = f"{self.name}:{self.boot:03}".encode()[-8:].rjust(8, b"-")
         address = "" if self.outbound else "host:1"
         hello = Hello(PROTOCOL_VERSION, "0", b"spec", self.name, boot, address, ("fp32", "bf16", "int8"))
-        facts = PeerFacts(self.name, RUN, hello, self.world.streams, POLICY.heartbeat_s, 10**9, self.keep_updates)
+        facts = PeerFacts(
+            self.name, RUN, hello, self.world.streams, POLICY.heartbeat_s, 10**9, self.keep_updates,
+            saved=self.disk.found, saves_at_end=self.world.save_every > 0,
+        )  # fmt: skip
         self.tensors = None
         core = self.core_class(facts)
         self.world.reached.watch_participant(core)
-        self.shell = self.shell_class(core, self)
+        self.shell = self.shell_class(core, self, self.disk)
         self._tick(self.boot)
         if self.world.coordinator.core is not None:
             self.coordinator_link(up=True)
@@ -429,7 +436,8 @@ class SimPeer:
                 self.paths = self._paths()
             self.shell.handle(Progress(-1.0, {}, self.paths, self._reached()), now)
             self.shell.tick(now)
-            while self.shell.idle_work(now):
+            # A state is saved in the middle of other things, a few steps at a time.
+            while self.shell.idle_work(now) and (self.world.rng.random() < 0.8 or not self.shell.core.saving):
                 pass
             self._says_why(now)
 
@@ -871,6 +879,9 @@ class World:
         """Whether somebody came or went while a bit was flipped somewhere: a copy of a false state has a vote too."""
         self.named = 0
         self._steps = 0
+        self.save_every = rng.choice([0, 2, 7, 30])
+        """Commits between two saved states."""
+        self.committed_at = 0.0
         self.coordinator = self.coordinator_class(self)
         self.coordinator.start()
 
@@ -916,7 +927,26 @@ class World:
         staying = [peer for peer in self.peers.values() if peer.alive and not peer.leaving]
         return [peer for peer in staying if peer.shell.core.complete and peer.shell.core.applied >= head]
 
-    def may_crash(self, peer: SimPeer) -> bool:
-        """Whether somebody else holds the run's state (losing it with its last holder is no bug)."""
+    def may_crash(self, peer: SimPeer, *, for_good: bool = False) -> bool:
+        """Whether somebody else holds the run's state, or a disk does: losing it with its last holder is no bug."""
         others = [p for p in self.holders() if p is not peer]
-        return bool(others) or not self.coordinator.disk.chain0
+        disks = [p for p in self.peers.values() if p is not peer or not for_good]
+        return bool(others) or not self.coordinator.disk.chain0 or any(map(self.on_disk, disks))
+
+    def on_disk(self, peer: SimPeer) -> bool:
+        """Whether a machine that is here, or comes back, has a saved state of the history as it stands."""
+        log = self.checkers.durable
+        return not peer.gone_for_good and any(
+            k in log and log[k].chain == s.chain for k, (s, _) in peer.disk.kept.items()
+        )
+
+    def no_rewind_in_vain(self, after: int) -> None:
+        """The log goes back only if nobody who can be reached has more, or has had time enough to say so."""
+        cut = {name for pair in self.net.cut for name in pair} | set(self.net.frozen)
+        for peer in self.peers.values():
+            core = peer.shell.core if peer.alive and peer.name not in cut else None
+            known = self.checkers.chains.get(core.chain) if core is not None and core.complete else None
+            if core is None or known is None or core.applied <= after or known.number != core.applied:
+                continue
+            if self.net.now - self.committed_at < POLICY.deadline_ceiling_s:
+                raise Violation(f"the log went back to {after} while {peer.name} was there with {core.applied}")

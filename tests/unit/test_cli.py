@@ -20,6 +20,7 @@ from wantrain.cli.main import COMMANDS, main
 from wantrain.cli.options import Duration
 from wantrain.config import RunSpec
 from wantrain.errors import ConfigError, RefusedError, StoreError, TrainerError, UnreachableError, WantrainError
+from wantrain.peers.own_states import Wishes
 from wantrain.peers.store import PeerRow, Store
 from wantrain.transport.auth import Invite, RunKeys
 
@@ -121,9 +122,12 @@ def test_package_runs_as_a_module() -> None:
 
 
 BENCHES = ("bench allreduce", "bench codecs", "bench coordinator")
+CHECKPOINTS = ("checkpoint ls", "checkpoint verify", "checkpoint export", "checkpoint save")
 
 
-@pytest.mark.parametrize("name", [*(name for name in COMMANDS if name != "bench"), *BENCHES])
+@pytest.mark.parametrize(
+    "name", [*(name for name in COMMANDS if name not in ("bench", "checkpoint")), *BENCHES, *CHECKPOINTS]
+)
 def test_every_command_has_help_with_an_example_and_json(name: str) -> None:
     result = wantrain(*name.split(), "--help")
     assert result.exit_code == 0
@@ -327,9 +331,10 @@ def test_peer_passes_its_options_on_and_exits_with_the_daemons_value(fake: Calla
     assert wantrain("peer", INVITE, "--", "python", "train.py", "--name", "mine", "--").exit_code == 7
     options = ["--name", "b", "--home", "h", "--bind", "0.0.0.0:9", "--max-restarts", 0, "--give-up", "5s"]
     options += ["--max-upload", "50mbit", "--max-upload-per-peer", "800kbit"]
+    options += ["--checkpoints", "c", "--resume", "r", "--initial", "i"]
     assert wantrain("peer", INVITE, *options, "--advertise", "b:9", "--json", "--", "true").exit_code == 7
     defaults = {"bind": "0.0.0.0:0", "advertise": None, "max_restarts": 3, "give_up_s": 300.0}
-    defaults |= {"max_upload_bytes_per_s": None, "max_upload_per_peer_bytes_per_s": None}
+    defaults |= {"max_upload_bytes_per_s": None, "max_upload_per_peer_bytes_per_s": None, "wishes": Wishes()}
     assert calls == [
         ((INVITE, ("python", "train.py", "--name", "mine", "--")), {"name": None, "home": None} | defaults),
         (
@@ -343,6 +348,7 @@ def test_peer_passes_its_options_on_and_exits_with_the_daemons_value(fake: Calla
                 "give_up_s": 5.0,
                 "max_upload_bytes_per_s": 6.25e6,
                 "max_upload_per_peer_bytes_per_s": 1e5,
+                "wishes": Wishes(Path("c"), Path("r"), Path("i")),
             },
         ),
     ]

@@ -10,7 +10,7 @@ from wantrain.cli.options import JSON
 from wantrain.cli.terminal import printable
 from wantrain.errors import WantrainError
 
-COMMANDS = ("init", "coordinator", "invite", "peer", "doctor", "status", "bench", "demo")
+COMMANDS = ("init", "coordinator", "invite", "peer", "doctor", "status", "checkpoint", "bench", "demo")
 """One module of this package each, imported when asked for. They import torch and sockets only when they run."""
 
 INTERRUPTED = 130

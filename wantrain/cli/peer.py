@@ -6,6 +6,8 @@ import click
 
 from wantrain.cli.options import Duration, Rate, events_option, json_option, listening_options
 
+FOLDER = click.Path(path_type=Path, file_okay=False)
+
 
 @click.command("peer")
 @click.argument("invite")
@@ -21,6 +23,9 @@ from wantrain.cli.options import Duration, Rate, events_option, json_option, lis
 )
 @click.option("--max-upload", type=Rate(), metavar="RATE", help='Limit of all that this peer sends, such as "50mbit".')
 @click.option("--max-upload-per-peer", type=Rate(), metavar="RATE", help="Limit of what it sends to any one peer.")
+@click.option("--checkpoints", type=FOLDER, help="Where this peer saves the run's state.  [default: in its home]")
+@click.option("--resume", type=FOLDER, help="Begin with this saved state of the run instead of one at home.")
+@click.option("--initial", type=FOLDER, help="Let a new run begin with this saved state of another one.")
 @events_option
 @json_option
 @click.pass_context
@@ -38,6 +43,9 @@ def command(
     give_up: float,
     max_upload: float | None,
     max_upload_per_peer: float | None,
+    checkpoints: Path | None,
+    resume: Path | None,
+    initial: Path | None,
     events: Path | None,
     as_json: bool,
 ) -> None:
@@ -49,6 +57,7 @@ def command(
       wantrain peer 'wantrain://…' --max-upload 50mbit -- python train.py
       wantrain peer 'wantrain://…' --outbound-only -- python train.py
       wantrain peer 'wantrain://…' --bind 0.0.0.0:7701 --advertise home.example.org:7701 -- python train.py
+      wantrain peer 'wantrain://…' --initial old-run/000001200 -- python train.py
     """
     from wantrain.cli.events import EventPrinter
     from wantrain.interfaces import peer_bind
@@ -57,6 +66,7 @@ def command(
     where = peer_bind(bind, interface, advertise, outbound_only=outbound_only)
     Invite.parse(invite)  # a typing error is told of before PyTorch is loaded, which takes a while
     from wantrain.peers.daemon import serve
+    from wantrain.peers.own_states import Wishes
 
     with EventPrinter(as_json=as_json, file=events) as on_event:
         code = serve(
@@ -70,6 +80,7 @@ def command(
             give_up_s=give_up,
             max_upload_bytes_per_s=max_upload,
             max_upload_per_peer_bytes_per_s=max_upload_per_peer,
+            wishes=Wishes(checkpoints, resume, initial),
             on_event=on_event,
         )
     ctx.exit(code)

@@ -50,10 +50,12 @@ class Admission:
         address: str,
         say: Callable[[dict[str, Any]], None],
         clock: Clock | None = None,
+        *,
+        initial: bool = False,
     ) -> None:
         self.events: list[LinkEvent] = []
         self.hello = Hello(
-            PROTOCOL_VERSION, __version__, b"", place.name, os.urandom(8), address, tuple(sorted(CODECS))
+            PROTOCOL_VERSION, __version__, b"", place.name, os.urandom(8), address, tuple(sorted(CODECS)), initial
         )
         self._link = link
         self._invite = invite

@@ -155,6 +155,8 @@ class Contributions:
         trainer = self._trainer
         if trainer is None or not trainer.answered or trainer.started or not self._recovery.complete:
             return []
+        if self._recovery.stale:
+            return []
         inheritance, trainer.inheritance = trainer.inheritance, None
         effects: list[Effect] = []
         if inheritance is not None:

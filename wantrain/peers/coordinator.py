@@ -4,6 +4,7 @@ It holds no tensor and reads no clock; `coordinator_daemon.py` is its shell. Wha
 a `Persist` effect and becomes visible to peers only after `Stored` has come back.
 """
 
+import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from wantrain.peers.coordinator_events import (
     PersistLeases,
     PersistRewind,
     PersistView,
+    SaveWanted,
     Send,
     Stored,
     StoreFailed,
@@ -48,16 +50,19 @@ from wantrain.peers.membership import (
 )
 from wantrain.peers.membership import Tick as MembershipTick
 from wantrain.peers.messages import (
+    MAX_EXTRA,
     MAX_RECORDS,
     Commit,
     CommitRecord,
     Genesis,
     Hello,
     Leave,
+    NotSaved,
     Record,
     Refetch,
     Refused,
     Report,
+    SaveState,
     StartOver,
     TensorSpec,
     View,
@@ -69,6 +74,7 @@ from wantrain.peers.messages import (
 )
 from wantrain.peers.offences import Offences
 from wantrain.peers.planner import Planner
+from wantrain.peers.save_duty import SaveDuty
 from wantrain.peers.timing import Policy
 from wantrain.transport.digest import first_link
 from wantrain.transport.reach import apart_in_words
@@ -99,6 +105,8 @@ class RunFacts:
     streams: tuple[Stream, ...]
     version: str
     policy: Policy
+    save_every: int = 0
+    """Commits between two saved states; 0: only on demand."""
 
 
 class Coordinator:
@@ -120,6 +128,7 @@ class Coordinator:
         self.leases = Leases(history.leases, facts.policy.suspect_ceiling_s, self.name_of)
         self._lead = next((stream.name for stream in facts.streams if stream.state == "param"), "")
         """The stream whose commits confirm what its contributors have drawn of the data."""
+        self.saves = SaveDuty(facts.save_every)
         self._attempts = history.epoch * ATTEMPTS_PER_EPOCH
         self._revision = history.epoch * ATTEMPTS_PER_EPOCH
         self._candidate = ""
@@ -131,6 +140,9 @@ class Coordinator:
         self._view_stale = False
         self._view_at = -VIEW_EVERY_S
         self._stranded_at: float | None = None
+        """Since when nobody has the state at the head of the log while somebody has an older one."""
+        self._awaited: list[str] = []
+        """While stranded: who is away and might come back with what is missing."""
         self._resent: dict[str, tuple[int, float]] = {}
         """Per peer: the log number that it was behind at, and since when, or when it got the lines after it again."""
         self._shown_to: dict[str, tuple[int, float]] = {}
@@ -201,6 +213,8 @@ class Coordinator:
         if self.head < 0:
             who = f"from {self.name_of(self._candidate)}" if self._candidate else "of a peer whose trainer has started"
             return f"waiting for the initial weights {who}"
+        if self._stranded_at is not None:
+            return self._stranded_words()
         if not self.membership.members:
             reports = [known.report for known in self.membership.peers.values() if known.alive]
             if any(report is not None and report.log_number >= 0 for report in reports):
@@ -232,6 +246,14 @@ class Coordinator:
             for peer in others
         }
 
+    def _stranded_words(self) -> str:
+        known = [k.report.log_number for k in self.membership.peers.values() if k.alive and k.report is not None]
+        back = f"nobody here holds log number {self.head}; the run goes back to {max([*known, 0])}"
+        if not self._awaited:
+            return back
+        patience_s = self.facts.policy.deadline_ceiling_s
+        return f"{back} unless {self._names(self._awaited[:5])} comes back within {patience_s:.0f} s"
+
     # ---- the one mutator
 
     def handle(self, event: CoordinatorEvent, now: float) -> list[CoordinatorEffect]:
@@ -246,6 +268,9 @@ class Coordinator:
                 if known.state == "left" and not isinstance(record, Leave):
                     return []
                 return self._from_known(peer, record, now)
+            case SaveWanted():
+                self.saves.demand(self.head)
+                return self._save_if_due(now)
             case Stored():
                 return self.log.stored(now)
             case StoreFailed(reason):
@@ -261,6 +286,10 @@ class Coordinator:
                 return self._genesis(peer, manifest, state_digest)
             case WantRecords(first):
                 return self._send_records(peer, first)
+            case NotSaved(number, reason):
+                self.saves.failed(peer, reason)
+                who = {"peer": peer, "name": self.name_of(peer)}
+                return [Announce("save-failed", {**who, "number": number, "reason": reason})]
             case Leave(boot, reason):
                 if boot != self.membership.peers[peer].hello.boot:
                     return []  # the goodbye of an earlier process of this peer, which has come back
@@ -369,6 +398,9 @@ class Coordinator:
         behind = self.head - report.log_number
         current = not refetch and report.log_number >= 0 and behind <= 2 * len(self.facts.streams)
         effects = self._member(Heard(peer, report, current), now)
+        self.saves.reported(peer, -1 if refetch else report.saved)
+        if not refetch and report.saved > (before.saved if before is not None else -1):
+            effects.append(Announce("saved", {"peer": peer, "name": self.name_of(peer), "number": report.saved}))
         if refetch:
             return effects + self._outdated(peer, report.log_number, report.chain, refetch, now)
         if 0 <= report.log_number < self.head:
@@ -534,7 +566,8 @@ class Coordinator:
     def _ask_for_genesis(self, now: float) -> list[CoordinatorEffect]:
         if self.head >= 0 or (self._candidate and now - self._asked_at < GENESIS_AGAIN_S):
             return []
-        trainers = [
+        initial = [p for p, known in self.membership.peers.items() if known.alive and known.hello.initial]
+        trainers = initial or [
             peer
             for peer, known in self.membership.peers.items()
             if known.alive and known.report is not None and known.report.trainer not in ("none", "done")
@@ -671,7 +704,19 @@ class Coordinator:
         if now - self._said_at >= SAY_EVERY_S:
             self._said_at = now
             effects += self._say_why()
-        return effects + self._rescue(now)
+        return effects + self._save_if_due(now) + self._rescue(now)
+
+    def _save_if_due(self, now: float) -> list[CoordinatorEffect]:
+        effects: list[CoordinatorEffect] = []
+        for ask in self.saves.tick(self.head, self.membership.members, now):
+            leases = self.leases.snapshot(ask.number)
+            extra = json.dumps({"leases": leases}) if leases else ""
+            if len(extra) > MAX_EXTRA:
+                reason = f"the leases of the data take {len(extra):,} bytes, allowed are {MAX_EXTRA:,}"
+                effects.append(Announce("saved-without-leases", {"number": ask.number, "reason": reason}))
+                extra = ""
+            effects.append(Send(ask.peer, SaveState(ask.number, extra)))
+        return effects
 
     def _drop_cut_off(self, now: float) -> list[CoordinatorEffect]:
         """Who is cut off and behind holds the run's state no longer: nobody is to fetch the old one from it."""
@@ -688,8 +733,10 @@ class Coordinator:
 
     def _rescue(self, now: float) -> list[CoordinatorEffect]:
         """If everybody who held the head of the log is gone for good, go back to the newest state that is held."""
-        if self.head < 0 or self.log.writing:
+        if self.head < 0 or self.log.awaits(PersistCommit, PersistGenesis, PersistRewind, PersistDropGenesis):
             self._stranded_at = None
+            return []
+        if self.log.writing:
             return []
         reports = [known.report for known in self.membership.peers.values() if known.alive and known.report is not None]
         held = [report.log_number for report in reports if report.log_number >= 0 and not self._foreign_history(report)]
@@ -698,24 +745,40 @@ class Coordinator:
             self._stranded_at = None
             return []
         self._stranded_at = now if self._stranded_at is None else self._stranded_at
-        if now - self._stranded_at < self.facts.policy.deadline_ceiling_s:
+        after = max(held, default=-1)
+        self._awaited = self._may_hold(after)
+        policy = self.facts.policy
+        usual_s = policy.grace_floor_s + 2 * policy.heartbeat_s
+        if now - self._stranded_at < (policy.deadline_ceiling_s if self._awaited else usual_s):
             return []
         self._stranded_at = None
         # Nothing starts or commits until this is durable.
         self.rounds = {}
         if not held:
             return self.log.write(PersistDropGenesis(), self._forget_genesis)
-        after = max(held)
         reason = f"nobody holds log numbers {after + 1} to {self.head} any more"
 
         def rewind(now: float) -> list[CoordinatorEffect]:
             self.log.rewind(after)
             self._votes = {number: votes for number, votes in self._votes.items() if number <= after}
             self._open_rounds()
-            return [Announce("rewind", {"to": after, "reason": reason}), *self._recast(now)]
+            alive = [peer for peer, known in self.membership.peers.items() if known.alive]
+            welcomes = [Send(peer, self._welcome(peer)) for peer in alive]
+            return [Announce("rewind", {"to": after, "reason": reason}), *welcomes, *self._recast(now)]
 
         back = [self._returned(one) for one in self.leases.rewound(after)]
         return [*back, *self.log.write(PersistRewind(after, reason, self.leases.rows()), rewind)]
+
+    def _may_hold(self, number: int) -> list[str]:
+        """Who may come to hold a state later than `number`: who took part in a later line, or was here since.
+
+        Not those who are here and have nothing in hand that could be committed: what they had is lost.
+        """
+        peers = self.membership.peers
+        reports = {peer: known.report for peer, known in peers.items() if known.alive and known.report is not None}
+        bare = {p for p, report in reports.items() if all(s.phase in ("ready", "failed") for s in report.syncs)}
+        made = {peer for record in self.records[max(number, 0) :] for peer in record.contributors}
+        return sorted((made | set(peers)) - bare)
 
     def _forget_genesis(self, now: float) -> list[CoordinatorEffect]:
         self.log.forget()
@@ -727,5 +790,5 @@ class Coordinator:
 __all__ = [
     "Announce", "Coordinator", "CoordinatorEffect", "CoordinatorEvent", "FromPeer", "History", "Persist",
     "PersistCommit", "PersistDropGenesis", "PersistGenesis", "PersistLeases", "PersistRewind", "PersistView",
-    "RunFacts", "Send", "StoreFailed", "Stored", "Tick",
+    "RunFacts", "SaveWanted", "Send", "StoreFailed", "Stored", "Tick",
 ]  # fmt: skip

@@ -31,6 +31,7 @@ from wantrain.peers.messages import (
     Refused,
     Status,
     TensorSpec,
+    WantSave,
     WantStatus,
     Welcome,
     pack,
@@ -178,7 +179,9 @@ class CoordinatorDaemon:
             suspect_floor_s=spec.liveness.suspect_floor_s,
             suspect_ceiling_s=spec.liveness.suspect_ceiling_s,
         )
-        return co.RunFacts(spec.run, spec.to_toml(), spec.digest, spec.streams, __version__, policy)
+        return co.RunFacts(
+            spec.run, spec.to_toml(), spec.digest, spec.streams, __version__, policy, spec.checkpoint.every
+        )
 
     def _history(self) -> co.History:
         store = self.store
@@ -241,7 +244,9 @@ class CoordinatorDaemon:
 
     def _received(self, source: str, connection: bytes, record: Record) -> None:
         if source == OWNER:
-            if isinstance(record, WantStatus):
+            if isinstance(record, WantSave):
+                self._handle(co.SaveWanted())
+            if isinstance(record, WantSave | WantStatus):
                 self.link.reply(connection, pack(Status(json.dumps(self._document()))))
         elif isinstance(record, Examine):
             self._examine(source, connection, record)

@@ -18,6 +18,11 @@ class FromPeer:
 
 
 @dataclass(frozen=True, slots=True)
+class SaveWanted:
+    """The owner wants the state of the run on disk now."""
+
+
+@dataclass(frozen=True, slots=True)
 class Stored:
     """The oldest Persist is durable."""
 
@@ -34,7 +39,7 @@ class Tick:
     """Time has passed."""
 
 
-CoordinatorEvent = FromPeer | Stored | StoreFailed | Tick
+CoordinatorEvent = FromPeer | SaveWanted | Stored | StoreFailed | Tick
 
 
 # ---- effects

@@ -38,6 +38,7 @@ from wantrain.peers.messages import (
     unpack,
 )
 from wantrain.peers.orphan import find_orphan
+from wantrain.peers.own_states import OwnStates, Wishes, own_states
 from wantrain.peers.participant import Participant, PeerFacts
 from wantrain.peers.peer import Peer
 from wantrain.peers.place import Place, open_place, scratch_directory
@@ -78,6 +79,7 @@ def serve(
     give_up_s: float,
     max_upload_bytes_per_s: float | None = None,
     max_upload_per_peer_bytes_per_s: float | None = None,
+    wishes: Wishes = Wishes(),  # noqa: B008 - frozen
     on_event: OnEvent,
 ) -> int:
     """Take part in a run until its training command is done, or SIGINT or SIGTERM.
@@ -93,6 +95,7 @@ def serve(
         give_up_s: how long the coordinator may be unreachable at first, in seconds.
         max_upload_bytes_per_s: limit of all that this peer sends; None: none.
         max_upload_per_peer_bytes_per_s: limit of what it sends to any one peer; None: none.
+        wishes: what to begin with, and where to save the state.
         on_event: gets everything that happens.
 
     Returns:
@@ -102,6 +105,7 @@ def serve(
         WantrainError: see `wantrain.errors`.
     """
     parsed = Invite.parse(invite)
+    initial = wishes.find_initial()
     with (
         open_place(parsed.run, home, name) as place,
         scratch_directory(place, segment_directory()) as directory,
@@ -120,12 +124,26 @@ def serve(
         closing.callback(lambda: link.close(GOODBYE_S))
         address = "" if bind is None else advertised_address(link.address, advertise or "")
         on_event({"event": "listening", "address": address, "name": place.name, "peer": place.identity.peer})
-        admission = Admission(link, parsed, place, address, on_event)
+        admission = Admission(link, parsed, place, address, on_event, initial=initial is not None)
         welcome = admission.run(give_up_s)
-        daemon = PeerDaemon(link, place, parsed, welcome, admission, members, directory, on_event)
+        spec = _spec_of(parsed, welcome)
+        states = own_states(
+            place.path, spec, welcome, wishes, initial, lambda event, details: on_event({"event": event, **details})
+        )
+        closing.callback(states.disk.close)
+        daemon = PeerDaemon(link, place, spec, welcome, admission, members, directory, states, on_event)
         closing.callback(daemon.close)
         daemon.supervise(command, max_restarts)
         return daemon.run(admission.events)
+
+
+def _spec_of(invite: Invite, welcome: Welcome) -> RunSpec:
+    spec = RunSpec.parse(welcome.spec, "the run spec from the coordinator")
+    if (spec.run, spec.owner) != (invite.run, invite.owner_key):
+        raise RefusedError(
+            "the coordinator's run spec is not that of the invite", hint="ask the run's owner for a new invite"
+        )
+    return spec
 
 
 class PeerDaemon:
@@ -135,18 +153,14 @@ class PeerDaemon:
         self,
         link: ZmqLink,
         place: Place,
-        invite: Invite,
+        spec: RunSpec,
         welcome: Welcome,
         admission: Admission,
         members: dict[bytes, str],
         directory: Path,
+        states: OwnStates,
         on_event: OnEvent,
     ) -> None:
-        spec = RunSpec.parse(welcome.spec, "the run spec from the coordinator")
-        if (spec.run, spec.owner) != (invite.run, invite.owner_key):
-            raise RefusedError(
-                "the coordinator's run spec is not that of the invite", hint="ask the run's owner for a new invite"
-            )
         keep_freed_memory()
         torch.set_num_threads(1)
         self.link = link
@@ -175,14 +189,17 @@ class PeerDaemon:
         self._probe_until = math.inf
         facts = PeerFacts(
             me=place.identity.peer,
-            run=invite.run,
+            run=spec.run,
             hello=replace(admission.hello, spec_digest=spec.digest),
             streams=spec.streams,
             heartbeat_s=spec.liveness.heartbeat_s,
             keep_bytes=spec.log.keep_mb * 2**20,
             keep_updates=spec.log.keep_updates,
+            saved=states.saved,
+            initial=states.initial,
+            saves_at_end=spec.checkpoint.every > 0,
         )
-        self.peer = Peer(Participant(facts), self)
+        self.peer = Peer(Participant(facts), self, states.disk)
         self.peer.receive(COORDINATOR, welcome, (), time.monotonic())
         # Now that the options are known: whether they come to the same here as at the coordinator.
         self.send(COORDINATOR, facts.hello)
@@ -228,6 +245,8 @@ class PeerDaemon:
                     tick_at = now + TICK_S
                     self._tick(now)
                 busy = self.peer.pump(now)
+                if self.peer.core.held_back:
+                    busy = self.peer.save_step(now) or busy
                 self._flush_to_trainer()
                 busy = busy or (not events and not said and self.peer.idle_work(now))
             return self._end(*self._exit)

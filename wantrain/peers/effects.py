@@ -170,6 +170,37 @@ class RefuseTrainer:
 
 
 @dataclass(frozen=True, slots=True)
+class BeginSave:
+    """Save the state at hand, which stays as it is until StateCaptured comes back; then StateSaved, or SaveFailed.
+
+    `genesis` is chain[0]; `extra` is JSON for the manifest, "" for nothing.
+    """
+
+    number: int
+    chain: bytes
+    genesis: bytes
+    indices: dict[str, int]
+    extra: str
+
+
+@dataclass(frozen=True, slots=True)
+class DropSave:
+    """The state that is being saved is not the run's."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoadSaved:
+    """Take over the state that was saved at log number `number`; comes back as SavedLoaded or SavedUnusable."""
+
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class LoadInitial:
+    """Take over the state that the run is to begin with; comes back as GenesisReady or InitialUnusable."""
+
+
+@dataclass(frozen=True, slots=True)
 class Dial:
     """Connect to a peer; an empty address means that it dials us."""
 
@@ -204,6 +235,6 @@ class Exit:
 
 Effect: TypeAlias = (
     Tell | SendContribution | SendPayload | SendState | StoreState | ReduceChunk | Apply | OpenModel | UseStage | Settle
-    | ForgetResiduals | HandOver | Grant | GrantAgain | NotePlace
-    | TellTrainer | PassOn | RefuseTrainer | Dial | HangUp | Note | Exit
+    | ForgetResiduals | HandOver | Grant | GrantAgain | NotePlace | TellTrainer | PassOn | RefuseTrainer | BeginSave
+    | DropSave | LoadSaved | LoadInitial | Dial | HangUp | Note | Exit
 )  # fmt: skip

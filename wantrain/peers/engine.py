@@ -8,7 +8,7 @@ What is encoded for others goes from shared memory into a pooled buffer, and fro
 
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 import torch
@@ -22,6 +22,7 @@ from wantrain.peers.inheritance import GRANTED, MERGING, MOVING, STAGING, STARTI
 from wantrain.peers.layout import stream_elements
 from wantrain.peers.messages import Contribute, Granted, Manifest
 from wantrain.peers.residual import square_norm
+from wantrain.peers.saved_state import PHI
 from wantrain.peers.shared_memory import Segment
 from wantrain.peers.vector import StagedValues, Vector, vector_of
 from wantrain.transport.codec import Codec, as_tensor
@@ -442,6 +443,30 @@ class Engine:
             for tensor in self._state_chunk(k):
                 digest.update(bytes_of(tensor))
             yield digest.digest()
+
+    def save_steps(self, write: Callable[[Payload], None]) -> Iterator[tuple[bytes, ...] | None]:
+        """Give all of the state to `write`, one vector after another: None each time, at last its chunks' digests.
+
+        What is given is the memory itself. The state must not change until the last step.
+        """
+        chunks: list[bytes] = []
+        for vector in self._params:
+            digests = [blake3() for _ in vector.bounds]
+            for tensor in (vector.phi, *vector.slots):
+                for digest, (start, stop) in zip(digests, vector.bounds, strict=True):
+                    data = bytes_of(tensor[start:stop])
+                    digest.update(data)
+                    write(data)
+                    yield None
+            chunks += [digest.digest() for digest in digests]
+        yield tuple(chunks)
+
+    def vectors(self) -> dict[str, dict[str, Tensor]]:
+        """Per `param` stream: fp32[elements] of phi and of each slot of outer state by name, to be filled."""
+        return {
+            vector.stream.name: {PHI: vector.phi, **dict(zip(vector.rule.slots, vector.slots, strict=True))}
+            for vector in self._params
+        }
 
     def state_digest(self) -> bytes:
         """The digest of the whole state, with all of `digest_steps` at once."""

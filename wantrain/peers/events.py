@@ -154,6 +154,52 @@ class StateDigested:
 
 
 @dataclass(frozen=True, slots=True)
+class StateCaptured:
+    """All of the state at log number `number` is written, though not durable; digests of its chunks."""
+
+    number: int
+    chunks: tuple[bytes, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class StateSaved:
+    """The state at log number `number` is on disk."""
+
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class SaveFailed:
+    """The state at log number `number` cannot be saved."""
+
+    number: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class SavedLoaded:
+    """The state at hand is the one that was saved at log number `number`; digests of its chunks."""
+
+    number: int
+    chunks: tuple[bytes, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SavedUnusable:
+    """What was saved at log number `number` cannot be used."""
+
+    number: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class InitialUnusable:
+    """The state that the run was to begin with cannot be used."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class LeaveRequested:
     """The user or the trainer wants this peer to leave gracefully."""
 
@@ -172,6 +218,6 @@ class Tick:
 
 Event: TypeAlias = (
     FromPeer | CoordinatorLink | PeerLink | TrainerStarting | TrainerAttached | TrainerResumed | GenesisReady | Staged
-    | TrainerGone | LeaseWanted | Progress | Reduced | ReduceFailed | Flawed | StateDigested | LeaveRequested
-    | HandedOver | Tick
+    | TrainerGone | LeaseWanted | Progress | Reduced | ReduceFailed | Flawed | StateDigested | StateCaptured
+    | StateSaved | SaveFailed | SavedLoaded | SavedUnusable | InitialUnusable | LeaveRequested | HandedOver | Tick
 )  # fmt: skip

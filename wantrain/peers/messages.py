@@ -17,6 +17,8 @@ MAX_TENSORS = 10_000
 """A manifest has to fit the header of one message, 1 MiB."""
 MAX_RECORDS = 1024
 """Most commit records in one message; a peer that lacks more asks again."""
+MAX_EXTRA = 1 << 18
+"""Most characters that go with a request to save the state."""
 MAX_PATHS = 64
 """Most measured paths in one report."""
 MAX_UNREACHED = 256
@@ -171,6 +173,8 @@ class Hello:
     address: Annotated[str, Field(strict=True, max_length=256)]
     """Where other peers can dial it, "host:port"; "" if it can only dial out."""
     codecs: Annotated[tuple[Name, ...], Field(max_length=64)]
+    initial: Flag = False
+    """Whether it brings the state that the run is to begin with."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,6 +248,8 @@ class Report:
     reader: Reader = b""
     """The trainer beside it, as a reader of leases."""
     wants: Annotated[tuple[WantLease, ...], Field(max_length=MAX_DATA)] = ()
+    saved: Annotated[int, Field(strict=True, ge=-1, le=2**62)] = -1
+    """Newest log number whose state the peer has on disk, -1 if none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,6 +268,14 @@ class WantRecords:
 
 
 @dataclass(frozen=True, slots=True)
+class NotSaved:
+    """The answer to SaveState of a peer that cannot save its state, at log number `number`."""
+
+    number: Count
+    reason: Text
+
+
+@dataclass(frozen=True, slots=True)
 class Leave:
     """A graceful goodbye; `reason` is for the log. Of another process than the one that takes part it means nothing."""
 
@@ -272,6 +286,11 @@ class Leave:
 @dataclass(frozen=True, slots=True)
 class WantStatus:
     """Ask for Status; from the owner of the run."""
+
+
+@dataclass(frozen=True, slots=True)
+class WantSave:
+    """Ask for the state to be saved now, by some peer; from the owner of the run, answered by Status."""
 
 
 # ---- coordinator to peer
@@ -360,6 +379,17 @@ class WantHello:
 @dataclass(frozen=True, slots=True)
 class WantGenesis:
     """This peer's trainer is asked to give the run its initial weights."""
+
+
+@dataclass(frozen=True, slots=True)
+class SaveState:
+    """This peer is asked to save the run's state at log number `number`, or later; its reports say when it has.
+
+    `extra` is JSON that goes with it: an object, or "".
+    """
+
+    number: Count
+    extra: Annotated[str, Field(strict=True, max_length=MAX_EXTRA)] = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -642,10 +672,10 @@ class Detached:
 
 Record: TypeAlias = (
     Enroll | Hello | Examine | Examined | Visitor
-    | Report | Genesis | WantRecords | Leave | WantStatus | Enrolled | Refused | Welcome
-    | WantHello | WantGenesis | View | Start | Commit | Abort | Refetch | StartOver | Status | Part | Result | WantParts
-    | WantState | StateChunk | WantDigests | StateDigests | WantUpdate | UpdateChunk | Owed | NotHeld | Attach
-    | Attached | GenesisWritten | Contribute | Granted | Waiting | Log | Detach | Detached | WantLease | Leased
+    | Report | Genesis | WantRecords | NotSaved | Leave | WantStatus | WantSave | Enrolled | Refused | Welcome
+    | SaveState | WantHello | WantGenesis | View | Start | Commit | Abort | Refetch | StartOver | Status | Part | Result
+    | WantParts | WantState | StateChunk | WantDigests | StateDigests | WantUpdate | UpdateChunk | Owed | NotHeld
+    | Attach | Attached | GenesisWritten | Contribute | Granted | Waiting | Log | Detach | Detached | WantLease | Leased
 )  # fmt: skip
 
 # A TypeAdapter takes no configuration for dataclasses, so each class carries it; it must be there before the adapters.

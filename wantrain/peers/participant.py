@@ -3,7 +3,7 @@
 It decides; `wantrain.peers.peer` does: tensors, links and the trainer are behind the effects. An update is applied only
 after its COMMIT has come, and a staged contribution stays as it is until it is known whether a committed sync has taken
 it in.
-`attempts.py`, `contributions.py` and `recovery.py` are parts of it; `handle` is the only mutator of the whole.
+`attempts.py`, `contributions.py`, `recovery.py` and `saving.py` are parts of it; `handle` alone changes the whole.
 """
 
 from collections.abc import Sequence
@@ -20,6 +20,8 @@ from wantrain.peers.effects import (
     ForgetResiduals,
     HandOver,
     HangUp,
+    LoadInitial,
+    LoadSaved,
     Note,
     NotePlace,
     OpenModel,
@@ -35,14 +37,20 @@ from wantrain.peers.events import (
     FromPeer,
     GenesisReady,
     HandedOver,
+    InitialUnusable,
     LeaseWanted,
     LeaveRequested,
     PeerLink,
     Progress,
     Reduced,
     ReduceFailed,
+    SavedLoaded,
+    SavedUnusable,
+    SaveFailed,
     Staged,
+    StateCaptured,
     StateDigested,
+    StateSaved,
     Tick,
     TrainerAttached,
     TrainerGone,
@@ -62,11 +70,13 @@ from wantrain.peers.messages import (
     Manifest,
     Member,
     NotHeld,
+    NotSaved,
     Part,
     Refetch,
     Refused,
     Report,
     Result,
+    SaveState,
     Start,
     StartOver,
     StateChunk,
@@ -86,11 +96,14 @@ from wantrain.peers.messages import (
     Welcome,
 )
 from wantrain.peers.recovery import ASK_RECORDS_S, Recovery
+from wantrain.peers.repair import Position
 from wantrain.peers.reports import PathNews, sync_line, urgent, urgent_in
+from wantrain.peers.saved_state import SavedState, initial_difference
+from wantrain.peers.saving import Saving
 from wantrain.peers.update_log import UpdateLog
 from wantrain.peers.wants import Wants
 from wantrain.transport.collective import Payload
-from wantrain.transport.digest import DIGEST_BYTES, first_link
+from wantrain.transport.digest import DIGEST_BYTES, first_link, state_digest
 from wantrain.transport.topologies import TOPOLOGIES
 
 COORDINATOR = "coordinator"
@@ -99,6 +112,8 @@ SILENCE_S = 3.0
 """Who is ready hears every second why it waits; after so long without that the coordinator itself is the reason."""
 LEAVE_PATIENCE_S = 10.0
 """How long a leaving peer waits for what it has in flight to be decided, and for others to take over the state."""
+SAVE_PATIENCE_S = 60.0
+"""How long a leaving peer waits for its state to be on disk."""
 HEIR_PATIENCE_S = 60.0
 """How long it waits for somebody to take over what nobody else has: over a slow link that takes a while."""
 IDENTITY_PATIENCE_S = 60.0
@@ -118,6 +133,12 @@ class PeerFacts:
     heartbeat_s: float = 1.0
     keep_bytes: int = 512 * 2**20
     keep_updates: int = 256
+    saved: tuple[SavedState, ...] = ()
+    """What it may begin with, the best first."""
+    initial: SavedState | None = None
+    """What the run is to begin with."""
+    saves_at_end: bool = False
+    """Whether it saves its state before it leaves."""
 
 
 class Participant:
@@ -132,6 +153,8 @@ class Participant:
         self._attempts = Attempts(facts.me, self._recovery.indices)
         self._mine = Contributions(facts.me, facts.hello.name, facts.streams, self._recovery, self._attempts)
         self._wants = Wants()
+        self._saving = Saving(facts.saved, [stream.name for stream in facts.streams])
+        self._initial = facts.initial
         self._streams = {stream.name: stream for stream in facts.streams}
         self._opened: Manifest = ()
         self._welcome: Welcome | None = None
@@ -213,6 +236,16 @@ class Participant:
         """Whether the trainer's weights may become the run's initial state now."""
         return self._mine.gives_genesis and self._welcome is not None and self._welcome.head < 0
 
+    @property
+    def saving(self) -> bool:
+        """Whether the state is being read to be saved, and must stay as it is."""
+        return self._saving.holds
+
+    @property
+    def held_back(self) -> bool:
+        """Whether an update waits until the state is written to disk, so that this is urgent."""
+        return self._saving.holds and self.applied < self._recovery.head
+
     def chunks(self, stream: str) -> int:
         """Chunks of a stream; 0 while there is no model."""
         return self._recovery.chunks.get(stream, 0)
@@ -276,6 +309,8 @@ class Participant:
                     f"moving {attempt.sync} for {now - attempt.begun_at:.1f} s: "
                     f"{attempt.core.missing} chunks missing from {names or 'nobody'}"
                 )
+        if self.held_back:
+            return f"for the state at log number {self._saving.number} to be written to disk"
         if self.complete and (inheritance := self._mine.inheritance) is not None:
             return f"for line {inheritance.next} of the commit log, to know what became of the trainer's contributions"
         if words := self._recovery.in_words(self._name_of, now):
@@ -297,6 +332,8 @@ class Participant:
         what = "what is in flight to be decided"
         if self._free_at is not None:
             what = f"{self._name_of(self._heir)} to take over what it owes"
+        elif self._saving.last_wish_open:
+            what = "its state to be on disk"
         elif not self._mine.outstanding and not self._attempts.running:
             what = f"another peer to hold the state at log number {self.applied}"
         return f"leaving for {now - self._leaving[1]:.1f} s: waits for {what}"
@@ -374,6 +411,11 @@ class Participant:
             case StateDigested(number, digest, chunks):
                 self._recovery.digested(number, digest, chunks)
                 return []
+            case StateCaptured() | StateSaved() | SaveFailed() | SavedLoaded() | SavedUnusable():
+                return self._of_disk(event, now)
+            case InitialUnusable(reason):
+                self.left = True
+                return [Exit(3, reason, "give another state by --initial")]
             case LeaveRequested(reason):
                 self._leaving = self._leaving or (reason, now)
                 return []
@@ -415,6 +457,10 @@ class Participant:
                 return [PassOn(leased)] if self._wants.answered(leased) else []
             case StartOver(stream, index, reason):
                 return self._start_over(stream, index, reason) + self._advance(now)
+            case SaveState(number, extra):
+                self._saving.asked(number, extra)
+                self._reported = None  # it may be there already
+                return self._advance(now)
             case Waiting(reason):
                 self._why = reason
                 return []
@@ -449,8 +495,52 @@ class Participant:
             if own is not None and self.applied < 0 and own[1] == welcome.genesis and welcome.head == 0:
                 # The initial state is the one that was just made here.
                 self._recovery.start_at(welcome.genesis)
-            effects += self._recovery.welcomed(welcome, now)
+            elif self._initial is not None and (own is None or own[1] != welcome.genesis):
+                self.left = True
+                hint = "start a new run for it, and this peer first; or leave out --initial"
+                return [*effects, Exit(3, "the run has begun already, with other weights than --initial names", hint)]
+            self._initial = None
+            effects += self._begin_with(welcome, now)
         return effects + self._answer_trainer() + self._advance(now)
+
+    def _begin_with(self, welcome: Welcome, now: float) -> list[Effect]:
+        """Without a state yet: take one from disk if one fits, else fetch it."""
+        if self._recovery.has_begun:
+            return self._recovery.welcomed(welcome, now)
+        notes, saved = self._saving.candidate(welcome)
+        return [*notes, LoadSaved(saved.number)] if saved is not None else notes + self._recovery.welcomed(welcome, now)
+
+    def _of_disk(
+        self, event: StateCaptured | StateSaved | SaveFailed | SavedLoaded | SavedUnusable, now: float
+    ) -> list[Effect]:
+        saving = self._saving
+        match event:
+            case StateCaptured(number, chunks):
+                saving.captured(number)
+                self._recovery.digested(number, state_digest(chunks), chunks)
+                return self._advance(now)
+            case StateSaved(number):
+                return saving.done(number) + self._advance(now)
+            case SaveFailed(number, reason):
+                if not saving.failed(number):
+                    return []
+                told: list[Effect] = [
+                    Note("save-failed", {"number": number, "reason": reason}),
+                    Tell(COORDINATOR, NotSaved(number, reason)),
+                ]
+                return told + self._advance(now)
+            case SavedLoaded(number, chunks):
+                if self._welcome is None or self._recovery.has_begun:
+                    return []
+                saved = next(saved for saved in self.facts.saved if saved.number == number)
+                self._recovery.resume_at(Position(number, saved.chain, saved.indices), self._welcome.head, now)
+                self._recovery.digested(number, state_digest(chunks), chunks)
+                saving.saved = number
+                effects: list[Effect] = [Note("loaded", {"number": number, "head": self._welcome.head})]
+                return [*effects, *self._recovery.welcomed(self._welcome, now), *self._advance(now)]
+            case SavedUnusable(number, reason):
+                note = Note("saved-state-unusable", {"number": number, "reason": reason})
+                return [note] if self._welcome is None else [note, *self._begin_with(self._welcome, now)]
 
     def _open(self, manifest: Manifest) -> list[Effect]:
         if self._opened == manifest:
@@ -495,7 +585,7 @@ class Participant:
             # Either this question is late, or the Welcome that says that there is no state got lost.
             return [Tell(COORDINATOR, self.facts.hello)]
         self._genesis_wanted = True
-        if self._own_genesis is not None and self._mine.gives_genesis:
+        if self._own_genesis is not None and (self._mine.gives_genesis or self._initial is not None):
             return self._genesis_ready(self._own_genesis[0])
         return self._answer_trainer()
 
@@ -507,10 +597,20 @@ class Participant:
             return self._mine.answer(self._welcome.manifest)
         if not self._genesis_wanted or not self._mine.manifest:
             return []
+        if self._initial is not None:
+            return self._give_initial(self._initial)
         return self._open(self._mine.manifest) + self._mine.answer(None)
 
+    def _give_initial(self, initial: SavedState) -> list[Effect]:
+        """Let the run begin with a saved state, if this peer's model is that state's."""
+        model = self._mine.manifest
+        if difference := initial_difference(initial, model):
+            reason = "the model differs from the saved state of --initial:\n    " + "\n    ".join(difference)
+            return self._mine.refuse("model", reason, "train the model that the state was saved of")
+        return [*self._open(model), LoadInitial()] if self._own_genesis is None else []
+
     def _genesis_ready(self, digest: bytes) -> list[Effect]:
-        if not self.takes_genesis:
+        if not self.takes_genesis and (self._initial is None or not self._mine.manifest):
             return []
         if not digest:
             reason = "the model's initial weights have NaN or Inf in them"
@@ -600,7 +700,7 @@ class Participant:
         while not recovery.given_up:
             more, line = recovery.next_line(now)
             effects += more
-            if line is None:
+            if line is None or (self._saving.holds and self._streams[line.sync.stream].state == "param"):
                 break
             payloads = self._payloads(line)
             if payloads is None:
@@ -611,6 +711,8 @@ class Participant:
             return effects + self._reset("the run has given up the history that this peer stood in")
         if self.complete:
             effects += self._mine.release()
+            if self._welcome is not None and not recovery.fetching_update:
+                effects += self._saving.begin(self.applied, self.chain, self._welcome.genesis, self.indices)
         return effects + self._mine.start()
 
     def _payloads(self, record: CommitRecord) -> tuple[Payload, ...] | None:
@@ -628,6 +730,7 @@ class Participant:
     def _apply(self, record: CommitRecord, payloads: tuple[Payload, ...], now: float) -> list[Effect]:
         name = record.sync.stream
         skip = self._recovery.step(record, now)
+        self._saving.moved_on()
         attempt = self._attempts.of(record.sync)
         alone = record.contributors == (self.facts.me,) and attempt is not None and not attempt.start.receivers
         self._sole = record.number if alone else 0
@@ -647,7 +750,8 @@ class Participant:
             return self._reset(refetch.reason) if here else []
         self._attempts.give_up()
         self._mine.reset()
-        return [ForgetResiduals(), Note("repair", {"reason": refetch.reason}), *repair, *self._answer_trainer()]
+        note = Note("repair", {"reason": refetch.reason})
+        return [*self._saving.reset(), ForgetResiduals(), note, *repair, *self._answer_trainer()]
 
     def _start_over(self, stream: str, index: int, reason: str) -> list[Effect]:
         """What the trainer has staged is not to be used: it takes over the state, which is as it should be."""
@@ -664,7 +768,7 @@ class Participant:
         self._mine.reset()
         self._genesis_wanted, self._own_genesis, self._welcome = False, None, None
         self.log.clear()
-        return [ForgetResiduals(), Note("refetch", {"reason": reason})]
+        return [*self._saving.reset(), ForgetResiduals(), Note("refetch", {"reason": reason})]
 
     # ---- time and reports
 
@@ -697,6 +801,13 @@ class Participant:
         if (in_flight or undigested) and now - since < LEAVE_PATIENCE_S and self._up:
             return []
         if needed and now - since < HEIR_PATIENCE_S and self._up:
+            return []
+        if (
+            self.facts.saves_at_end
+            and self.complete
+            and now - since < SAVE_PATIENCE_S
+            and self._saving.last_wish(self.applied)
+        ):
             return []
         self._free_at = now if self._free_at is None else self._free_at
         if not self._handed_over and now - self._free_at < LEAVE_PATIENCE_S:
@@ -732,7 +843,8 @@ class Participant:
         if not heartbeat and self._reported is not None:
             lines, wants = self._sync_lines(), self._wants.lines
             key = urgent(self._held_number, self._trainer_state, lines, self._suspects, self.digested, wants)
-            if key == self._reported_key and set(self._reported.unreached) <= set(self._unreached):
+            same = set(self._reported.unreached) <= set(self._unreached) and self._reported.saved == self._saving.saved
+            if key == self._reported_key and same:
                 return []
         self._reported = self._report(now, heartbeat=heartbeat)
         self._reported_key = urgent_in(self._reported)
@@ -761,4 +873,5 @@ class Participant:
             behind=self._recovery.behind,
             reader=self._wants.reader,
             wants=self._wants.lines,
+            saved=self._saving.saved,
         )

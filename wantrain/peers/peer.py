@@ -4,14 +4,16 @@
 """
 
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any, Protocol
 
 from wantrain.errors import CodecError
 from wantrain.peers.effects import (
     Apply,
+    BeginSave,
     Dial,
+    DropSave,
     Effect,
     Exit,
     ForgetResiduals,
@@ -19,6 +21,8 @@ from wantrain.peers.effects import (
     GrantAgain,
     HandOver,
     HangUp,
+    LoadInitial,
+    LoadSaved,
     Note,
     NotePlace,
     OpenModel,
@@ -76,6 +80,7 @@ from wantrain.peers.messages import (
 )
 from wantrain.peers.outbox import Outbox
 from wantrain.peers.participant import Participant
+from wantrain.peers.saver import Disk, Saver
 from wantrain.transport.collective import Payload
 from wantrain.transport.digest import state_digest
 from wantrain.transport.link import Done
@@ -111,6 +116,7 @@ class Tensors(Protocol):
     def check_state(self, k: int, payload: Payload) -> str | None: ...
     def store_state(self, k: int, payload: Payload) -> None: ...
     def digest_steps(self) -> Iterator[bytes]: ...
+    def save_steps(self, write: Callable[[Payload], None]) -> Iterator[tuple[bytes, ...] | None]: ...
 
 
 class Surroundings(Protocol):
@@ -160,9 +166,15 @@ class Surroundings(Protocol):
 
 
 class Peer:
-    """One peer without its sockets: a participant, its tensors, its trainer's requests."""
+    """One peer without its sockets: a participant, its tensors, its trainer's requests.
 
-    def __init__(self, core: Participant, around: Surroundings) -> None:
+    Args:
+        core: the participant.
+        around: what it is connected to.
+        disk: where it saves its state; None: nowhere.
+    """
+
+    def __init__(self, core: Participant, around: Surroundings, disk: Disk | None = None) -> None:
         self.core = core
         self.tensors: Tensors | None = None
         self.values: dict[str, float] = {}
@@ -171,6 +183,8 @@ class Peer:
         self._streams = {stream.name: stream for stream in core.facts.streams}
         self._events: deque[Event] = deque()
         self._outbox = Outbox(core, around)
+        self._saver = Saver(disk)
+        self._model: Manifest = ()
         self._boot = b""
         self._attached: Record | None = None
         self._detaching = False
@@ -297,6 +311,7 @@ class Peer:
     def tick(self, now: float) -> None:
         """Time has passed."""
         self._see_heir()
+        self._events.extend(self._saver.poll())
         self._outbox.tidy(now)
         self.handle(Tick(), now)
         waits = self._staged_at or self._starting or self.core.short_of_data
@@ -402,7 +417,17 @@ class Peer:
                 self._outbox.add(effect, now)
             case ReduceChunk():
                 self._reduce(effect)
+            case BeginSave():
+                self._events.extend(self._saver.begin(effect, self._tensors, self._model))
+            case DropSave():
+                self._saver.drop()
+            case LoadSaved():
+                self._digest = None
+                self._events.extend(self._saver.load(effect, self._tensors))
+            case LoadInitial():
+                self._events.extend(self._saver.load_initial(self._tensors, self._model))
             case StoreState(chunk, payload):
+                self._events.extend(self._saver.state_changes())
                 self._tensors.store_state(chunk, payload)
                 self._digest = None
             case Apply():
@@ -425,6 +450,8 @@ class Peer:
             case NotePlace(number, chain):
                 self._tensors.note_place(number, chain)
             case OpenModel(manifest):
+                self._saver.drop()
+                self._model = manifest
                 self.tensors = self._around.open_model(manifest)
                 self._segment, self._digest = "", None
             case TellTrainer(attached):
@@ -536,9 +563,19 @@ class Peer:
 
     # ---- what can be done between messages
 
+    def save_step(self, now: float) -> bool:
+        """Write one chunk of the state to disk, if it is being saved; False if there is nothing to write."""
+        if not self._saver.capturing:
+            return False
+        for event in self._saver.step():
+            self.handle(event, now)
+        return True
+
     def idle_work(self, now: float) -> bool:
         """One step of work that can wait: the digest of the state. False if there is nothing left to do."""
         core = self.core
+        if self.save_step(now):
+            return True
         if self.tensors is None or core.left or not core.complete or core.digested == core.applied:
             return False
         if self._digest is None or self._digest[0] != core.applied:

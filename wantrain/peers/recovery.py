@@ -78,6 +78,8 @@ class Recovery:
         self._update: UpdateFetch | None = None
         self._asked_at = -ASK_RECORDS_S
         self._moved_at = 0.0
+        self._resumed = False
+        """Whether the state came from disk and its replay has not caught up yet."""
 
     # ---- what is at hand
 
@@ -91,6 +93,21 @@ class Recovery:
         """The state's chunks in order: (stream, chunk) of every `param` stream."""
         params = [name for name, stream in self._streams.items() if stream.state == "param"]
         return [(name, chunk) for name in params for chunk in range(self.chunks[name])]
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether there is a state, or one is being fetched."""
+        return self.applied >= 0 or self._state is not None or self._own_anchor or self._repair is not None
+
+    @property
+    def fetching_update(self) -> bool:
+        """Whether an update is being fetched."""
+        return self._update is not None
+
+    @property
+    def stale(self) -> bool:
+        """Whether a trainer should wait: the state is old, from disk, and on its way to the head of the log."""
+        return self._resumed
 
     @property
     def fetching_state(self) -> bool:
@@ -148,6 +165,14 @@ class Recovery:
         """The state at hand is the run's initial one."""
         self._forget_state()
         self.applied, self.chain = 0, chain
+
+    def resume_at(self, position: Position, head: int, now: float) -> None:
+        """The state at hand is the run's at this position; `head` is the head of the log."""
+        self._forget_state()
+        self.applied, self.chain = position.number, position.chain
+        self.indices.update(position.indices)
+        self.head, self._moved_at = head, now
+        self._resumed = head > position.number
 
     def welcomed(self, welcome: Welcome, now: float) -> list[Effect]:
         """The coordinator has said where the run is; begin to fetch the state if there is none here."""
@@ -398,6 +423,7 @@ class Recovery:
         self._update = None
         self._leave_behind()
         self._moved_at = now
+        self._resumed = self._resumed and self.applied < self.head
         return skip
 
     def update_came(self, event: FromPeer, number: int, chunk: int, now: float) -> list[Effect]:
@@ -451,6 +477,7 @@ class Recovery:
             self._stale = {source: until for source, until in self._stale.items() if until > now}
             effects += self._fetch_state(catchup.Sources(self._sources, self._liars), now)
         self._chase.look(self.applied, self.head, complete=self.complete, now=now)
+        self._resumed = self._resumed and self.applied < self.head and now - self._moved_at < STUCK_S
         replaying = self._state is not None and not self._state.missing and not self.complete
         if replaying and now - self._moved_at >= STUCK_S:
             self.given_up = self._own_anchor

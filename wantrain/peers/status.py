@@ -11,7 +11,7 @@ from wantrain.config import RunSpec, key_path
 from wantrain.errors import UnreachableError
 from wantrain.peers.coordinator import Coordinator
 from wantrain.peers.membership import PeerState
-from wantrain.peers.messages import Status, WantStatus, pack, unpack
+from wantrain.peers.messages import Status, WantSave, WantStatus, pack, unpack
 from wantrain.transport.auth import RunKeys
 from wantrain.transport.link import Connected, Disconnected, Received
 from wantrain.transport.wire import PROTOCOL_VERSION
@@ -85,7 +85,20 @@ def document(
         "relayed": _relayed(core),
         "data": core.leases.figures(),
         "commits": commits,
+        "saved": _saved(core),
         "reason": core.reason(now),
+    }
+
+
+def _saved(core: Coordinator) -> dict[str, Any]:
+    """Which state is on disk, at whom, which one is due (-1: none) and who has been asked for it."""
+    number, peer = core.saves.newest(core.head)
+    return {
+        "number": number,
+        "name": core.name_of(peer),
+        "due": core.saves.due(core.head),
+        "writer": core.name_of(core.saves.writer),
+        "trouble": core.saves.trouble,
     }
 
 
@@ -154,8 +167,8 @@ def _peer(core: Coordinator, peer: str, known: PeerState, now: float) -> dict[st
     }
 
 
-def query(run_file: Path, timeout_s: float) -> dict[str, Any]:
-    """Ask the coordinator of a run that was started on this machine for its status.
+def query(run_file: Path, timeout_s: float, ask: WantStatus | WantSave = WantStatus()) -> dict[str, Any]:  # noqa: B008
+    """Ask the coordinator of a run that was started on this machine for its status, or to have the state saved.
 
     Raises:
         ConfigError: run.toml or its keys cannot be used.
@@ -180,7 +193,7 @@ def query(run_file: Path, timeout_s: float) -> dict[str, Any]:
         while (now := time.monotonic()) < deadline:
             if up and now - asked_at >= ASK_EVERY_S:
                 asked_at = now
-                link.send("coordinator", pack(WantStatus()))
+                link.send("coordinator", pack(ask))
             for event in link.poll(min(0.1, deadline - now)):
                 match event:
                     case Connected():

@@ -1,0 +1,103 @@
+"""Whose turn it is to save the run's state, and whether that was done; a part of the coordinator's core.
+
+One peer at a time is asked: the members in the order of their names take turns, so that the newest states lie on
+different machines. Who dies, fails or says nothing for long is replaced by the next one.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+ASK_AGAIN_S = 5.0
+"""A request that got lost is repeated after so long."""
+PATIENCE_S = 600.0
+"""Who has not saved within this time is replaced; one that is gone, or says that it cannot, is replaced at once."""
+PAUSE_S = 30.0
+"""After everybody has failed it is tried again, this much later."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """Ask `peer` to save the state at log number `number`, or a later one."""
+
+    peer: str
+    number: int
+
+
+class SaveDuty:
+    """Who has which state on disk, which one is due, and who was asked for it.
+
+    Args:
+        every: commits between two saved states; 0: only on demand.
+    """
+
+    def __init__(self, every: int) -> None:
+        self.every = every
+        self.writer = ""
+        """Who was asked and has not done it yet."""
+        self.number = -1
+        """What the writer was asked for."""
+        self.trouble = ""
+        """Why the last one who was asked has not done it."""
+        self._saved: dict[str, int] = {}
+        self._demanded = -1
+        self._tried: set[str] = set()
+        self._began_at = self._asked_at = self._resume_at = 0.0
+
+    def newest(self, head: int) -> tuple[int, str]:
+        """The newest state of the run up to `head` that is on disk, and at whom; (-1, "") if none is known."""
+        return max(((number, peer) for peer, number in self._saved.items() if 0 <= number <= head), default=(-1, ""))
+
+    def due(self, head: int) -> int:
+        """The log number whose state should be on disk by now; -1 if none."""
+        regular = head - head % self.every if self.every and head >= self.every else -1
+        return max(regular, min(self._demanded, head))
+
+    def demand(self, head: int) -> None:
+        """The state as it is now is wanted."""
+        self._demanded = head
+        self._resume_at = 0.0
+
+    def reported(self, peer: str, saved: int) -> None:
+        """A peer says what it has on disk."""
+        self._saved[peer] = saved
+        if peer == self.writer and saved >= self.number:
+            self.writer, self.trouble, self._tried = "", "", set()
+
+    def failed(self, peer: str, reason: str) -> None:
+        """A peer cannot save its state."""
+        if peer == self.writer:
+            self._replace(reason)
+
+    def tick(self, head: int, members: Sequence[str], now: float) -> list[Ask]:
+        """Ask somebody if a state is due.
+
+        Args:
+            head: last committed log number.
+            members: who holds the run's state.
+            now: time in seconds.
+        """
+        number = self.due(head)
+        if number < 0 or self.newest(head)[0] >= number:
+            self.writer, self._tried = "", set()
+            return []
+        if self.writer and self.writer not in members:
+            self._replace("it is gone")
+        elif self.writer and now - self._began_at >= PATIENCE_S:
+            self._replace(f"nothing was heard of it for {PATIENCE_S:.0f} s")
+        if not self.writer and now >= self._resume_at:
+            able = [peer for peer in sorted(members) if peer not in self._tried]
+            if able:
+                turn = number // self.every if self.every else number
+                self.writer, self.number = able[turn % len(able)], number
+                self._began_at = self._asked_at = now
+                return [Ask(self.writer, number)]
+            if self._tried:
+                self._tried, self._resume_at = set(), now + PAUSE_S
+        if self.writer and now - self._asked_at >= ASK_AGAIN_S:
+            self._asked_at = now
+            return [Ask(self.writer, self.number)]
+        return []
+
+    def _replace(self, reason: str) -> None:
+        self._tried.add(self.writer)
+        self.writer, self.trouble = "", f"{self.writer}: {reason}"
