@@ -20,7 +20,7 @@ from wantrain.peers.layout import stream_chunks
 SEEDS = 10_000
 BATCH = 1000
 WORKERS = 2
-CAUGHT_WITHIN_SEEDS = 40
+CAUGHT_WITHIN_SEEDS = 120
 
 FOUND = [
     (8, "the only peer was left out of a sync for ever after one failed attempt"),
