@@ -1,6 +1,6 @@
 """Bugs planted on purpose, one class each: what the checkers must catch. A world is run with one of them in place."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,7 +12,8 @@ from wantrain.peers.contributions import Contributions
 from wantrain.peers.coordinator import Coordinator, RunFacts
 from wantrain.peers.effects import Effect, Settle
 from wantrain.peers.events import Event, TrainerResumed
-from wantrain.peers.messages import CommitRecord, Member
+from wantrain.peers.leases import Leases
+from wantrain.peers.messages import CommitRecord, Drawn, Member
 from wantrain.peers.participant import Participant, PeerFacts
 from wantrain.transport.digest import next_link
 
@@ -191,6 +192,34 @@ class _NeverSuspects(Coordinator):
         super().__init__(replace(facts, policy=replace(policy, deadline_ceiling_s=3600.0)), history)
 
 
+class _HasNoPatience(Coordinator):
+    """Gives the samples of a trainer that lives to others, as soon as it has no others."""
+
+    def __init__(self, facts: RunFacts, history: History) -> None:
+        super().__init__(facts, history)
+        self.leases._patience_s = 0.0
+
+
+class _ConfirmsAll(Leases):
+    """Takes all that a contributor was leased for used."""
+
+    def committed(self, number: int, drawn: Mapping[str, Drawn]) -> None:
+        super().committed(number, {p: Drawn(d.reader, dict.fromkeys(d.counts, 2**62)) for p, d in drawn.items()})
+
+
+class _CountsTooMuch(Coordinator):
+    def __init__(self, facts: RunFacts, history: History) -> None:
+        super().__init__(facts, history)
+        self.leases = _ConfirmsAll(history.leases, facts.policy.suspect_ceiling_s)
+
+
+class _ForgetsLeases(SimCoordinator):
+    """A restarted coordinator does not read what was leased."""
+
+    def history(self) -> History:
+        return replace(super().history(), leases={})
+
+
 def _peers(**parts: type) -> type[World]:
     """A world whose peers have these parts."""
     return type("MutantWorld", (World,), {"peer_class": type("MutantPeer", (SimPeer,), parts)})
@@ -216,6 +245,9 @@ MUTANTS: dict[str, type[World]] = {
     "starts over when somebody joins": _peers(core_class=_StartsOver),
     "waits for the late without a bound": _coordinator(type("_Sim", (SimCoordinator,), {"core_class": _WaitsForEver})),
     "never suspects the frozen": _coordinator(type("_Sim", (SimCoordinator,), {"core_class": _NeverSuspects})),
+    "gives away what others hold": _coordinator(type("_Sim", (SimCoordinator,), {"core_class": _HasNoPatience})),
+    "takes all that was leased for used": _coordinator(type("_Sim", (SimCoordinator,), {"core_class": _CountsTooMuch})),
+    "forgets the leases on restart": _coordinator(_ForgetsLeases),
 }
 
 CAUGHT_BY = {
@@ -223,5 +255,8 @@ CAUGHT_BY = {
     "starts over when somebody joins": "join: ",
     "waits for the late without a bound": "hang: ",
     "never suspects the frozen": "freeze: ",
+    "gives away what others hold": "sample ",
+    "takes all that was leased for used": "count as used",
+    "forgets the leases on restart": "sample ",
 }
 """What the failure says where it matters which checker has found it."""

@@ -58,6 +58,19 @@ DOCUMENT = {
             "age_s": 1.5,
         }
     ],
+    "data": [
+        {
+            "name": "words",
+            "length": 60_000,
+            "seed": 0,
+            "epochs": 3,
+            "epoch": 1,
+            "leased": 0.713,
+            "confirmed": 0.68,
+            "leases": [{"peer": "berlin", "samples": 1980}],
+            "returned": 17,
+        }
+    ],
     "commits": [
         {
             "number": 12,
@@ -467,6 +480,7 @@ def test_status_shows_peers_syncs_and_commits(fake: Callable[..., None], run_fil
     result = wantrain("status", run_file, "--timeout", "2s")
     assert (result.exit_code, asked) == (0, [(run_file, 2.0)])
     expected = ["eng·[31mlish (00112233445566ff)", "1 of 2 ready", "berlin", "lost (late)", "waits for berlin", "1,234"]
+    expected += ["words", "60,000", "2 of 3", "71.3 %", "68.0 %", "berlin 1,980", "17"]
     expected += ["4.2 MB", "param#13.2", "tokyo 0.8 s late", "berlin, tokyo", "3 min", "dddddddddddddddd"]
     assert [text for text in expected if text not in result.output] == []
     assert "\x1b" not in result.output

@@ -17,6 +17,7 @@ from wantrain.peers.coordinator import (
     PersistCommit,
     PersistDropGenesis,
     PersistGenesis,
+    PersistLeases,
     PersistRewind,
     PersistView,
     RunFacts,
@@ -28,8 +29,10 @@ from wantrain.peers.coordinator import (
 from wantrain.peers.messages import (
     Commit,
     CommitRecord,
+    Drawn,
     Genesis,
     Hello,
+    Leased,
     Leave,
     Record,
     Refetch,
@@ -43,6 +46,7 @@ from wantrain.peers.messages import (
     View,
     WantGenesis,
     WantHello,
+    WantLease,
     WantRecords,
     Welcome,
 )
@@ -463,3 +467,77 @@ def test_status_shows_who_is_said_to_contribute_what_cannot_be_used() -> None:
     assert said.details == expected
     made.report("b", 3, 1.1, syncs=(replace(line, waiting_for=("x" * 64, "c")),))
     assert made.core.offences.guilty["c"].times == 1, "a report of an attempt that is over changes nothing more"
+
+
+# ---- data leases
+
+
+def want(reader: bytes = b"reader-1", **changes: Any) -> WantLease:
+    fields = {"data": "d", "length": 100, "seed": 0, "epochs": 0, "reader": reader, "serial": 1, "taken": 0, "left": 0}
+    return WantLease(**{**fields, "samples": 10, "least": 1, "unused": 0, "dry": False, **changes})
+
+
+def test_a_lease_is_durable_before_it_is_told() -> None:
+    one = run("a")
+    one.disk_works = False
+    question = {"reader": b"reader-1", "wants": (want(),)}
+    assert of(Leased, one.report("a", 3, **question)) == []
+    assert of(Leased, one.report("a", 3, **question)) == []  # nor is a repeated one
+    one.disk_works = True
+    before = len(one.sent)
+    one.handle(Tick(), STORE_RETRY_S)
+    assert [type(send.record) for send in one.sent[before:]].count(Leased) == 1
+    assert any(isinstance(effect, PersistLeases) for effect in one.written)
+    (again,) = of(Leased, one.report("a", 3, **question))
+    assert (again.answer, [span.count for span in again.spans]) == ("granted", [10])
+
+
+def test_what_contributors_had_drawn_is_confirmed_in_the_write_of_the_commit() -> None:
+    one = run("a", "b")
+    for peer in ("a", "b"):
+        reader = peer.encode() * 8
+        one.report(peer, 3, reader=reader, wants=(want(reader),))
+
+    def line_of(peer: str, samples: int, **changes: Any) -> dict[str, Any]:
+        drawn = Drawn(peer.encode() * 8, {"d": samples})
+        return {"reader": drawn.reader, "syncs": (SyncReport("param", 4, drawn=drawn, **changes),)}
+
+    one.report("a", 3, **line_of("a", 4, phase="ready"))
+    start = of(Start, one.report("b", 3, **line_of("b", 6, phase="ready")))[0]
+    end = {"phase": "done", "attempt": start.sync.attempt, "digest": b"e" * 32}
+    one.report("a", 3, **line_of("a", 4, **end))
+    assert of(Commit, one.report("b", 3, **line_of("b", 6, **end)))
+    (written,) = [effect for effect in one.written if isinstance(effect, PersistCommit)]
+    assert [(len(key) > 0, value is not None) for key, value in written.leases.items()] == [(True, True)] * 3
+    assert [lease.confirmed for _, _, lease in one.core.leases.data["d"].all()] == [4, 6]
+    again = Coordinator(FACTS, History(3, 6, MANIFEST, CHAIN0, (), written.leases | _rows(one)))  # type: ignore[arg-type]
+    assert again.leases.data == one.core.leases.data
+
+
+def _rows(one: Run) -> dict[str, str]:
+    rows: dict[str, Any] = {}
+    for effect in one.written:
+        rows |= effect.rows if isinstance(effect, PersistLeases) else getattr(effect, "leases", {})
+    return {key: value for key, value in rows.items() if value is not None}
+
+
+def test_who_leaves_gives_its_samples_back() -> None:
+    one = run("a", "b")
+    one.report("a", 3, reader=b"reader-1", wants=(want(),))
+    one.tell("a", Leave(b"bootboot", "done"))
+    (said,) = [said for said in one.said if said.event == "samples-back"]
+    assert (said.details["name"], said.details["samples"], said.details["why"]) == ("a", 10, "it left")
+    (answer,) = of(Leased, one.report("b", 3, reader=b"reader-2", wants=(want(b"reader-2"),)))
+    assert [span.first for span in answer.spans] == [0]
+
+
+def test_a_question_in_the_name_of_another_reader_is_ignored() -> None:
+    one = run("a")
+    assert of(Leased, one.report("a", 3, reader=b"reader-1", wants=(want(b"reader-2"),))) == []
+    assert one.core.leases.data == {}
+
+
+def test_a_peer_without_data_is_not_waited_for() -> None:
+    one = run("a", "b")
+    one.report("b", 3, trainer="dry")
+    assert of(Start, one.report("a", 3, syncs=ready(4)))

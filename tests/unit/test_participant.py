@@ -11,6 +11,7 @@ from wantrain.peers.effects import (
     Exit,
     Grant,
     HandOver,
+    PassOn,
     ReduceChunk,
     RefuseTrainer,
     SendContribution,
@@ -27,6 +28,7 @@ from wantrain.peers.events import (
     FromPeer,
     GenesisReady,
     HandedOver,
+    LeaseWanted,
     LeaveRequested,
     Progress,
     Reduced,
@@ -41,8 +43,10 @@ from wantrain.peers.messages import (
     Abort,
     Commit,
     CommitRecord,
+    Drawn,
     Genesis,
     Hello,
+    Leased,
     Leave,
     Member,
     NotHeld,
@@ -59,6 +63,7 @@ from wantrain.peers.messages import (
     UpdateChunk,
     View,
     WantGenesis,
+    WantLease,
     WantRecords,
     WantState,
     WantUpdate,
@@ -640,3 +645,60 @@ def test_reports_come_with_every_change_and_every_heartbeat() -> None:
     (report,) = told(Report, one.do(Tick()))
     assert (report.log_number, report.chain, report.trainer, report.view) == (0, CHAIN0, "training", 1)
     assert told(Report, one.stage())[0].sequence == report.sequence + 1
+
+
+# ---- data leases
+
+
+def want(serial: int = 1, *, reader: bytes = b"reader-1", dry: bool = False, left: int = 0) -> WantLease:
+    return WantLease("d", 100, 0, 1, reader, serial, 0, left, 10, 1, 0, dry)
+
+
+def test_a_question_for_samples_is_a_line_of_the_report_until_it_is_answered() -> None:
+    one = joined()
+    (report,) = reports(one.do(LeaseWanted(want())))
+    assert (report.reader, report.wants) == (b"reader-1", (want(),))
+    assert reports(one.do(LeaseWanted(want()))) == []  # the trainer asks again; the report need not
+    assert "samples of data set 'd'" in one.core.waiting(one.now)
+    assert one.hear(Leased("d", b"reader-1", 2, "granted")) == []  # to another question
+    assert one.hear(Leased("d", b"reader-2", 1, "granted")) == []
+    answer = Leased("d", b"reader-1", 1, "granted")
+    effects = one.hear(answer)
+    assert of(PassOn, effects) == [PassOn(answer)]
+    assert [(report.reader, report.wants) for report in reports(effects)] == [(b"reader-1", ())]
+    assert of(PassOn, one.hear(answer)) == []
+    assert one.core.waiting(one.now) == ""
+
+
+def test_a_trainer_without_data_is_reported_dry_until_it_has_some() -> None:
+    one = joined()
+    (report,) = reports(one.do(LeaseWanted(want(2, dry=True))))
+    assert report.trainer == "dry"
+    assert reports(one.hear(Leased("d", b"reader-1", 2, "later")))[-1].trainer == "dry"
+    one.do(LeaseWanted(want(3, dry=True)))
+    assert reports(one.hear(Leased("d", b"reader-1", 3, "granted")))[-1].trainer == "training"
+
+
+def test_a_contribution_says_what_of_the_data_it_contains() -> None:
+    one = joined()
+    drawn = Drawn(b"reader-1", {"d": 7})
+    (report,) = reports(one.do(Staged(b"trainer1", "param", 1, 10, 1.0, 1.0, True, drawn)))
+    assert report.syncs[0].drawn == drawn
+    (report,) = reports(one.start(5, "bm"))
+    assert (report.syncs[0].phase, report.syncs[0].drawn) == ("moving", drawn)
+
+
+def test_the_next_trainer_is_another_reader() -> None:
+    one = joined()
+    one.do(LeaseWanted(want()))
+    one.do(TrainerGone(False))
+    one.now += 1.0
+    (report,) = reports(one.do(Tick()))
+    assert (report.reader, report.wants) == (b"", ())
+    one.do(TrainerAttached(b"trainer2", MANIFEST))
+    (report,) = reports(one.do(LeaseWanted(want(reader=b"reader-2"))))
+    assert (report.reader, len(report.wants)) == (b"reader-2", 1)
+
+
+def reports(effects: list[Effect]) -> list[Report]:
+    return [tell.record for tell in of(Tell, effects) if isinstance(tell.record, Report)]

@@ -317,3 +317,21 @@ def test_closed_store_says_so() -> None:
     store.close()
     with pytest.raises(StoreError, match="closed"):
         store.head()
+
+
+# ---- data leases
+
+
+def test_rows_of_leases_are_written_alone_or_with_a_commit_or_with_a_rewind_and_taken_away(path: Path) -> None:
+    with Store(path) as store:
+        store.put_genesis(b"manifest", b"s" * 32, b"c" * 32)
+        store.put_leases({"a": "1", "b": "2"})
+        store.append_commit(1, b"one", {"a": "3", "b": None})
+        assert store.leases() == {"a": "3"}
+        with pytest.raises(StoreError):
+            store.append_commit(1, b"again", {"a": "4"})  # all or nothing
+        store.append_commit(2, b"two", {"c": "5"})
+    with Store(path) as store:
+        assert store.leases() == {"a": "3", "c": "5"}
+        store.truncate_commits(1, "nobody holds it", {"c": None, "d": "6"})
+        assert store.leases() == {"a": "3", "d": "6"}

@@ -6,6 +6,7 @@ from wantrain.peers.trainer import (
     Adopt,
     AfterStep,
     BeforeStep,
+    OutOfData,
     Stage,
     TrainerCore,
     TrainerEffect,
@@ -177,3 +178,16 @@ def test_a_missed_mean_gradient_moves_no_weights() -> None:
     core.handle(BeforeStep())
     assert core.handle(granted("start", stream="grad", index=9)) == []
     assert core.waiting == ()
+
+
+def test_without_data_what_was_trained_is_staged_at_once_and_once() -> None:
+    core = started(Stream("param", every=10))
+    assert core.handle(OutOfData()) == []
+    steps(core, 3)
+    assert core.handle(OutOfData()) == [Stage("param", 1, 1)]
+    assert core.handle(OutOfData()) == []
+    assert core.waiting == ()  # it waits for data, not for the grant
+    assert core.handle(granted("merge", 1)) == [Adopt("param", "merge", False)]
+    assert core.handle(OutOfData()) == []
+    assert steps(core, 9) == []
+    assert steps(core, 1) == [Stage("param", 2, 2), WAIT]
