@@ -12,9 +12,9 @@ from typing import Any, Self
 from tests.sim.network import Weather
 from wantrain.optimizers.stream import Stream
 
-FAULTY_S = 15.0
+FAULTY_S = 10.0
 """Virtual seconds in which faults strike."""
-BACK_S = (0.1, 1.0, 4.0, 10.0)
+BACK_S = (0.1, 1.0, 3.0, 7.0)
 """How long what a fault has broken may stay broken."""
 MOST_FAULTS = 7
 
@@ -79,7 +79,7 @@ def _tuples(document: dict[str, Any]) -> dict[str, Any]:
 
 
 def draw(seed: int, kinds: tuple[str, ...], trials: tuple[str, ...]) -> Plan:
-    """The plan of a seed, with faults of these kinds and, in every other seed, one of these trials."""
+    """The plan of a seed, with faults of these kinds and, in every third seed, one of these trials."""
     rng = random.Random(seed)
     return Plan(
         seed=seed,
@@ -88,7 +88,7 @@ def draw(seed: int, kinds: tuple[str, ...], trials: tuple[str, ...]) -> Plan:
         joins_s=tuple(rng.uniform(0.0, 3.0) for _ in range(rng.randint(1, 4))),
         faults=tuple(sorted((_fault(rng, kinds) for _ in range(rng.randint(0, MOST_FAULTS))), key=lambda f: f.at_s)),
         late_joins_s=(rng.uniform(0.0, 5.0),) if rng.random() < 0.1 else (),
-        trial=rng.choice(trials) if rng.random() < 0.5 else "",
+        trial=rng.choice(trials) if rng.random() < 1 / 3 else "",
         refuse_send=rng.choice([0.0, 0.0, 0.05]),
         wait_ceiling_s=rng.choice([None, 1.0, 6.0]),
         outbound=rng.choice([0.0, 0.0, 0.4, 0.8]),

@@ -26,7 +26,7 @@ CALM_S = 90.0
 """Longest that a run may take to recover: the largest ceiling of the policy three times over."""
 QUIET_S = 45.0
 """Longest that it may take to come to rest."""
-STAYS_S = 4.0
+STAYS_S = 2.5
 """How long it has to stay at rest: several heartbeats and ticks."""
 PROGRESS_SEEDS = 500
 BATCH = 2000

@@ -60,7 +60,7 @@ from wantrain.transport.link import Done
 from wantrain.transport.wire import PROTOCOL_VERSION
 
 RUN = b"sim-run!"
-TICK_S = 0.3
+TICK_S = 0.4
 SAYS_WHY_AFTER_S = 3.0
 SILENT_TICKS = 8
 DRY_S = 0.1
@@ -421,7 +421,7 @@ class SimPeer:
         """Run something on this process; it may be its last."""
         try:
             action()
-            while self.shell.pump(self.now):
+            while self.shell.moved and self.shell.pump(self.now):
                 pass
         except Crash:
             self.die(seen=self.world.rng.random() < 0.7, spare=self.spares_trainer)

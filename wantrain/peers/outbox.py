@@ -145,6 +145,9 @@ class Outbox:
         Returns:
             Contributions that do not encode.
         """
+        if not self._made and not any(self._queues.values()) and not any(self._served.values()):
+            self._syncing = self.moved = False
+            return []
         self.moved = self._pump(self._queues, source, now)
         if not any(self._queues.values()) and all(served for _, served in self._made):
             self._syncing = False

@@ -97,7 +97,7 @@ from wantrain.peers.messages import (
 )
 from wantrain.peers.recovery import ASK_RECORDS_S, Recovery
 from wantrain.peers.repair import Position
-from wantrain.peers.reports import PathNews, sync_line, urgent, urgent_in
+from wantrain.peers.reports import PathNews, SyncKey, sync_key, sync_line, urgent, urgent_in
 from wantrain.peers.saved_state import SavedState, initial_difference
 from wantrain.peers.saving import Saving
 from wantrain.peers.update_log import UpdateLog
@@ -836,14 +836,22 @@ class Participant:
         lines = (sync_line(s, k + 1, staged.get(s), self._attempts.running.get(s)) for s, k in self.indices.items())
         return [line for line in lines if line is not None]
 
+    def _sync_keys(self) -> tuple[SyncKey, ...]:
+        staged = self._mine.staged
+        keys = [sync_key(s, k + 1, s in staged, self._attempts.running.get(s)) for s, k in self.indices.items()]
+        return tuple([key for key in keys if key is not None])
+
     def _report_if_due(self, now: float) -> list[Effect]:
         if self._welcome is None or self.left:
             return []
         heartbeat = now - self._reported_at >= self.facts.heartbeat_s or self._reported is None
         if not heartbeat and self._reported is not None:
-            lines, wants = self._sync_lines(), self._wants.lines
-            key = urgent(self._held_number, self._trainer_state, lines, self._suspects, self.digested, wants)
-            same = set(self._reported.unreached) <= set(self._unreached) and self._reported.saved == self._saving.saved
+            keys, wants = self._sync_keys(), self._wants.lines
+            key = urgent(self._held_number, self._trainer_state, keys, self._suspects, self.digested, wants)
+            unreached = self._reported.unreached
+            same = self._reported.saved == self._saving.saved and (
+                not unreached or set(unreached) <= set(self._unreached)
+            )
             if key == self._reported_key and same:
                 return []
         self._reported = self._report(now, heartbeat=heartbeat)

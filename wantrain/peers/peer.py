@@ -557,6 +557,11 @@ class Peer:
         return self._detaching
 
     @property
+    def moved(self) -> bool:
+        """Whether the last `pump` has sent something, so that there may be more."""
+        return self._outbox.moved
+
+    @property
     def backlog(self) -> int:
         """Messages with tensor bytes that wait for a connection."""
         return self._outbox.backlog

@@ -1,7 +1,7 @@
 """What a peer tells the coordinator about itself: lines of its report, and when one is due at once; pure."""
 
 from collections.abc import Iterable, Mapping
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 from wantrain.peers.attempts import Attempt
 from wantrain.peers.events import Staged
@@ -27,6 +27,17 @@ def sync_line(stream: str, index: int, staged: Staged | None, attempt: Attempt |
     return SyncReport(
         stream, index, "moving", weight, norm, here, number, missing=missing, waiting_for=waiting_for, drawn=drawn
     )
+
+
+SyncKey: TypeAlias = tuple[str, int, int, str]
+
+
+def sync_key(stream: str, index: int, staged: bool, attempt: Attempt | None) -> SyncKey | None:
+    """What of the line of a stream is urgent, without making the line: stream, index, attempt and phase."""
+    if attempt is None:
+        return (stream, index, 0, "ready") if staged else None
+    phase = "done" if attempt.done is not None else "moving" if attempt.failed is None else "failed"
+    return stream, index, attempt.sync.attempt, phase
 
 
 CHANGE = 0.2
@@ -73,16 +84,16 @@ class PathNews:
 def urgent(
     log_number: int,
     trainer: str,
-    lines: Iterable[SyncReport],
+    syncs: tuple[SyncKey, ...],
     suspects: Iterable[str],
     state_number: int,
     wants: Iterable[WantLease],
 ) -> object:
     """What of a report is worth sending at once when it changes; the rest can wait for the next heartbeat."""
-    syncs = tuple((line.stream, line.index, line.attempt, line.phase) for line in lines)
     return log_number, trainer, syncs, tuple(suspects), state_number, tuple((w.reader, w.data, w.serial) for w in wants)
 
 
 def urgent_in(report: Report) -> object:
     """`urgent` of a report that was sent."""
-    return urgent(report.log_number, report.trainer, report.syncs, report.suspects, report.state_number, report.wants)
+    syncs = tuple((line.stream, line.index, line.attempt, line.phase) for line in report.syncs)
+    return urgent(report.log_number, report.trainer, syncs, report.suspects, report.state_number, report.wants)
