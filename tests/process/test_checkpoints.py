@@ -10,8 +10,10 @@ from safetensors.torch import load_file
 
 from tests.conftest import Measured
 from tests.process.harness import Event, Run
+from wantrain.config import store_path
 from wantrain.peers.checkpoint import entries, newest, read, scan
 from wantrain.peers.saved_state import STATE_FILE
+from wantrain.peers.store import Store
 
 OFTEN = {"checkpoint": {"every": 5}, "sync": {"deadline_ceiling_s": 8.0}}
 
@@ -24,12 +26,14 @@ def shelf(run: Run, name: str) -> Path:
     return run.folder / name / "checkpoints"
 
 
-def kill_all(run: Run, *names: str) -> None:
-    """The power fails."""
+def kill_all(run: Run, *names: str) -> int:
+    """The power fails; the log number that the coordinator had written last."""
     for name in (*names, "coordinator"):
         run.kill(name)
     for name in names:
         run.exit_code(name)
+    with Store(store_path(run.run_file)) as store:
+        return store.head()
 
 
 def on_disk(run: Run, *names: str) -> dict[str, int]:
@@ -51,32 +55,35 @@ def test_when_all_were_gone_the_run_goes_on_from_its_last_saved_state_with_fewer
     for name in names:
         run.peer(name)
     run.until(lambda: all(saved_by(run, name) for name in names), "they save in turns")
-    kill_all(run, *names)
-    head, kept = run.head, on_disk(run, *names)
+    head = kill_all(run, *names)
+    kept = on_disk(run, *names)
     best = max(kept, key=lambda name: kept[name])
 
+    before = len(run.commits())
     run.coordinator()
     for name in names:
         run.peer(name)
-    rewind = run.until(lambda: run.events("coordinator", "rewind"), "the log goes back")[0]
-    assert rewind["to"] == kept[best] <= head
+    run.until(lambda: [c for c in run.commits()[before:] if len(c["contributors"]) == 3], "all take part again")
+    assert [event["to"] for event in run.events("coordinator", "rewind")] == [kept[best]] * (kept[best] < head)
     assert last(run, best, "loaded")["number"] == kept[best]
-    run.until(lambda: [c for c in run.commits()[-3:] if len(c["contributors"]) == 3], "all take part again")
     run.assert_parity(*names, rewound=True)
-    measured(22, "commits lost when the power failed everywhere, a state saved every 5", head - rewind["to"], "commits")
+    measured(22, "commits lost when the power failed everywhere, a state saved every 5", head - kept[best], "commits")
 
-    run.until(lambda: max(saved_by(run, best)) > rewind["to"], "states are saved again")
-    kill_all(run, *names)
+    known = len(run.events(best, "saved"))
+    run.until(lambda: len(run.events(best, "saved")) > known, "states are saved again")
+    rewound = len(run.events("coordinator", "rewind"))
+    head = kill_all(run, *names)
     kept = on_disk(run, *names)
     best = max(kept, key=lambda name: kept[name])
+    before = len(run.commits())
     run.coordinator()
     run.peer(best)
-    rewinds = run.until(lambda: run.events("coordinator", "rewind")[1:], "the log goes back for one who came back")
-    assert rewinds[0]["to"] == kept[best]
-    run.until_commits(3, best, after=kept[best])
+    run.until(lambda: len(run.commits()) > before + 3, "the one who came back goes on alone")
+    rewinds = [event["to"] for event in run.events("coordinator", "rewind")[rewound:]]
+    assert rewinds == [kept[best]] * (kept[best] < head)
     for name in ("nora", "olga", "paul"):
         run.peer(name)
-    run.until_commits(3, best, "nora", "olga", "paul", after=kept[best])
+    run.until(lambda: [c for c in run.commits()[before:] if len(c["contributors"]) == 4], "newcomers take part, too")
     run.assert_parity(best, "nora", "olga", "paul", rewound=True)
     run.stop(best, "nora", "olga", "paul")
 
