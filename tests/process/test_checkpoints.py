@@ -175,8 +175,9 @@ def test_a_state_is_saved_on_demand_exported_and_another_run_begins_with_it(
         other.peer("dora", "--initial", tmp_path / "kept", trainer=("--hidden", "16"))
         assert other.exit_code("dora") == 3
         assert "0.weight: the saved state has [32, 16], the model [16, 16]" in other.error("dora")["error"]
-        other.peer("carl")
         other.peer("anna", "--initial", tmp_path / "kept")
+        other.until(lambda: [e for e in other.events("coordinator", "joined") if e["name"] == "anna"], "anna is there")
+        other.peer("carl")
         other.until_commits(3, "anna", "carl")
         genesis = other.events("coordinator", "genesis")
         assert [event["name"] for event in genesis] == ["anna"]
