@@ -23,7 +23,7 @@ from typing import Any
 
 from tests.process.harness import DEADLINE_S, POLL_S, ROOT, Run
 from wantrain.lab import Lab, Shape
-from wantrain.peers.shared_memory import segment_directory
+from wantrain.peers.place import segment_directory
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "sync": {"grace_floor_s": 1.0, "grace_ceiling_s": 3.0, "deadline_floor_s": 3.0, "deadline_ceiling_s": 20.0},

@@ -11,7 +11,7 @@ import pytest
 from tests.conftest import Measured
 from tests.process.harness import Run
 from wantrain.peers.orphan import NOTE, started_at
-from wantrain.peers.shared_memory import segment_directory
+from wantrain.peers.place import segment_directory
 
 
 def trainer_of(run: Run, name: str) -> int:

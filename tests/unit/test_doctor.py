@@ -1,7 +1,10 @@
 """The doctor's own steps over real sockets: peers that are dialled, dial, or cannot be met are told apart."""
 
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -74,3 +77,11 @@ def test_what_is_wrong_with_the_invite_or_the_address_does_not_end_the_checks() 
         findings = list(Doctor(text, None).run())
         assert next(finding.check for finding in findings if finding.level == "fail") == failed
         assert findings[-1].check == "software"
+
+
+def test_the_doctor_needs_no_torch_and_knows_the_codecs_that_a_peer_has() -> None:
+    code = (
+        "import sys; from wantrain.peers.doctor import _codecs; names = _codecs(); assert 'torch' not in sys.modules;"
+        "from wantrain.transport.codec import CODECS; assert names == tuple(sorted(CODECS))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], check=False).returncode == 0

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from wantrain.errors import WantrainError
 from wantrain.optimizers.stream import Stream
-from wantrain.peers import shared_memory
 from wantrain.peers.engine import Engine
 from wantrain.peers.inheritance import GRANTED, MERGING, MOVING, STAGING
 from wantrain.peers.messages import Contribute, Granted, TensorSpec
@@ -176,4 +175,3 @@ def test_memory_of_another_model_is_not_taken_over(tmp_path: Path) -> None:
     with pytest.raises(WantrainError, match="another model"):
         engine.resume_segment(tmp_path / "segment")
     assert engine.segment is None
-    assert shared_memory.segment_directory().exists()

@@ -12,7 +12,7 @@ from wantrain.bench.traffic import group_of
 from wantrain.bench.worker import Json, Setup, wait_until
 from wantrain.errors import UnreachableError, WantrainError
 from wantrain.optimizers.stream import Stream
-from wantrain.peers.shared_memory import segment_directory
+from wantrain.peers.place import segment_directory
 from wantrain.transport.auth import Identity
 from wantrain.transport.codec.names import format_of
 from wantrain.transport.collective import Plan

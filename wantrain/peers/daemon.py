@@ -41,9 +41,9 @@ from wantrain.peers.orphan import find_orphan
 from wantrain.peers.own_states import OwnStates, Wishes, own_states
 from wantrain.peers.participant import Participant, PeerFacts
 from wantrain.peers.peer import Peer
-from wantrain.peers.place import Place, open_place, scratch_directory
+from wantrain.peers.place import Place, open_place, scratch_directory, segment_directory
 from wantrain.peers.sabotage import KillSwitch
-from wantrain.peers.shared_memory import LOCAL_RUN, segment_directory
+from wantrain.peers.shared_memory import LOCAL_RUN
 from wantrain.peers.supervisor import Supervisor
 from wantrain.peers.visitors import Visitors
 from wantrain.transport.auth import Invite

@@ -37,6 +37,12 @@ class Place:
         (self.path / "enrolled").touch()
 
 
+def segment_directory() -> Path:
+    """Where a segment belongs: /dev/shm if it is writable, else the directory for temporary files."""
+    shared = Path("/dev/shm")
+    return shared if os.access(shared, os.W_OK) else Path(tempfile.gettempdir())
+
+
 def state_directory() -> Path:
     """Where peers keep their directories: $XDG_STATE_HOME/wantrain, or ~/.local/state/wantrain."""
     base = os.environ.get("XDG_STATE_HOME")

@@ -33,7 +33,6 @@ import errno
 import mmap
 import os
 import struct
-import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Self
@@ -66,12 +65,6 @@ _WORDS = 10
 _KINDS = ("", "start", "merge", "move", "grad")
 _SHIFT = 40
 """Phase and count share a word, so that they change at one instant."""
-
-
-def segment_directory() -> Path:
-    """Where a segment belongs: /dev/shm if it is writable, else the directory for temporary files."""
-    shared = Path("/dev/shm")
-    return shared if os.access(shared, os.W_OK) else Path(tempfile.gettempdir())
 
 
 class Segment:
