@@ -1,5 +1,6 @@
 """The coordinator: durable before visible, one line per sync, and an answer for all that got lost or is foreign."""
 
+import json
 from dataclasses import replace
 from typing import Any
 
@@ -541,3 +542,32 @@ def test_a_peer_without_data_is_not_waited_for() -> None:
     one = run("a", "b")
     one.report("b", 3, trainer="dry")
     assert of(Start, one.report("a", 3, syncs=ready(4)))
+
+
+@pytest.mark.scenario(22)
+def test_a_run_that_begins_with_a_saved_state_goes_on_with_its_data() -> None:
+    before = run("a")
+    before.report("a", 3, reader=b"reader-1", wants=(want(),))
+    leases = json.dumps(before.core.leases.snapshot(3))
+    one = Run(Coordinator(FACTS, History(1)))
+    one.tell("a", hello("a"))
+    one.report("a", -1, trainer="starting")
+    one.handle(Tick(), 1.0)
+    one.tell("a", Genesis(MANIFEST, b"s" * 32, leases))
+    kinds = [type(effect) for effect in one.written]
+    assert kinds.index(PersistLeases) < kinds.index(PersistGenesis)
+    (answer,) = of(Leased, one.report("a", 0, 1.0, reader=b"reader-2", wants=(want(b"reader-2"),)))
+    assert [span.first for span in answer.spans] == [0]  # nobody had used them
+    assert one.core.leases.data["d"].next == 10
+
+
+@pytest.mark.parametrize("leases", ["[]", "{", '{"d": {}}', '{"d": 3}'])
+def test_false_leases_of_a_saved_state_are_told_and_not_used(leases: str) -> None:
+    one = Run(Coordinator(FACTS, History(1)))
+    one.tell("a", hello("a"))
+    one.report("a", -1, trainer="starting")
+    one.handle(Tick(), 1.0)
+    one.tell("a", Genesis(MANIFEST, b"s" * 32, leases))
+    assert one.core.head == 0
+    assert one.core.leases.data == {}
+    assert [said.event for said in one.said if "leases" in said.event] == ["begun-without-leases"]

@@ -1,5 +1,6 @@
 """Saving: whose turn it is, what is held back meanwhile, what a peer begins with, and when the log goes back."""
 
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -499,3 +500,14 @@ def test_a_saver_that_cannot_go_on_says_so_and_leaves_nothing_half_written(where
 def test_a_peer_without_a_disk_says_so() -> None:
     assert isinstance(Saver(None).begin(MARK, Half(""), ())[0], SaveFailed)
     assert COORDINATOR == "coordinator"
+
+
+def test_the_data_leases_of_a_saved_state_come_with_the_initial_weights() -> None:
+    leases = {"d": {"length": 9}}
+    one = peer(initial=saved(7).model_copy(update={"extra": {"leases": leases}}))
+    one.welcome(-1)
+    one.hear(WantGenesis())
+    one.do(TrainerAttached(b"trainer1", (TensorSpec("w", (10,), "bfloat16"),)))
+    effects = one.do(GenesisReady(b"s" * 32))
+    (genesis,) = [e.record for e in effects if isinstance(e, Tell) and isinstance(e.record, Genesis)]
+    assert json.loads(genesis.leases) == leases

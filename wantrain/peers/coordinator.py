@@ -282,8 +282,8 @@ class Coordinator:
         match record:
             case Report():
                 return self._report(peer, record, now)
-            case Genesis(manifest, state_digest):
-                return self._genesis(peer, manifest, state_digest)
+            case Genesis(manifest, state_digest, leases):
+                return self._genesis(peer, manifest, state_digest, leases)
             case WantRecords(first):
                 return self._send_records(peer, first)
             case NotSaved(number, reason):
@@ -549,7 +549,9 @@ class Coordinator:
 
     # ---- the initial state
 
-    def _genesis(self, peer: str, manifest: tuple[TensorSpec, ...], digest: bytes) -> list[CoordinatorEffect]:
+    def _genesis(
+        self, peer: str, manifest: tuple[TensorSpec, ...], digest: bytes, leases: str
+    ) -> list[CoordinatorEffect]:
         if self.head >= 0 or peer != self._candidate or self.log.awaits(PersistGenesis):
             return []
         chain = first_link(self.facts.run, digest)
@@ -561,7 +563,17 @@ class Coordinator:
             effects: list[CoordinatorEffect] = [Announce("genesis", {"peer": peer, "name": self.name_of(peer)})]
             return effects + [Send(p, self._welcome(p)) for p in alive] + self._recast(now)
 
-        return self.log.write(PersistGenesis(manifest, digest, chain), adopt)
+        # First the leases: if only they get written this peer is asked again, and they stay as they are.
+        effects = self._go_on_with(peer, leases) if leases and not self.leases.data else []
+        return effects + self.log.write(PersistGenesis(manifest, digest, chain), adopt)
+
+    def _go_on_with(self, peer: str, leases: str) -> list[CoordinatorEffect]:
+        """Use the data from where another run had left it."""
+        try:
+            self.leases.restore(json.loads(leases))
+        except ValueError as error:
+            return [Announce("begun-without-leases", {"peer": peer, "name": self.name_of(peer), "reason": str(error)})]
+        return self._write_leases([])
 
     def _ask_for_genesis(self, now: float) -> list[CoordinatorEffect]:
         if self.head >= 0 or (self._candidate and now - self._asked_at < GENESIS_AGAIN_S):

@@ -382,6 +382,8 @@ class Leases:
         Raises:
             ValueError: it is no snapshot; nothing has changed. Or there are data sets already.
         """
+        if not isinstance(snapshot, Mapping):
+            raise ValueError(f"a snapshot of leases is a map, not {type(snapshot).__name__}")
         if self.data or len(snapshot) > MAX_DATA:
             raise ValueError(f"{len(self.data)} data sets are known, {len(snapshot)} would come, at most {MAX_DATA}")
         found = {}

@@ -17,6 +17,8 @@ MAX_TENSORS = 10_000
 """A manifest has to fit the header of one message, 1 MiB."""
 MAX_RECORDS = 1024
 """Most commit records in one message; a peer that lacks more asks again."""
+MAX_LEASES = 1 << 16
+"""Letters for the leases that a run begins with: they share a message with the manifest."""
 MAX_EXTRA = 1 << 18
 """Most characters that go with a request to save the state."""
 MAX_PATHS = 64
@@ -254,10 +256,14 @@ class Report:
 
 @dataclass(frozen=True, slots=True)
 class Genesis:
-    """The first model of the run: its tensors and the digest of its initial state; answers Welcome.genesis."""
+    """The first model of the run: its tensors and the digest of its initial state; answers Welcome.genesis.
+
+    `leases` is JSON: how far another run had used its data, if its saved state is what this run begins with.
+    """
 
     manifest: Manifest
     state_digest: Digest
+    leases: Annotated[str, Field(strict=True, max_length=MAX_LEASES)] = ""
 
 
 @dataclass(frozen=True, slots=True)

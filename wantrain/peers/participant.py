@@ -6,6 +6,7 @@ it in.
 `attempts.py`, `contributions.py`, `recovery.py` and `saving.py` are parts of it; `handle` alone changes the whole.
 """
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -59,6 +60,7 @@ from wantrain.peers.events import (
 )
 from wantrain.peers.messages import (
     MAX_DIGESTS,
+    MAX_LEASES,
     MAX_UNREACHED,
     Abort,
     Commit,
@@ -618,7 +620,14 @@ class Participant:
                 "non-finite", reason, "check how the model is initialised, or what was loaded into it"
             )
         self._own_genesis = (digest, first_link(self.facts.run, digest))
-        return [Tell(COORDINATOR, Genesis(self._mine.manifest, digest))]
+        effects: list[Effect] = []
+        leases = ""
+        if self._initial is not None and "leases" in self._initial.extra:
+            leases = json.dumps(self._initial.extra["leases"])
+            if len(leases) > MAX_LEASES:
+                reason = f"the leases of the data take {len(leases):,} letters, allowed are {MAX_LEASES:,}"
+                effects, leases = [Note("begun-without-leases", {"reason": reason})], ""
+        return [*effects, Tell(COORDINATOR, Genesis(self._mine.manifest, digest, leases))]
 
     # ---- one sync
 
