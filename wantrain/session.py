@@ -119,6 +119,8 @@ class Swarm:
     def __init__(self, link: Link, replica: Replica, *, wait_ceiling_s: float) -> None:
         self.alone = False
         """Whether the daemon was lost (or left): training goes on, with nobody, until one is started again here."""
+        self.waited_s = 0.0
+        """Seconds that training has been stopped in all, for results that had not come yet."""
         self.peer = ""
         """Name of this peer."""
         self.streams: tuple[Stream, ...] = ()
@@ -409,6 +411,7 @@ class Swarm:
                 self._run(self._core.handle(WaitedLongEnough()))
             else:
                 self._poll(POLL_S)
+        self.waited_s += time.monotonic() - began
         if self.alone and self._segment is not None:
             self._run(self._core.handle(WaitedLongEnough()))
 

@@ -93,7 +93,7 @@ class Run:
             name: getattr(spec, name).model_copy(update={**TIGHT.get(name, {}), **(options or {}).get(name, {})})
             for name in ("sync", "liveness", "log", "checkpoint")
         }
-        period = {**spec.method.options, PERIOD[method]: EVERY}
+        period = {**spec.method.options, PERIOD[method]: EVERY, **(options or {}).get("method", {})}
         sections["method"] = spec.method.model_copy(update={"options": period})
         self.run_file.write_text(spec.model_copy(update=sections).to_toml(), encoding="utf-8")
 
@@ -120,12 +120,13 @@ class Run:
         popen = partial(self.lab.popen, self._host(name)) if self.lab is not None else subprocess.Popen
         self._children.start(name, [str(word) for word in words], {**self.environment, **(environment or {})}, popen)
 
-    def coordinator(self, *words: str) -> None:
+    def coordinator(self, *words: str, environment: dict[str, str] | None = None) -> None:
         """Start the coordinator, again at the same address, and wait until it listens."""
         known = len(self.events("coordinator", "listening"))
         where = ["--bind", self.address] if self.address else []
         command = [sys.executable, "-m", "wantrain", "coordinator", self.run_file]
-        self.start("coordinator", *command, "--json", "--events", self._event_file("coordinator"), *where, *words)
+        command += ["--json", "--events", self._event_file("coordinator")]
+        self.start("coordinator", *command, *where, *words, environment=environment)
         self.until(lambda: len(self.events("coordinator", "listening")) > known, "the coordinator listens")
         listening = self.events("coordinator", "listening")[-1]
         self.address, self.invite = listening["address"], self.invite or listening["invite"]

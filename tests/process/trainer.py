@@ -57,7 +57,7 @@ def main() -> None:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        swarm.log(loss=loss.item())
+        swarm.log(loss=loss.item(), waited_s=swarm.waited_s)
         steps += 1
         if steps % TOLD_EVERY == 0:
             (options.folder / f"{options.name}.steps").write_text(str(steps))

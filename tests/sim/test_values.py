@@ -66,13 +66,17 @@ def finish(world: ValueWorld) -> None:
     world.check()
 
 
-def dies(world: ValueWorld, peer: int | None, steps: int) -> bool:
+def dies(world: ValueWorld, peer: int | None, steps: int, *, spare: bool = False) -> bool:
     """Let a peer (or, with None, the coordinator) die before it sends (or does) one more; False if it never came to it.
+
+    With `spare` only its daemon dies.
 
     It has until two commits were made: then there is nothing of this sync left to be done.
     """
     victim = world.coordinator if peer is None else world.peers[f"p{peer}"]
     victim.crash_after = steps
+    if spare:
+        victim.spares_trainer = True
     lines = len(world.lines)
 
     def dead() -> bool:
@@ -85,12 +89,14 @@ def dies(world: ValueWorld, peer: int | None, steps: int) -> bool:
     return True
 
 
-def every_death(folder: Path, peer: int | None, topology: str, codec: str, *, every: int = 1) -> None:
+def every_death(
+    folder: Path, peer: int | None, topology: str, codec: str, *, every: int = 1, spare: bool = False
+) -> None:
     """Let it die before each of its steps in a sync, one run for each, or for every so many."""
     steps = 0
     while True:
         world = running(folder / str(steps), topology, codec)
-        if not dies(world, peer, steps):
+        if not dies(world, peer, steps, spare=spare):
             break
         advance(world, everybody_again(world))
         assert world.retries <= 1, f"{world.retries} more attempts for one loss, before step {steps}"
@@ -112,6 +118,14 @@ def test_a_peer_that_dies_before_any_message_of_a_sync_is_in_it_whole_or_not_at_
 @pytest.mark.parametrize("topology", TOPOLOGIES)
 def test_the_same_with_a_codec_that_rounds(tmp_path: Path, topology: str) -> None:
     every_death(tmp_path, 0, topology, "int8", every=2)
+
+
+@pytest.mark.scenario(16)
+@pytest.mark.parametrize("topology", TOPOLOGIES)
+def test_a_trainer_that_outlives_its_daemon_loses_nothing_and_nothing_of_it_counts_twice(
+    tmp_path: Path, topology: str
+) -> None:
+    every_death(tmp_path, 1, topology, "fp32", spare=True)
 
 
 @pytest.mark.scenario(6)

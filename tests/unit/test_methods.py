@@ -29,10 +29,11 @@ def test_diloco_is_one_nesterov_stream() -> None:
 
 def test_diloco_takes_over_its_options() -> None:
     options = {
-        "every": 30, "outer_lr": 1, "momentum": 0, "nesterov": False, "late": "adopt", "weight": "tokens",
+        "every": 30, "delay": 30, "outer_lr": 1, "momentum": 0, "nesterov": False, "late": "adopt", "weight": "tokens",
     }  # fmt: skip
     (stream,) = build("diloco", options, Wire("bf16"))
     assert (stream.every, stream.merge, stream.late, stream.weight) == (30, "heavy-ball", "adopt", "tokens")
+    assert stream.delay == 30
     assert stream.merge_options == (("lr", 1.0), ("momentum", 0.0))
     assert stream.codec == "bf16"
 
@@ -81,6 +82,8 @@ def test_every_option_has_a_default_and_a_docstring(kind: type[Any]) -> None:
         ("diloco", "every", "100", "a whole number"),
         ("diloco", "every", True, "a whole number"),
         ("diloco", "every", 10**400, "<= 1000000000"),
+        ("diloco", "delay", -1, "a whole number >= 0"),
+        ("diloco", "delay", 101, "<= every, which is 100"),
         ("diloco", "outer_lr", 0, "a number > 0"),
         ("diloco", "outer_lr", float("nan"), "a number > 0"),
         ("diloco", "outer_lr", float("inf"), "<= 1000"),

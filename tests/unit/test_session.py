@@ -587,3 +587,79 @@ def test_an_error_in_the_loop_is_not_a_leave(serve: Callable[..., Daemon]) -> No
         raise ZeroDivisionError
     daemon.stop()
     assert daemon.of(Detach) == []
+
+
+# ---- a daemon that is killed and started again
+
+
+def grown(daemon: Daemon) -> Callable[[Record], list[Record]]:
+    """How a daemon reacts that takes over what a former one has left: it knows the trainer by its segment."""
+    react = daemon.react
+
+    def answer(record: Record) -> list[Record]:
+        if isinstance(record, Attach) and record.segment:
+            daemon.manifest, daemon.engine = record.manifest, Engine(record.manifest, daemon.streams)
+            daemon.engine.resume_segment(record.segment)
+            daemon.engine.phi(daemon.streams[0].name).fill_(daemon.initial)
+            rows = tuple(asdict(stream) for stream in daemon.streams)
+            return [Attached("p" * 52, "berlin", record.segment, rows, False)]
+        return react(record)
+
+    return answer
+
+
+def test_a_daemon_that_is_started_again_gets_the_trainer_as_it_is(
+    serve: Callable[..., Daemon], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(session, "LOST_PATIENCE_S", 0.2)
+    monkeypatch.setattr(session, "LOOK_EVERY_S", 0.0)
+
+    def dies(_: Contribute) -> str:
+        first.stopping.set()
+        return "later"
+
+    first, trainer = serve(MEAN, answer=dies), Trainer()
+    with joined(first, trainer) as swarm:
+        for _ in range(2):
+            trainer.step()  # staged with the weights at -1, taken in, and not answered
+        first.stop()
+        for _ in range(3):
+            trainer.step()
+        assert swarm.alone
+        assert trainer.values == {-4.0}
+
+        second = serve(MEAN, answer=lambda _: "merge", initial=5.0)
+        monkeypatch.setattr(second, "react", grown(second))
+        second.start()
+        until(lambda: (time.sleep(0.01), trainer.step(), not swarm.alone)[2], "an answer")
+        until(lambda: (time.sleep(0.01), trainer.step(), swarm.round > 4)[2], "the grant")
+        (attach, *_) = second.of(Attach)
+        assert attach.received == {"param": 1}
+        assert attach.indices == {"param": 4}
+        assert second.of(Contribute)[0] == first.of(Contribute)[0]
+        assert first.of(Attach)[0].boot == attach.boot
+        assert "is back: training goes on with the run" in caplog.text
+        made = swarm._core.step
+    # 1 was handed out, -1 staged; the mean of one is -1, whatever phi the new daemon had: its update moves that by 2.
+    assert trainer.values == {5.0 - 2.0 - (made - 2)}
+
+
+def test_a_daemon_that_cannot_go_on_gives_the_runs_weights_anew(
+    serve: Callable[..., Daemon], folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(session, "LOST_PATIENCE_S", 0.2)
+    monkeypatch.setattr(session, "LOOK_EVERY_S", 0.0)
+    quiet = Stream("param", every=10**6, merge="mean", codec="fp32")
+    first, trainer = serve(quiet), Trainer()
+    with joined(first, trainer) as swarm:
+        trainer.step()
+        first.stop()
+        (folder / "segment").rename(folder / "former")
+        second = serve(quiet, initial=50.0)
+        second.folder = folder / "second"
+        second.folder.mkdir()
+        second.start()
+        until(lambda: (time.sleep(0.01), trainer.step(), second.of(Attach))[2], "an answer")
+        until(lambda: (time.sleep(0.01), trainer.step(), trainer.values <= set(range(51)))[2], "the run's weights")
+        assert "starts again from the run's weights" in caplog.text
+        assert not swarm.alone

@@ -37,6 +37,7 @@ from wantrain.peers.messages import (
     pack,
     unpack,
 )
+from wantrain.peers.sabotage import CoordinatorKillSwitch
 from wantrain.peers.status import address_path, document
 from wantrain.peers.store import InviteRow, PeerRow, Store
 from wantrain.peers.timing import Policy
@@ -153,6 +154,7 @@ class CoordinatorDaemon:
     def __init__(self, spec: RunSpec, keys: RunKeys, store: Store, bind: str, on_event: OnEvent) -> None:
         self.spec = spec
         self.store = store
+        self._kill_switch = CoordinatorKillSwitch.from_environment()
         self._on_event = on_event
         self._drops = Drops()
         self._clock = _Clock(time.monotonic())
@@ -273,6 +275,8 @@ class CoordinatorDaemon:
                 match effect:
                     case co.Send(to, record):
                         self._send(to, record, connection if to == source else b"")
+                        if self._kill_switch is not None:
+                            self._kill_switch.sent(record)
                     case co.Announce(name, details):
                         self._on_event({"event": name, **details})
                     case _:
@@ -339,6 +343,15 @@ class CoordinatorDaemon:
     # ---- the database
 
     def _persist(self, effect: co.Persist) -> co.Stored | co.StoreFailed:
+        number = effect.record.number if isinstance(effect, co.PersistCommit) else 0
+        if self._kill_switch is not None:
+            self._kill_switch.at("persist", number)
+        answer = self._write(effect)
+        if self._kill_switch is not None:
+            self._kill_switch.at("persisted", number)
+        return answer
+
+    def _write(self, effect: co.Persist) -> co.Stored | co.StoreFailed:
         store = self.store
         try:
             match effect:

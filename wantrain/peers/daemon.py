@@ -7,7 +7,7 @@ import re
 import signal
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -41,7 +41,7 @@ from wantrain.peers.orphan import find_orphan
 from wantrain.peers.own_states import OwnStates, Wishes, own_states
 from wantrain.peers.participant import Participant, PeerFacts
 from wantrain.peers.peer import Peer
-from wantrain.peers.place import Place, open_place, scratch_directory, segment_directory
+from wantrain.peers.place import Place, open_place, remove_scratch, scratch_directory, segment_directory
 from wantrain.peers.sabotage import KillSwitch
 from wantrain.peers.shared_memory import LOCAL_RUN
 from wantrain.peers.supervisor import Supervisor
@@ -107,6 +107,7 @@ def serve(
     parsed = Invite.parse(invite)
     initial = wishes.find_initial()
     with (
+        _ended_by_sigterm(),
         open_place(parsed.run, home, name) as place,
         scratch_directory(place, segment_directory()) as directory,
         contextlib.ExitStack() as closing,
@@ -144,6 +145,20 @@ def _spec_of(invite: Invite, welcome: Welcome) -> RunSpec:
             "the coordinator's run spec is not that of the invite", hint="ask the run's owner for a new invite"
         )
     return spec
+
+
+@contextlib.contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """Before the loop takes signals itself, SIGTERM ends the process, which first removes what it has made."""
+
+    def end(number: int, _: object) -> None:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 class PeerDaemon:
@@ -259,6 +274,7 @@ class PeerDaemon:
         if self._signals > 1:
             if self._supervisor is not None:
                 self._supervisor.kill()
+            remove_scratch(self._directory, segment_directory())
             os._exit(128 + number)
 
     def _tick(self, now: float) -> None:

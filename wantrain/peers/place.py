@@ -104,7 +104,7 @@ def scratch_directory(place: Place, segments: Path) -> Iterator[Path]:
             yield path
         finally:
             if find_orphan(path) is None:
-                _remove(path, segments)
+                remove_scratch(path, segments)
 
 
 def _former(former: Path, segments: Path) -> Path | None:
@@ -118,11 +118,12 @@ def _former(former: Path, segments: Path) -> Path | None:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if find_orphan(former) is not None:
             return former
-        _remove(former, segments)
+        remove_scratch(former, segments)
     return None
 
 
-def _remove(directory: Path, segments: Path) -> None:
+def remove_scratch(directory: Path, segments: Path) -> None:
+    """Remove a scratch directory and the files of shared memory that are named after it."""
     for segment in segments.glob(f"{directory.name}-*"):
         segment.unlink(missing_ok=True)
     shutil.rmtree(directory, ignore_errors=True)

@@ -4,6 +4,9 @@ WANTRAIN_KILL_AT="param#10:moving" kills the peer's whole process group (daemon 
 of stream `param` has begun and others wait for its bytes, right before the first of them are handed to the network.
 Later would be left to chance: all that one owner needs of a small model fits into one message.
 WANTRAIN_KILL_AT="param#10:moving daemon" kills the daemon alone.
+
+WANTRAIN_KILL_COORDINATOR_AT="8:persist" kills the coordinator at commit 8: before it is written (persist), after that
+and before anybody is told (persisted), or when the first peer has been told (send).
 """
 
 import os
@@ -11,9 +14,10 @@ import re
 import signal
 
 from wantrain.errors import ConfigError
-from wantrain.peers.messages import Part, Record, Result
+from wantrain.peers.messages import Commit, Part, Record, Result
 
 VARIABLE = "WANTRAIN_KILL_AT"
+COORDINATOR_VARIABLE = "WANTRAIN_KILL_COORDINATOR_AT"
 
 
 class KillSwitch:
@@ -36,3 +40,29 @@ class KillSwitch:
         """A record is about to be handed to the network."""
         if isinstance(record, Part | Result) and (record.sync.stream, record.sync.index) == (self._stream, self._index):
             os.kill(os.getpid(), signal.SIGKILL) if self._alone else os.killpg(os.getpgrp(), signal.SIGKILL)
+
+
+class CoordinatorKillSwitch:
+    """Looks at what the coordinator is about to do and ends its process when the moment has come."""
+
+    def __init__(self, moment: str) -> None:
+        found = re.fullmatch(r"(\d+):(persist|persisted|send)", moment)
+        if found is None:
+            raise ConfigError(f"{COORDINATOR_VARIABLE} is {moment!r}", hint='use a value such as "8:persist"')
+        self._number, self._moment = int(found[1]), found[2]
+
+    @classmethod
+    def from_environment(cls) -> "CoordinatorKillSwitch | None":
+        """The switch that the environment asks for, if any."""
+        moment = os.environ.get(COORDINATOR_VARIABLE)
+        return cls(moment) if moment else None
+
+    def at(self, moment: str, number: int) -> None:
+        """It is at this moment of commit `number`."""
+        if (moment, number) == (self._moment, self._number):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def sent(self, record: Record) -> None:
+        """A record was handed to the network."""
+        if isinstance(record, Commit):
+            self.at("send", record.head)
