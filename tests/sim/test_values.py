@@ -77,6 +77,7 @@ def dies(world: ValueWorld, peer: int | None, steps: int, *, spare: bool = False
     victim.crash_after = steps
     if spare:
         victim.spares_trainer = True
+        victim.slowness = 6.0  # what its trainer makes alone must fit into two digits
     lines = len(world.lines)
 
     def dead() -> bool:

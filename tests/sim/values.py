@@ -30,6 +30,8 @@ from wantrain.transport.collective import Payload
 
 STREAM = "param"
 PEERS = 3
+MOST_UNITS = 99
+"""In one contribution: 9 of a step, more of a trainer that has trained alone for a while."""
 PLACES = 4
 """Peers that a sum can tell from one another."""
 
@@ -164,6 +166,8 @@ class ValueTrainer(SimTrainer):
     def __init__(self, peer: ValuePeer) -> None:
         super().__init__(peer)
         self.step_s = 0.05
+        self.since = peer.boot
+        """The daemon that has started it; it may outlive that one."""
         self.segment: Segment | None = None
         self.weights: Tensor | None = None
         self.made_units = 0
@@ -293,7 +297,7 @@ class ValueWorld(World):
         for peer in record.contributors:
             life, gave = self._inputs[peer, record.sync.attempt]
             units = gave[number_of(peer)]
-            if not 1 <= units <= 9:
+            if not 1 <= units <= MOST_UNITS:
                 raise Violation(f"{peer} contributed {units} steps' worth to {record.sync}")
             expected[number_of(peer)] = units
             self._units[peer, life] += units
@@ -311,7 +315,8 @@ class ValueWorld(World):
             assert isinstance(trainer, ValueTrainer)
             if not torch.equal(engine.phi(STREAM), phi):
                 raise Violation(f"{peer.name} rests with a phi that does not follow from the commits")
-            sent, unsent = self._units[peer.name, peer.boot], trainer.unsent_units
+            lives = range(trainer.since, peer.boot + 1)
+            sent, unsent = sum(self._units[peer.name, life] for life in lives), trainer.unsent_units
             if trainer.made_units != sent + unsent:
                 made = trainer.made_units
                 raise Violation(
