@@ -216,6 +216,39 @@ def test_full_disk_is_said_and_leaves_nothing_half_written(path: Path) -> None:
         assert store.head() == 2
 
 
+NO_ROOM = """
+import resource, sys
+from wantrain.errors import StoreError
+from wantrain.peers.store import Store
+store = Store(sys.argv[1])
+store.put_genesis(b"manifest", b"s" * 32, b"c" * 32)
+_, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, hard))
+written, said = 0, []
+while not said:
+    try:
+        store.append_commit(written + 1, bytes(10_000))
+        written += 1
+    except StoreError as error:
+        said.append(error.message)
+assert store.head() == written, (store.head(), written)
+resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+store.append_commit(written + 1, bytes(10_000))
+assert store.head() == written + 1
+assert [number for number, _ in store.commits(1, 1000)] == list(range(1, written + 2))
+print(written, said[0])
+"""
+
+
+@pytest.mark.scenario(7)
+def test_a_file_that_the_system_lets_grow_no_further_is_said_and_gone_on_with_when_there_is_room(path: Path) -> None:
+    ended = subprocess.run([sys.executable, "-c", NO_ROOM, path], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+    written, said = ended.stdout.split(maxsplit=1)
+    assert int(written) > 0
+    assert str(path) in said
+
+
 @pytest.mark.scenario(7)
 def test_full_disk_between_two_statements_undoes_the_first(path: Path) -> None:
     store = Store(path)
