@@ -317,6 +317,22 @@ def test_a_writer_that_is_overtaken_by_the_log_is_asked_again() -> None:
     assert asked(duty.tick(9, ("a",), 0.1)) == [("a", 9)]
 
 
+def test_who_was_not_asked_cannot_keep_others_from_saving_nor_can_one_for_longer_than_its_turn() -> None:
+    duty = SaveDuty(10)
+    duty.reported("liar", 2**60)
+    assert asked(duty.tick(10, ("a", "liar"), 0.0)) == [("liar", 10)]
+    duty.reported("liar", 2**60)
+    assert asked(duty.tick(20, ("a", "liar"), 1.0)) == [("a", 20)]
+
+
+def test_after_the_log_went_back_what_is_due_is_asked_for_again() -> None:
+    duty = SaveDuty(10)
+    duty.tick(30, ("a",), 0.0)
+    duty.reported("a", 30)
+    assert duty.tick(31, ("a",), 1.0) == []
+    assert asked(duty.tick(20, ("a",), 2.0)) == [("a", 20)]
+
+
 @pytest.mark.parametrize("how", ["gone", "failed", "silent"])
 def test_who_does_not_save_is_replaced(how: str) -> None:
     duty = SaveDuty(10)

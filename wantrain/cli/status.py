@@ -106,6 +106,11 @@ def _render(document: dict[str, Any]) -> RenderableType:
     for peer in document.get("peers", []):
         if guilty := peer.get("rejected"):
             head.append(printable(f"\nrejected {guilty['times']} times: {peer['name']}: {guilty['reason']}"), "red")
+    saved = document.get("saved", {})
+    if saved.get("number", -1) >= 0:
+        head.append(printable(f"\nstate at log number {saved['number']} is on the disk of {saved.get('name', '?')}"))
+    if saved.get("trouble"):
+        head.append(printable(f"\nnot saved: {saved['trouble']}"), "yellow")
     if document.get("reason"):
         head.append(printable(f"\nwaiting: {document['reason']}"), "yellow")
     parts: list[RenderableType] = [head, _peers(document.get("peers", []))]

@@ -39,6 +39,8 @@ class SaveDuty:
         self.trouble = ""
         """Why the last one who was asked has not done it."""
         self._saved: dict[str, int] = {}
+        self._done = -1
+        """Newest number that a writer was asked for and has on disk."""
         self._demanded = -1
         self._tried: set[str] = set()
         self._began_at = self._asked_at = self._resume_at = 0.0
@@ -61,7 +63,8 @@ class SaveDuty:
         """A peer says what it has on disk."""
         self._saved[peer] = saved
         if peer == self.writer and saved >= self.number:
-            self.writer, self.trouble, self._tried = "", "", set()
+            # What others say does not count, nor more than was asked for: a liar fails in its own turns only.
+            self.writer, self.trouble, self._tried, self._done = "", "", set(), self.number
 
     def failed(self, peer: str, reason: str) -> None:
         """A peer cannot save its state."""
@@ -77,8 +80,11 @@ class SaveDuty:
             now: time in seconds.
         """
         number = self.due(head)
-        if number < 0 or self.newest(head)[0] >= number:
-            self.writer, self._tried = "", set()
+        if self._done > head:  # the log went back
+            self._done = -1
+        if self.number > head:
+            self.writer = ""
+        if number < 0 or self._done >= number:
             return []
         if self.writer and self.writer not in members:
             self._replace("it is gone")
