@@ -143,7 +143,7 @@ def test_a_download_goes_on_with_what_it_has_when_its_source_is_killed(
     (current, *_) = run.events("nora", "current")
     state_bytes = 2 * peer(run, "nora")["stats"]["model_bytes"]
     fetched = current["fetched_bytes"] - updates_bytes(run, "nora", last=current["number"])
-    assert 0.9 * state_bytes <= fetched <= 1.2 * state_bytes  # what was there was not fetched again
+    assert fetched <= 1.2 * state_bytes  # what was there was not fetched again
     measured(10, "bytes fetched, of which one source was killed, as a share of the state", fetched / state_bytes, "")
     run.assert_parity("bert", "nora")
     run.stop("bert", "nora")
