@@ -35,7 +35,7 @@ STRIKES = ("kill", "kill", "leave", "leave", "freeze", "freeze", "coordinator")
 SETTLED = 3
 """Of fewer that take part none is taken away: two always hold the run's state."""
 SAMPLE_S = 1.0
-WARM_S = 15.0
+WARM_S = 30.0
 """After this time a process has all its memory; what comes on top is growth."""
 BLOCK = 100
 """Syncs of which the report gives one figure."""
