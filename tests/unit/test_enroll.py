@@ -126,9 +126,9 @@ def test_who_enrolls_with_what_is_not_its_own_is_refused_and_logged(door: Door, 
     assert door.daemon._admit(anna.curve_public) == anna.peer
 
 
-def test_an_expired_invite_opens_no_door(door: Door) -> None:
+def test_an_expired_invite_enrolls_nobody_and_its_holder_is_told_why(door: Door) -> None:
     invite = door.invite(expires_s=-1.0)
-    assert door.daemon._admit(invite.curve_key_pair()[0]) is None
+    assert door.daemon._admit(invite.curve_key_pair()[0]) == f"invite:{invite.ident}"
     assert "expired" in door.refused(invite, enroll(invite, Identity.create()))
 
 

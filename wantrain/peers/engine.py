@@ -23,7 +23,7 @@ from wantrain.peers.layout import stream_elements
 from wantrain.peers.messages import Contribute, Granted, Manifest
 from wantrain.peers.residual import square_norm
 from wantrain.peers.saved_state import PHI
-from wantrain.peers.shared_memory import Segment
+from wantrain.peers.shared_memory import Segment, segment_bytes
 from wantrain.peers.vector import StagedValues, Vector, vector_of
 from wantrain.transport.codec import Codec, as_tensor
 from wantrain.transport.codec.blocks import not_finite
@@ -86,11 +86,12 @@ class Engine:
         """What `resident_bytes` comes to once a trainer has staged: for DiLoCo 4 times the fp32 size of the model.
 
         out, given and phi of every `param` stream and each slot of its outer state, out and given of every `grad`
-        stream, int8 residuals where a codec needs them, two chunks of scratch and the most that was lent from the pool.
+        stream, int8 residuals where a codec needs them, three chunks of scratch (one in the trainer's segment) and the
+        most that was lent from the pool.
         """
         vectors = self._vectors.values()
         residuals = sum(vector.residual.full_bytes for vector in vectors if vector.residual is not None)
-        return self._fixed_bytes + residuals + sum(2 * 4 * vector.elements for vector in vectors)
+        return self._fixed_bytes + residuals + segment_bytes({v.stream.name: v.elements for v in vectors})
 
     @property
     def _fixed_bytes(self) -> int:

@@ -110,7 +110,7 @@ class Segment:
                 f"{len(elements)} streams take {len(table)} bytes of header, {_PAGE_BYTES - _TABLE_AT} are there",
                 hint="use fewer streams, or shorter names",
             )
-        size_bytes = _size_bytes(elements)
+        size_bytes = segment_bytes(elements)
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
         except OSError as error:
@@ -152,8 +152,8 @@ class Segment:
         finally:
             os.close(descriptor)
         elements = _read_table(path, memory[:_PAGE_BYTES])
-        if _size_bytes(elements) != size_bytes:
-            raise _damaged(path, f"it has {size_bytes} bytes where its header wants {_size_bytes(elements)}")
+        if segment_bytes(elements) != size_bytes:
+            raise _damaged(path, f"it has {size_bytes} bytes where its header wants {segment_bytes(elements)}")
         return cls(path, memory, elements)
 
     def out(self, stream: str) -> Tensor:
@@ -297,7 +297,8 @@ def _starts(elements: Mapping[str, int]) -> Iterator[int]:
         start += 2 * _region_bytes(count)
 
 
-def _size_bytes(elements: Mapping[str, int]) -> int:
+def segment_bytes(elements: Mapping[str, int]) -> int:
+    """Size of a segment for streams of these lengths."""
     return _regions_at(elements) + 2 * sum(map(_region_bytes, elements.values()))
 
 
