@@ -141,6 +141,8 @@ class Coordinator:
         self._view_at = -VIEW_EVERY_S
         self._stranded_at: float | None = None
         """Since when nobody has the state at the head of the log while somebody has an older one."""
+        self._stranded_head = -1
+        """The newest line at that time: behind a run that commits fast everybody is a line late all the time."""
         self._awaited: list[str] = []
         """While stranded: who is away and might come back with what is missing."""
         self._resent: dict[str, tuple[int, float]] = {}
@@ -750,18 +752,23 @@ class Coordinator:
             return []
         if self.log.writing:
             return []
-        reports = [known.report for known in self.membership.peers.values() if known.alive and known.report is not None]
+        living = [known for known in self.membership.peers.values() if known.alive and known.report is not None]
+        reports = [known.report for known in living if known.report is not None]
         held = [report.log_number for report in reports if report.log_number >= 0 and not self._foreign_history(report)]
         trains = any(report.trainer != "none" for report in reports)
         if self.head in held or not (held or (self.head == 0 and trains)):
             self._stranded_at = None
             return []
-        self._stranded_at = now if self._stranded_at is None else self._stranded_at
+        if self._stranded_at is None or self._stranded_head != self.head:
+            self._stranded_at, self._stranded_head = now, self.head
         after = max(held, default=-1)
         self._awaited = self._may_hold(after)
         policy = self.facts.policy
         usual_s = policy.grace_floor_s + 2 * policy.heartbeat_s
         if now - self._stranded_at < (policy.deadline_ceiling_s if self._awaited else usual_s):
+            return []
+        if any(now - known.seen_at > 2 * policy.heartbeat_s for known in living):
+            # This process may have stood still meanwhile: what its peers say is older than the newest line.
             return []
         self._stranded_at = None
         # Nothing starts or commits until this is durable.

@@ -739,6 +739,7 @@ class Participant:
     def _apply(self, record: CommitRecord, payloads: tuple[Payload, ...], now: float) -> list[Effect]:
         name = record.sync.stream
         skip = self._recovery.step(record, now)
+        self._own_genesis = None  # the state at hand is not the initial one any more
         self._saving.moved_on()
         attempt = self._attempts.of(record.sync)
         alone = record.contributors == (self.facts.me,) and attempt is not None and not attempt.start.receivers
@@ -759,6 +760,7 @@ class Participant:
             return self._reset(refetch.reason) if here else []
         self._attempts.give_up()
         self._mine.reset()
+        self._own_genesis = None
         note = Note("repair", {"reason": refetch.reason})
         return [*self._saving.reset(), ForgetResiduals(), note, *repair, *self._answer_trainer()]
 
