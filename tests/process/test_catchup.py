@@ -126,8 +126,11 @@ def test_a_download_goes_on_with_what_it_has_when_its_source_is_killed(
     new_run: Callable[..., Run], measured: Measured
 ) -> None:
     run = new_run()
+    run.pause()  # on so slow a link a lone peer makes updates faster than another can fetch them
     for name in ("anna", "bert"):
         run.peer(name, "--max-upload", "2mbit", trainer=WIDE)
+    run.until(lambda: all(peer(run, name).get("state") == "member" for name in ("anna", "bert")), "both are in")
+    run.resume()
     run.until_commits(3, "anna", "bert")
     run.pause()
     run.peer("nora", trainer=WIDE)
@@ -138,6 +141,7 @@ def test_a_download_goes_on_with_what_it_has_when_its_source_is_killed(
 
     run.until(lambda: chunks() >= 3, "nora has a few chunks")
     run.kill("anna")
+    run.until(lambda: peer(run, "nora").get("state") == "member", "nora has it all")
     run.resume()
     run.until_commits(3, "bert", "nora")
     (current, *_) = run.events("nora", "current")
