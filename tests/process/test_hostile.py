@@ -60,12 +60,12 @@ def part(self, stream, chunk):
     payload = honest_part(self, stream, chunk)
     return {{"nan": b"\\xff" * len(payload), "short": bytes(payload)[:-1]}}.get(told(), payload)
 
-def stage(self, stream):
+def stage(self, stream, note):
     factor = {{"huge": 1e9, "zeros": 0.0}}.get(told())
     if factor is not None:
         out, given = self.segment.out(stream), self.segment.given(stream)
         out.copy_(given - factor * (given - out))
-    return honest_stage(self, stream)
+    return honest_stage(self, stream, note)
 
 Engine.part, Engine.stage = part, stage
 """

@@ -47,6 +47,7 @@ def test_an_epoch_is_gone_through_once_although_a_peer_is_killed(
     assert repeated == set(killed[-len(repeated) :] if repeated else [])
     assert len(repeated) <= 3 * EVERY
     back = run.events("coordinator", "samples-back")
-    assert [event["name"] for event in back] == ["carl"]
+    ids = {event["name"]: event["peer"] for event in run.events("coordinator", "joined")}
+    assert [event["peer"] for event in back] == [ids["carl"]]
     measured(1, "samples that a killed peer had drawn and others drew again, of 4000", len(repeated), "samples")
     run.assert_one_history("anna", "bert")
