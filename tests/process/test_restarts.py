@@ -58,28 +58,3 @@ def test_a_killed_coordinator_forgets_no_commit_and_the_peers_find_it_again(new_
     run.until_commits(2, "anna", "bert", "carl")
     run.assert_parity("anna", "bert", "carl")
     run.stop("anna", "bert", "carl")
-
-
-@pytest.mark.scenario(24)
-def test_a_second_signal_ends_a_peer_and_its_trainer_at_once(new_run: Callable[..., Run]) -> None:
-    run = new_run()
-    run.peer("anna")
-    run.until_commits(3, "anna")
-    run.signal("coordinator", signal.SIGSTOP)
-    run.until(lambda: "waiting" in run.log("anna"), "anna has a contribution in flight that nobody decides about")
-    run.signal("anna", signal.SIGTERM)
-    run.until(lambda: run.events("anna", "leaving"), "anna takes its leave")
-    run.signal("anna", signal.SIGTERM)
-    assert run.exit_code("anna") == 128 + signal.SIGTERM
-    trainer = run.events("anna", "attached")[-1]["pid"]
-    run.until(lambda: not _alive(trainer), "its trainer is gone")
-    run.assert_one_history("anna")
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    with open(f"/proc/{pid}/stat") as stat:
-        return stat.read().rpartition(")")[2].split()[0] != "Z"
