@@ -1,4 +1,4 @@
-"""Trainers and coordinators that die and are started again; peers that are told to go once, and twice."""
+"""Trainers and coordinators that die and are started again."""
 
 import os
 import signal
