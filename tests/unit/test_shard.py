@@ -181,7 +181,8 @@ def test_while_the_coordinator_is_away_the_leases_last(serve: Callable[..., Leas
         samples = swarm.shard(range(10**6))
         first = list(islice(samples, 200))
         daemon.silent = True
-        assert len(set(first) | set(islice(samples, 150))) == 350
+        # Leases have 64 samples at least: whatever was under way, four of them were there for the first 200.
+        assert len(set(first) | set(islice(samples, 50))) == 250
 
 
 # ---- data of other kinds
