@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from wantrain.errors import ConfigError, ModelMismatchError, RefusedError, UnreachableError, WireError
-from wantrain.optimizers.stream import Stream
+from wantrain.optimizers.stream import Stream, lead
 from wantrain.peers.messages import (
     Attach,
     Attached,
@@ -351,11 +351,6 @@ class Swarm:
                 self._replica.write(stream.name)
         self._outbox.append(GenesisWritten())
 
-    @property
-    def _lead(self) -> str:
-        """The stream that is the progress of this trainer: what its commits contain of the data is used."""
-        return next((stream.name for stream in self.streams if stream.state == "param"), "")
-
     def hook(self, optimizer: torch.optim.Optimizer) -> None:
         """Follow the optimizer's steps."""
         self._hooks = [
@@ -516,7 +511,8 @@ class Swarm:
             case Granted() if not self._leaving:
                 self._grants += 1
                 if record.kind == "start":
-                    if record.stream not in self._to_start and record.stream == self._lead:
+                    first = lead(self.streams)
+                    if record.stream not in self._to_start and first is not None and record.stream == first.name:
                         self._shards.restart()
                     self._to_start.discard(record.stream)
                 self._run(self._core.handle(record))

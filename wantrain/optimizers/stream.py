@@ -1,5 +1,6 @@
 """A stream: a fragment of the model plus the rule by which it is exchanged. Data only; methods build lists of these."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 
@@ -63,3 +64,8 @@ class Stream:
     def due(self, step: int) -> bool:
         """Whether the stream contributes after the trainer's own inner step `step` (>= 1)."""
         return step >= 1 and (step - self.offset) % self.every == 0
+
+
+def lead(streams: Iterable[Stream]) -> Stream | None:
+    """The first `param` stream: its syncs are the run's rounds, and what they contain of the data has been used."""
+    return next((stream for stream in streams if stream.state == "param"), None)

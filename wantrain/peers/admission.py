@@ -8,14 +8,13 @@ from typing import Any
 from wantrain import __version__
 from wantrain.clock import Clock, MonotonicClock
 from wantrain.errors import InviteError, RefusedError, UnreachableError, WireError
-from wantrain.peers.messages import Enroll, Enrolled, Hello, Refused, Welcome, pack, unpack
+from wantrain.peers.messages import COORDINATOR, Enroll, Enrolled, Hello, Refused, Welcome, pack, unpack
 from wantrain.peers.place import Place
 from wantrain.transport.auth import Invite, enroll_proof
 from wantrain.transport.codec import CODECS
 from wantrain.transport.link import Connected, Disconnected, Dropped, Link, LinkEvent, Received
 from wantrain.transport.wire import PROTOCOL_VERSION
 
-COORDINATOR = "coordinator"
 SAY_FIRST_S, SAY_LAST_S = 2.0, 30.0
 """A peer that cannot reach the coordinator says so after this long, then less and less often."""
 AGAIN_S = 2.0

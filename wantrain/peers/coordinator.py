@@ -5,15 +5,15 @@ a `Persist` effect and becomes visible to peers only after `Stored` has come bac
 """
 
 import json
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from wantrain.optimizers.stream import Stream
+from wantrain.optimizers.stream import Stream, lead
 from wantrain.peers import rounds
 from wantrain.peers.chase import Chasers
 from wantrain.peers.commit_log import CommitLog, History
+from wantrain.peers.compatibility import refusal
 from wantrain.peers.coordinator_events import (
     Announce,
     CoordinatorEffect,
@@ -75,10 +75,10 @@ from wantrain.peers.messages import (
 from wantrain.peers.offences import Offences
 from wantrain.peers.planner import Planner
 from wantrain.peers.save_duty import SaveDuty
+from wantrain.peers.state_votes import StateVotes
 from wantrain.peers.timing import Policy
 from wantrain.transport.digest import first_link
 from wantrain.transport.reach import apart_in_words
-from wantrain.transport.wire import PROTOCOL_VERSION
 
 ATTEMPTS_PER_EPOCH = 10**9
 """Attempt numbers of one life of the coordinator; those of the next life are larger than all of them."""
@@ -88,11 +88,9 @@ SAY_EVERY_S = 1.0
 """How often peers that wait hear why."""
 VIEW_EVERY_S = 0.05
 """Shortest time between two views: each goes to every peer and names every peer."""
-VOTES_KEPT = 64
-"""Log numbers whose state digests are kept for comparison; peers report that of the state that they hold now."""
 TIMINGS_KEPT = 1024
 RESEND_S = 1.0
-"""A peer that reports an old log number twice gets the missing lines again, at most this often."""
+"""A peer that reports the same lack twice gets what it lacks again, at most this often."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +105,22 @@ class RunFacts:
     policy: Policy
     save_every: int = 0
     """Commits between two saved states; 0: only on demand."""
+
+
+class _Lacks:
+    """What each peer lacks by its reports. It has been sent once; it may be on its way, or lost."""
+
+    def __init__(self) -> None:
+        self._said: dict[str, tuple[int, float]] = {}
+        """What it is, and since when, or when it was sent again."""
+
+    def again(self, peer: str, what: int, now: float) -> bool:
+        """Whether this has to be sent again."""
+        said, at = self._said.get(peer, (None, now))
+        if said == what and now - at < RESEND_S:
+            return False
+        self._said[peer] = (what, now)
+        return said == what
 
 
 class Coordinator:
@@ -126,7 +140,8 @@ class Coordinator:
         self.links = LinkTable()
         self.offences = Offences()
         self.leases = Leases(history.leases, facts.policy.suspect_ceiling_s, self.name_of)
-        self._lead = next((stream.name for stream in facts.streams if stream.state == "param"), "")
+        first = lead(facts.streams)
+        self._lead = "" if first is None else first.name
         """The stream whose commits confirm what its contributors have drawn of the data."""
         self.saves = SaveDuty(facts.save_every)
         self._attempts = history.epoch * ATTEMPTS_PER_EPOCH
@@ -145,17 +160,12 @@ class Coordinator:
         """The newest line at that time: behind a run that commits fast everybody is a line late all the time."""
         self._awaited: list[str] = []
         """While stranded: who is away and might come back with what is missing."""
-        self._resent: dict[str, tuple[int, float]] = {}
-        """Per peer: the log number that it was behind at, and since when, or when it got the lines after it again."""
-        self._shown_to: dict[str, tuple[int, float]] = {}
-        """Per peer: the view that it did not know, and since when, or when it got it again."""
-        self._votes: dict[int, dict[str, bytes]] = {}
-        """Digests of the state at a log number, by the peer that reported it, the first one first."""
+        self._behind, self._blind = _Lacks(), _Lacks()
+        """Log numbers that peers stand at behind the head, and views that they do not know."""
+        self._votes = StateVotes(facts.policy.grace_ceiling_s)
         self._chasers = Chasers(facts.policy.deadline_ceiling_s)
         self._lack = ("", 0.0)
         """What the run lacks, and since when."""
-        self._split_at: float | None = None
-        """Since when states differ without a majority for one."""
         self._timing: dict[int, dict[str, Any]] = {}
         self._shown = View(history.view, ())
         """The newest view that is durable."""
@@ -209,8 +219,7 @@ class Coordinator:
         """What no sync can do without, and whom it depends on; "" if nothing is missing."""
         if self.trouble:
             return f"the commit log cannot be written: {self.trouble}"
-        alive = [peer for peer, known in self.membership.peers.items() if known.alive]
-        if not alive:
+        if not self.membership.alive:
             return "no peer is connected"
         if self.head < 0:
             who = f"from {self.name_of(self._candidate)}" if self._candidate else "of a peer whose trainer has started"
@@ -218,8 +227,7 @@ class Coordinator:
         if self._stranded_at is not None:
             return self._stranded_words()
         if not self.membership.members:
-            reports = [known.report for known in self.membership.peers.values() if known.alive]
-            if any(report is not None and report.log_number >= 0 for report in reports):
+            if any(report.log_number >= 0 for report in self.membership.reports.values()):
                 return f"no live peer has caught up with log number {self.head} yet"
             return (
                 f"every peer that held the run's state at log number {self.head} is gone: "
@@ -234,12 +242,10 @@ class Coordinator:
         """
         if self.links.reach.whole:
             return {}
-        alive = tuple(member.peer for member in self.membership.roster())
-        parts = self.links.parts(alive)
+        parts = self.links.parts(tuple(self.membership.alive))
         if len(parts) < 2:
             return {}
-        reports = {peer: self.membership.peers[peer].report for peer in alive}
-        newest = {peer for peer, report in reports.items() if report is not None and report.log_number == self.head}
+        newest = {peer for peer, report in self.membership.reports.items() if report.log_number == self.head}
         main = max(parts, key=lambda part: (not newest.isdisjoint(part), len(part)))
         others = [peer for part in parts if part is not main for peer in part]
         return {
@@ -249,7 +255,7 @@ class Coordinator:
         }
 
     def _stranded_words(self) -> str:
-        known = [k.report.log_number for k in self.membership.peers.values() if k.alive and k.report is not None]
+        known = [report.log_number for report in self.membership.reports.values()]
         back = f"nobody here holds log number {self.head}; the run goes back to {max([*known, 0])}"
         if not self._awaited:
             return back
@@ -304,29 +310,9 @@ class Coordinator:
 
     def _hello(self, peer: str, hello: Hello, curve_key: bytes, now: float) -> list[CoordinatorEffect]:
         facts = self.facts
-        refusal: Refused | None = None
-        if hello.protocol != PROTOCOL_VERSION:
-            refusal = Refused(
-                "protocol",
-                f"the run speaks protocol {PROTOCOL_VERSION} (wantrain {facts.version}), "
-                f"this peer {hello.protocol} (wantrain {hello.version})",
-                f"install wantrain {facts.version} on the peer",
-            )
-        elif hello.spec_digest and hello.spec_digest != facts.spec_digest:
-            refusal = Refused(
-                "spec",
-                f"the run's options come to {facts.spec_digest.hex()[:16]} (wantrain {facts.version}), "
-                f"on this peer to {hello.spec_digest.hex()[:16]} (wantrain {hello.version})",
-                f"install wantrain {facts.version} on the peer: their versions differ in what an option means",
-            )
-        elif missing := sorted({name for stream in facts.streams for name in stream.codecs} - set(hello.codecs)):
-            refusal = Refused(
-                "codec",
-                f"the run's codecs {', '.join(missing)} are not among this peer's: {', '.join(hello.codecs)}",
-                f"install wantrain {facts.version} on the peer",
-            )
-        if refusal is not None:
-            return [Send(peer, refusal), Announce("refused", {"peer": peer, "reason": refusal.reason})]
+        refused = refusal(hello, facts.version, facts.spec_digest, facts.streams)
+        if refused is not None:
+            return [Send(peer, refused), Announce("refused", {"peer": peer, "reason": refused.reason})]
         effects = self._member(Greeted(peer, hello, curve_key), now)
         if any(isinstance(e, Send) and e.to == peer and isinstance(e.record, Refused) for e in effects):
             return effects
@@ -340,6 +326,9 @@ class Coordinator:
         return Welcome(
             peer, self._revision, self.facts.spec_toml, head, self.chain(head), self.log.chain0, indices, self.manifest
         )
+
+    def _welcome_all(self) -> list[CoordinatorEffect]:
+        return [Send(peer, self._welcome(peer)) for peer in self.membership.alive]
 
     def _member(self, event: MembershipEvent, now: float) -> list[CoordinatorEffect]:
         return self._interpret(self.membership.handle(event, now), now)
@@ -361,12 +350,12 @@ class Coordinator:
                     if peer == self._candidate:
                         self._candidate = ""
                 case IdentityInUse(peer):
-                    refusal = Refused(
+                    refused = Refused(
                         "identity-in-use",
                         f"another live process uses the identity of {self.name_of(peer)} ({peer})",
                         "give each peer on a machine a --home directory of its own",
                     )
-                    effects += [Send(peer, refusal), Announce("refused", {"peer": peer, "reason": refusal.reason})]
+                    effects += [Send(peer, refused), Announce("refused", {"peer": peer, "reason": refused.reason})]
                 case ViewChanged():
                     changed = True
         if changed:
@@ -406,11 +395,12 @@ class Coordinator:
         if refetch:
             return effects + self._outdated(peer, report.log_number, report.chain, refetch, now)
         if 0 <= report.log_number < self.head:
-            effects += self._catch_up(peer, report.log_number, now)
-        elif report.log_number < 0 <= self.head:
-            effects += self._introduce_run(peer, now)
-        if report.view < self._shown.number:
-            effects += self._show_again(peer, now)
+            again = self._behind.again(peer, report.log_number, now)
+            effects += self._send_records(peer, report.log_number + 1) if again else []
+        elif report.log_number < 0 <= self.head and self._behind.again(peer, -1, now):
+            effects.append(Send(peer, self._welcome(peer)))
+        if report.view < self._shown.number and self._blind.again(peer, self._shown.number, now):
+            effects.append(Send(peer, self._shown))
         effects += self._compare_state(peer, report, now)
         effects += self._lease(peer, report, now)
         self._note_fresh(peer, report, now)
@@ -461,59 +451,22 @@ class Coordinator:
         return effects + self._member(Outdated(peer), now)
 
     def _compare_state(self, peer: str, report: Report, now: float) -> list[CoordinatorEffect]:
-        """Who holds another state than most at its log number fetches anew what differs, even if it is further by now.
-
-        While no state has the most votes nobody can tell who is right; if that lasts, the one reported first stands.
-        """
+        """Who holds another state than most at its log number fetches anew what differs, even if further by now."""
         number = report.state_number
         if number < 0 or number != report.log_number or not report.state_digest:
             return []
-        votes = self._votes.setdefault(number, {})
-        votes[peer] = report.state_digest
-        while len(self._votes) > VOTES_KEPT:
-            del self._votes[next(iter(self._votes))]
-        digest, count = Counter(votes.values()).most_common(1)[0]
-        if len(set(votes.values())) == 1:
-            self._split_at = None if len(votes) > 1 else self._split_at
-            return []
-        self._split_at = now if self._split_at is None else self._split_at
-        majority = 2 * count > max(len(votes), len(self.membership.members))
-        if not majority and now - self._split_at < self.facts.policy.grace_ceiling_s:
-            return []
-        if not any(votes.get(member) == digest for member in self.membership.members):
-            return []  # those who held what stands are gone: there is nobody to fetch it from
+        verdict = self._votes.vote(peer, number, report.state_digest, self.membership.members, now)
         effects: list[CoordinatorEffect] = []
-        for other in [p for p, voted in votes.items() if voted != digest]:
+        for other in () if verdict is None else verdict.others:
             known = self.membership.peers[other]
-            if known.report is not None and known.report.log_number >= number:
-                del votes[other]
-                reason = f"state digest at {number} differs from that of {self._names(votes)}"
-                effects += self._outdated(other, number, self.chain(number), reason, now, digest)
+            if verdict is not None and known.report is not None and known.report.log_number >= number:
+                self._votes.withdraw(other, number)
+                reason = f"state digest at {number} differs from that of {self._names(verdict.holders)}"
+                effects += self._outdated(other, number, self.chain(number), reason, now, verdict.digest)
         return effects
 
     def _names(self, peers: Iterable[str]) -> str:
         return ", ".join(map(self.name_of, peers))
-
-    def _catch_up(self, peer: str, number: int, now: float) -> list[CoordinatorEffect]:
-        seen, sent_at = self._resent.get(peer, (-1, now))
-        if seen == number and now - sent_at < RESEND_S:
-            return []
-        self._resent[peer] = (number, now)
-        return self._send_records(peer, number + 1) if seen == number else []
-
-    def _show_again(self, peer: str, now: float) -> list[CoordinatorEffect]:
-        number, sent_at = self._shown_to.get(peer, (-1, now))
-        if number == self._shown.number and now - sent_at < RESEND_S:
-            return []
-        self._shown_to[peer] = (self._shown.number, now)
-        return [Send(peer, self._shown)] if number == self._shown.number else []
-
-    def _introduce_run(self, peer: str, now: float) -> list[CoordinatorEffect]:
-        seen, sent_at = self._resent.get(peer, (-2, now))
-        if seen == -1 and now - sent_at < RESEND_S:
-            return []
-        self._resent[peer] = (-1, now)
-        return [Send(peer, self._welcome(peer))] if seen == -1 else []
 
     def _send_records(self, peer: str, first: int) -> list[CoordinatorEffect]:
         if not 1 <= first <= self.head:
@@ -524,8 +477,8 @@ class Coordinator:
 
     def _lease(self, peer: str, report: Report, now: float) -> list[CoordinatorEffect]:
         """What a report says of the trainer as a reader of data, and the answers to what it asks."""
-        lead = self.rounds.get(self._lead)
-        busy = lead.start.contributors if lead is not None and lead.start is not None else ()
+        round_now = self.rounds.get(self._lead)
+        busy = round_now.start.contributors if round_now is not None and round_now.start is not None else ()
         staged = {line.drawn.reader for line in report.syncs if line.stream == self._lead and line.staged}
         back = self.leases.reported(peer, report.reader, staged, busy=peer in busy, now=now)
         effects = self._write_leases(back)
@@ -561,9 +514,8 @@ class Coordinator:
         def adopt(now: float) -> list[CoordinatorEffect]:
             self.log.begin(manifest, chain)
             self._open_rounds()
-            alive = [p for p, known in self.membership.peers.items() if known.alive]
             effects: list[CoordinatorEffect] = [Announce("genesis", {"peer": peer, "name": self.name_of(peer)})]
-            return effects + [Send(p, self._welcome(p)) for p in alive] + self._recast(now)
+            return effects + self._welcome_all() + self._recast(now)
 
         # First the leases: if only they get written this peer is asked again, and they stay as they are.
         effects = self._go_on_with(peer, leases) if leases and not self.leases.data else []
@@ -580,12 +532,9 @@ class Coordinator:
     def _ask_for_genesis(self, now: float) -> list[CoordinatorEffect]:
         if self.head >= 0 or (self._candidate and now - self._asked_at < GENESIS_AGAIN_S):
             return []
-        initial = [p for p, known in self.membership.peers.items() if known.alive and known.hello.initial]
-        trainers = initial or [
-            peer
-            for peer, known in self.membership.peers.items()
-            if known.alive and known.report is not None and known.report.trainer not in ("none", "done")
-        ]
+        reports = self.membership.reports
+        initial = [peer for peer in self.membership.alive if self.membership.peers[peer].hello.initial]
+        trainers = initial or [p for p, report in reports.items() if report.trainer not in ("none", "done")]
         if not trainers:
             return []
         if self._candidate not in trainers:
@@ -694,9 +643,8 @@ class Coordinator:
             self._timing.pop(record.number - TIMINGS_KEPT, None)
             names = [self.name_of(peer) for peer in start.contributors]
             details = {"number": record.number, "sync": str(start.sync), "contributors": names, **timing}
-            alive = [p for p, known in self.membership.peers.items() if known.alive]
             commit = Commit((record,), self.head)
-            effects: list[CoordinatorEffect] = [Send(peer, commit) for peer in alive]
+            effects: list[CoordinatorEffect] = [Send(peer, commit) for peer in self.membership.alive]
             effects.append(Announce("commit", details))
             return effects + self._round(start.sync.stream, rounds.Persisted(), now)
 
@@ -734,9 +682,9 @@ class Coordinator:
 
     def _drop_cut_off(self, now: float) -> list[CoordinatorEffect]:
         """Who is cut off and behind holds the run's state no longer: nobody is to fetch the old one from it."""
-        reports = {peer: self.membership.peers[peer].report for peer in self.cut_off()}
-        oldest = self.head - 2 * len(self.facts.streams)
-        behind = [peer for peer, report in reports.items() if report is not None and report.log_number < oldest]
+        cut_off, oldest = self.cut_off(), self.head - 2 * len(self.facts.streams)
+        reports = self.membership.reports if cut_off else {}
+        behind = [peer for peer in cut_off if peer in reports and reports[peer].log_number < oldest]
         return [effect for peer in behind for effect in self._member(Outdated(peer), now)]
 
     def _say_why(self) -> list[CoordinatorEffect]:
@@ -752,10 +700,10 @@ class Coordinator:
             return []
         if self.log.writing:
             return []
-        living = [known for known in self.membership.peers.values() if known.alive and known.report is not None]
-        reports = [known.report for known in living if known.report is not None]
-        held = [report.log_number for report in reports if report.log_number >= 0 and not self._foreign_history(report)]
-        trains = any(report.trainer != "none" for report in reports)
+        reports = self.membership.reports
+        own = [report for report in reports.values() if not self._foreign_history(report)]
+        held = [report.log_number for report in own if report.log_number >= 0]
+        trains = any(report.trainer != "none" for report in reports.values())
         if self.head in held or not (held or (self.head == 0 and trains)):
             self._stranded_at = None
             return []
@@ -767,7 +715,7 @@ class Coordinator:
         usual_s = policy.grace_floor_s + 2 * policy.heartbeat_s
         if now - self._stranded_at < (policy.deadline_ceiling_s if self._awaited else usual_s):
             return []
-        if any(now - known.seen_at > 2 * policy.heartbeat_s for known in living):
+        if any(now - self.membership.peers[peer].seen_at > 2 * policy.heartbeat_s for peer in reports):
             # This process may have stood still meanwhile: what its peers say is older than the newest line.
             return []
         self._stranded_at = None
@@ -779,11 +727,9 @@ class Coordinator:
 
         def rewind(now: float) -> list[CoordinatorEffect]:
             self.log.rewind(after)
-            self._votes = {number: votes for number, votes in self._votes.items() if number <= after}
+            self._votes.rewound(after)
             self._open_rounds()
-            alive = [peer for peer, known in self.membership.peers.items() if known.alive]
-            welcomes = [Send(peer, self._welcome(peer)) for peer in alive]
-            return [Announce("rewind", {"to": after, "reason": reason}), *welcomes, *self._recast(now)]
+            return [Announce("rewind", {"to": after, "reason": reason}), *self._welcome_all(), *self._recast(now)]
 
         back = [self._returned(one) for one in self.leases.rewound(after)]
         return [*back, *self.log.write(PersistRewind(after, reason, self.leases.rows()), rewind)]
@@ -793,17 +739,16 @@ class Coordinator:
 
         Not those who are here and have nothing in hand that could be committed: what they had is lost.
         """
-        peers = self.membership.peers
-        reports = {peer: known.report for peer, known in peers.items() if known.alive and known.report is not None}
+        reports = self.membership.reports
         bare = {p for p, report in reports.items() if all(s.phase in ("ready", "failed") for s in report.syncs)}
         made = {peer for record in self.records[max(number, 0) :] for peer in record.contributors}
-        return sorted((made | set(peers)) - bare)
+        return sorted((made | set(self.membership.peers)) - bare)
 
     def _forget_genesis(self, now: float) -> list[CoordinatorEffect]:
         self.log.forget()
-        self._candidate, self._votes = "", {}
-        alive = [peer for peer, known in self.membership.peers.items() if known.alive]
-        return [Announce("genesis-lost", {}), *[Send(peer, self._welcome(peer)) for peer in alive]]
+        self._candidate = ""
+        self._votes.rewound(-1)
+        return [Announce("genesis-lost", {}), *self._welcome_all()]
 
 
 __all__ = [

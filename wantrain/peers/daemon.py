@@ -18,12 +18,14 @@ import torch
 from wantrain.addresses import advertised_address
 from wantrain.config import RunSpec
 from wantrain.errors import ConfigError, ModelMismatchError, RefusedError, TrainerError, WantrainError, WireError
-from wantrain.peers.admission import COORDINATOR, Admission, other_protocol
+from wantrain.optimizers.stream import lead
+from wantrain.peers.admission import Admission, other_protocol
 from wantrain.peers.drops import Drops
 from wantrain.peers.engine import Engine
 from wantrain.peers.events import LeaveRequested, Progress
 from wantrain.peers.inheritance import Held
 from wantrain.peers.messages import (
+    COORDINATOR,
     MAX_PATHS,
     Attach,
     Granted,
@@ -407,9 +409,8 @@ class PeerDaemon:
         stats = dict(list(self.peer.values.items())[:USER_VALUES])
         counters = self.link.stats().values()
         stats["step"] = float(own_steps)
-        stats["round"] = float(
-            next((self.peer.core.indices[s.name] for s in self.spec.streams if s.state == "param"), 0)
-        )
+        first = lead(self.spec.streams)
+        stats["round"] = 0.0 if first is None else float(self.peer.core.indices[first.name])
         stats["bytes_sent"] = float(sum(counter.bytes_sent for counter in counters))
         stats["bytes_received"] = float(sum(counter.bytes_received for counter in counters))
         stats["fetched_bytes"] = float(self.peer.fetched_bytes)

@@ -16,15 +16,14 @@ from wantrain.addresses import advertised_address
 from wantrain.errors import InviteError, WantrainError, WireError
 from wantrain.interfaces import PEER_BIND
 from wantrain.peers.findings import Finding, Met, Room, of_clock, of_codecs, of_invite, of_members, of_room
-from wantrain.peers.messages import Examine, Examined, Member, pack, unpack
+from wantrain.peers.messages import COORDINATOR, Examine, Examined, Member, pack, unpack
 from wantrain.peers.place import segment_directory, state_directory
 from wantrain.transport.auth import Identity, Invite
-from wantrain.transport.codec.names import FORMATS, STAGES
+from wantrain.transport.codec.names import NAMES
 from wantrain.transport.link import Connected, Disconnected, Dropped, LinkStats, Received
 from wantrain.transport.reach import Reach
 from wantrain.transport.zmq_link import ZmqLink
 
-COORDINATOR = "coordinator"
 TCP_S = 5.0
 """How long the coordinator's port may take to answer."""
 ANSWER_S = 8.0
@@ -126,7 +125,7 @@ class Doctor:
     def _ask(
         self, link: ZmqLink, invite: Invite, home: Path, visitor: Identity, address: str, members: dict[bytes, str]
     ) -> Iterator[Finding]:
-        examine = Examine(__version__, invite.to_bytes(), _codecs(), visitor.curve_public, address)
+        examine = Examine(__version__, invite.to_bytes(), NAMES, visitor.curve_public, address)
         identity = _enrolled(home)
         talk = _talk(link, invite, invite.curve_key_pair(), examine)
         known = identity is not None and (talk.refused or (talk.answer is not None and bool(talk.answer.invite)))
@@ -269,11 +268,6 @@ def _measure(link: ZmqLink, others: Sequence[Member], answer: Examined, members:
         through = () if way else tuple(relays[:4])
         met.append(Met(member.name, member.address, way, known.rate_bytes_per_s, known.rtt_s, through))
     return met
-
-
-def _codecs() -> tuple[str, ...]:
-    """The codecs that a peer here has, told without PyTorch, which may not be installed."""
-    return tuple(sorted([*FORMATS, *(f"{name}+{stage}" for name in FORMATS for stage in STAGES)]))
 
 
 def _enrolled(home: Path) -> Identity | None:

@@ -137,6 +137,16 @@ class Membership:
         """The view: peers that hold the run's state, in order."""
         return tuple(self._order)
 
+    @property
+    def alive(self) -> list[str]:
+        """All who take part, members or not."""
+        return [peer for peer, known in self.peers.items() if known.alive]
+
+    @property
+    def reports(self) -> dict[str, Report]:
+        """What each of them has reported last."""
+        return {peer: known.report for peer, known in self.peers.items() if known.alive and known.report is not None}
+
     def roster(self) -> tuple[Member, ...]:
         """The view in order, then the joining."""
         joining = [peer for peer, known in self.peers.items() if known.state == "joining"]

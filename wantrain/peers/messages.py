@@ -12,6 +12,8 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from wantrain.errors import WireError
 from wantrain.transport.wire import MAX_BUFFERS, Buffer, Message
 
+COORDINATOR = "coordinator"
+"""The coordinator among the names of peers on a link."""
 MAX_PEERS = 4096
 MAX_TENSORS = 10_000
 """A manifest has to fit the header of one message, 1 MiB."""

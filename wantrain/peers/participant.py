@@ -59,6 +59,7 @@ from wantrain.peers.events import (
     TrainerStarting,
 )
 from wantrain.peers.messages import (
+    COORDINATOR,
     MAX_DIGESTS,
     MAX_LEASES,
     MAX_UNREACHED,
@@ -108,7 +109,6 @@ from wantrain.transport.collective import Payload
 from wantrain.transport.digest import DIGEST_BYTES, first_link, state_digest
 from wantrain.transport.topologies import TOPOLOGIES
 
-COORDINATOR = "coordinator"
 HELLO_AGAIN_S = 2.0
 SILENCE_S = 3.0
 """Who is ready hears every second why it waits; after so long without that the coordinator itself is the reason."""
@@ -494,7 +494,8 @@ class Participant:
         if welcome.head >= 0:
             effects += self._open(welcome.manifest)
             own = self._own_genesis
-            if own is not None and self.applied < 0 and own[1] == welcome.genesis and welcome.head == 0:
+            begun = self._recovery.has_begun
+            if own is not None and not begun and own[1] == welcome.genesis and welcome.head == 0:
                 # The initial state is the one that was just made here.
                 self._recovery.start_at(welcome.genesis)
             elif self._initial is not None and (own is None or own[1] != welcome.genesis):
@@ -739,7 +740,6 @@ class Participant:
     def _apply(self, record: CommitRecord, payloads: tuple[Payload, ...], now: float) -> list[Effect]:
         name = record.sync.stream
         skip = self._recovery.step(record, now)
-        self._own_genesis = None  # the state at hand is not the initial one any more
         self._saving.moved_on()
         attempt = self._attempts.of(record.sync)
         alone = record.contributors == (self.facts.me,) and attempt is not None and not attempt.start.receivers
@@ -760,7 +760,6 @@ class Participant:
             return self._reset(refetch.reason) if here else []
         self._attempts.give_up()
         self._mine.reset()
-        self._own_genesis = None
         note = Note("repair", {"reason": refetch.reason})
         return [*self._saving.reset(), ForgetResiduals(), note, *repair, *self._answer_trainer()]
 

@@ -60,6 +60,7 @@ from wantrain.peers.events import (
 )
 from wantrain.peers.inheritance import Held, Mark
 from wantrain.peers.messages import (
+    COORDINATOR,
     Attach,
     Contribute,
     Detach,
@@ -297,7 +298,7 @@ class Peer:
     def link_changed(self, peer: str, up: bool, reason: str, now: float) -> None:
         """A dialled connection came up or broke; what was on its way may be lost."""
         self._outbox.lost(peer)
-        if peer == "coordinator":
+        if peer == COORDINATOR:
             self.handle(CoordinatorLink(up, reason), now)
         else:
             self.handle(PeerLink(peer, up, reason), now)

@@ -11,7 +11,7 @@ from wantrain.config import RunSpec, key_path
 from wantrain.errors import UnreachableError
 from wantrain.peers.coordinator import Coordinator
 from wantrain.peers.membership import PeerState
-from wantrain.peers.messages import Status, WantSave, WantStatus, pack, unpack
+from wantrain.peers.messages import COORDINATOR, Status, WantSave, WantStatus, pack, unpack
 from wantrain.transport.auth import RunKeys
 from wantrain.transport.link import Connected, Disconnected, Received
 from wantrain.transport.wire import PROTOCOL_VERSION
@@ -126,7 +126,7 @@ def _relayed(core: Coordinator) -> list[dict[str, Any]]:
     names, reach = core.name_of, core.links.reach
     if reach.whole:
         return []
-    alive = [member.peer for member in core.membership.roster()]
+    alive = core.membership.alive
     pairs = ((a, b) for k, a in enumerate(alive) for b in alive[k + 1 :] if reach.apart(a, b))
     return [
         {
@@ -186,14 +186,14 @@ def query(run_file: Path, timeout_s: float, ask: WantStatus | WantSave = WantSta
     link = ZmqLink(spec.run, key=(keys.status_curve_public, keys.status_curve_secret))
     why = "no answer"
     try:
-        link.connect("coordinator", address, keys.curve_public)
+        link.connect(COORDINATOR, address, keys.curve_public)
         deadline = time.monotonic() + timeout_s
         asked_at = -ASK_EVERY_S
         up = False
         while (now := time.monotonic()) < deadline:
             if up and now - asked_at >= ASK_EVERY_S:
                 asked_at = now
-                link.send("coordinator", pack(ask))
+                link.send(COORDINATOR, pack(ask))
             for event in link.poll(min(0.1, deadline - now)):
                 match event:
                     case Connected():

@@ -7,7 +7,7 @@ of every grant, and answers with what to do now.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from wantrain.optimizers.stream import Stream
+from wantrain.optimizers.stream import Stream, lead
 from wantrain.peers.messages import Granted
 
 # ---- events
@@ -106,7 +106,8 @@ class TrainerCore:
     @property
     def rounds(self) -> int:
         """Syncs of the first parameter stream that were adopted."""
-        return next((p.index for p in self._streams.values() if p.stream.state == "param"), 0)
+        first = lead(p.stream for p in self._streams.values())
+        return 0 if first is None else self.index(first.name)
 
     @property
     def steps_left(self) -> int:

@@ -42,6 +42,8 @@ STAGES: dict[str, str] = {
     "huffman": "deflate without string matching: best below 3 bits, slower",
 }
 """Entropy stages by name, written "format+stage", and what each is."""
+NAMES = tuple(sorted([*FORMATS, *(f"{name}+{stage}" for name in FORMATS for stage in STAGES)]))
+"""Every codec: the keys of `table.CODECS`, for those who do without torch."""
 
 
 def format_of(codec: str) -> Format:
