@@ -54,6 +54,23 @@ def test_at_the_head_earlier_bad_luck_is_forgotten() -> None:
     assert not chase.losing
 
 
+def test_who_is_waited_for_fetches_the_state_again_if_that_is_shorter_than_the_updates_and_only_once() -> None:
+    chase = Chase()
+    chase.snapshot.add(4.0)
+    chase.update.add(0.5)
+    chase.look(0, 50, complete=True, now=0.0)
+    assert not chase.leap(50)  # it may gain by itself
+    chase.look(10, 60, complete=True, now=GAIN_S)
+    assert not chase.leap(8)  # 4 s of updates
+    assert chase.leap(50)
+    chase.look(20, 70, complete=True, now=GAIN_S + 1)
+    assert not chase.leap(50)
+    chase.look(70, 70, complete=True, now=GAIN_S + 2)
+    chase.look(70, 120, complete=True, now=GAIN_S + 3)
+    chase.look(70, 121, complete=True, now=2 * GAIN_S + 3)
+    assert chase.leap(51)  # another chase
+
+
 def test_the_coordinator_waits_for_a_chaser_until_it_gains_leaves_or_has_had_its_time() -> None:
     chasers = Chasers(most_s=60.0)
     assert chasers.reported("n", 12, 0.0)

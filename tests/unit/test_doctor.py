@@ -81,7 +81,7 @@ def test_what_is_wrong_with_the_invite_or_the_address_does_not_end_the_checks() 
 
 def test_the_doctor_needs_no_torch_and_knows_the_codecs_that_a_peer_has() -> None:
     code = (
-        "import sys; from wantrain.peers.doctor import _codecs; names = _codecs(); assert 'torch' not in sys.modules;"
-        "from wantrain.transport.codec import CODECS; assert names == tuple(sorted(CODECS))"
+        "import sys; from wantrain.peers.doctor import NAMES; assert 'torch' not in sys.modules;"
+        "from wantrain.transport.codec import CODECS; assert NAMES == tuple(sorted(CODECS))"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], check=False).returncode == 0

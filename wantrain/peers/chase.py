@@ -6,8 +6,12 @@ others that are late: otherwise it would chase the head of the log for ever.
 
 from dataclasses import dataclass, field
 
+from wantrain.peers.timing import Duration
+
 GAIN_S = 5.0
 """A replay that has come no nearer to the head of the log for so long does not gain on it."""
+SHORTER = 1.5
+"""A snapshot is fetched instead of updates if those would take so many times as long."""
 VAIN_SNAPSHOTS = 2
 """Times in a row that updates after a snapshot were no longer kept when it came to them: the first may be bad luck."""
 
@@ -17,6 +21,11 @@ class Chase:
 
     def __init__(self) -> None:
         self.losing = False
+        self.snapshot = Duration()
+        """How long it takes to fetch the state."""
+        self.update = Duration()
+        """How long it takes to fetch an update."""
+        self._leapt = False
         self._least: int | None = None
         """Fewest commits that it was behind so far."""
         self._gained_at = 0.0
@@ -26,11 +35,22 @@ class Chase:
         """How things are: the last commit in the state at hand (-1: there is none), and the run's."""
         behind = head - applied
         if complete and behind <= 1:
-            self.losing, self._least, self._vain = False, None, 0
+            self.losing, self._least, self._vain, self._leapt = False, None, 0, False
         elif applied >= 0 and (self._least is None or behind < self._least):
             self._least, self._gained_at = behind, now
         elif self._least is not None and now - self._gained_at >= GAIN_S:
             self.losing = True
+
+    def leap(self, behind: int) -> bool:
+        """Whether to fetch the state again rather than so many updates: once in a chase, when the others wait.
+
+        While they do not, the log grows during a snapshot by as much as it spares.
+        """
+        snapshot_s, update_s = self.snapshot.mean_s, self.update.mean_s
+        if not self.losing or self._leapt or snapshot_s is None or update_s is None:
+            return False
+        self._leapt = behind * update_s > SHORTER * snapshot_s
+        return self._leapt
 
     def vain(self) -> None:
         """An update that is needed is no longer kept by anybody: a snapshot has to be fetched."""

@@ -15,12 +15,10 @@ from wantrain.peers.attempts import Attempts
 from wantrain.peers.contributions import Contributions
 from wantrain.peers.effects import (
     Apply,
-    Dial,
     Effect,
     Exit,
     ForgetResiduals,
     HandOver,
-    HangUp,
     LoadInitial,
     LoadSaved,
     Note,
@@ -62,7 +60,6 @@ from wantrain.peers.messages import (
     COORDINATOR,
     MAX_DIGESTS,
     MAX_LEASES,
-    MAX_UNREACHED,
     Abort,
     Commit,
     CommitRecord,
@@ -98,6 +95,7 @@ from wantrain.peers.messages import (
     WantUpdate,
     Welcome,
 )
+from wantrain.peers.neighbours import Neighbours
 from wantrain.peers.recovery import ASK_RECORDS_S, Recovery
 from wantrain.peers.repair import Position
 from wantrain.peers.reports import PathNews, SyncKey, sync_key, sync_line, urgent, urgent_in
@@ -148,9 +146,9 @@ class Participant:
 
     def __init__(self, facts: PeerFacts) -> None:
         self.facts = facts
-        self.members: dict[str, Member] = {}
         self.log = UpdateLog(facts.keep_bytes, facts.keep_updates)
         self.left = False
+        self._neighbours = Neighbours(facts.me, facts.hello.address)
         self._recovery = Recovery(facts.streams, COORDINATOR)
         self._attempts = Attempts(facts.me, self._recovery.indices)
         self._mine = Contributions(facts.me, facts.hello.name, facts.streams, self._recovery, self._attempts)
@@ -172,7 +170,6 @@ class Participant:
         self._genesis_wanted = False
         self._own_genesis: tuple[bytes, bytes] | None = None
         """Digest and first link of the initial state that was made here."""
-        self._suspects: dict[str, str] = {}
         self._progress = Progress(-1.0)
         self._path_news = PathNews()
         self._why = ""
@@ -197,6 +194,11 @@ class Participant:
         """The newest update, if this peer made it alone and nobody has asked for all of it yet; else 0."""
 
     # ---- what the shell may read
+
+    @property
+    def members(self) -> dict[str, Member]:
+        """The other peers of the run."""
+        return self._neighbours.members
 
     @property
     def applied(self) -> int:
@@ -306,7 +308,7 @@ class Participant:
             return f"for the run's initial weights for {now - self._welcomed_at:.1f} s"
         for attempt in self._attempts.running.values() if self.complete else ():
             if attempt.done is None:
-                names = ", ".join(map(self._name_of, attempt.core.waiting_for))
+                names = ", ".join(map(self._neighbours.name_of, attempt.core.waiting_for))
                 return (
                     f"moving {attempt.sync} for {now - attempt.begun_at:.1f} s: "
                     f"{attempt.core.missing} chunks missing from {names or 'nobody'}"
@@ -315,9 +317,9 @@ class Participant:
             return f"for the state at log number {self._saving.number} to be written to disk"
         if self.complete and (inheritance := self._mine.inheritance) is not None:
             return f"for line {inheritance.next} of the commit log, to know what became of the trainer's contributions"
-        if words := self._recovery.in_words(self._name_of, now):
-            apart = [member.name for member in self.members.values() if member.current and self._apart(member)]
-            if apart and not self._sources:
+        if words := self._recovery.in_words(self._neighbours.name_of, now):
+            apart = self._neighbours.beyond_reach
+            if apart and not self._neighbours.sources:
                 words += f"; no way to {', '.join(apart)}: only a peer that both sides reach can pass it on"
             return words
         short = self._wants.in_words()
@@ -333,15 +335,12 @@ class Participant:
         assert self._leaving is not None
         what = "what is in flight to be decided"
         if self._free_at is not None:
-            what = f"{self._name_of(self._heir)} to take over what it owes"
+            what = f"{self._neighbours.name_of(self._heir)} to take over what it owes"
         elif self._saving.last_wish_open:
             what = "its state to be on disk"
         elif not self._mine.outstanding and not self._attempts.running:
             what = f"another peer to hold the state at log number {self.applied}"
         return f"leaving for {now - self._leaving[1]:.1f} s: waits for {what}"
-
-    def _name_of(self, peer: str) -> str:
-        return self.members[peer].name if peer in self.members else peer
 
     # ---- the one mutator
 
@@ -382,12 +381,8 @@ class Participant:
                 self._reported = None
                 return [Tell(COORDINATOR, self.facts.hello)] if up else []
             case PeerLink(peer, up, reason):
-                if up:
-                    self._suspects.pop(peer, None)
-                    return self._recovery.reachable(peer, now)
-                if peer in self.members:
-                    self._suspects[peer] = reason
-                return []
+                self._neighbours.linked(peer, up, reason)
+                return self._recovery.reachable(peer, now) if up else []
             case TrainerStarting():
                 self._mine.trainer_state = "starting"
                 return []
@@ -408,8 +403,9 @@ class Participant:
                 self._wants.asked(want)
                 return []
             case Progress():
-                before, self._progress = self._progress.reached, event
-                return [] if event.reached == before else self._recovery.sources_changed(self._sources, now)
+                self._progress = event
+                news = self._neighbours.reach(event.reached)
+                return self._recovery.sources_changed(self._neighbours.sources, now) if news else []
             case StateDigested(number, digest, chunks):
                 self._recovery.digested(number, digest, chunks)
                 return []
@@ -553,33 +549,7 @@ class Participant:
         return [OpenModel(manifest)]
 
     def _viewed(self, members: Sequence[Member], now: float) -> list[Effect]:
-        others = {member.peer: member for member in members if member.peer != self.facts.me}
-        effects: list[Effect] = [HangUp(peer) for peer in self.members if peer not in others]
-        for peer, member in others.items():
-            known = self.members.get(peer)
-            if known is None or (known.address, known.curve_key) != (member.address, member.curve_key):
-                effects.append(Dial(peer, member.address, member.curve_key))
-        self.members = others
-        self._suspects = {peer: why for peer, why in self._suspects.items() if peer in others}
-        return effects + self._recovery.sources_changed(self._sources, now)
-
-    def _apart(self, member: Member) -> bool:
-        """Whether there is no way to a peer: neither of the two can be dialled, or no connection is up."""
-        reached = self._progress.reached
-        both_outbound = not (member.address or self.facts.hello.address)
-        return both_outbound or (reached is not None and member.peer not in reached)
-
-    @property
-    def _sources(self) -> tuple[str, ...]:
-        """Who holds the run's state and has a connection to here."""
-        return tuple(peer for peer, member in self.members.items() if member.current and not self._apart(member))
-
-    @property
-    def _unreached(self) -> tuple[str, ...]:
-        """For the report: the coordinator knows by itself who can only dial out."""
-        mine = self.facts.hello.address
-        apart = [peer for peer, member in self.members.items() if (member.address or mine) and self._apart(member)]
-        return tuple(apart[:MAX_UNREACHED])
+        return self._neighbours.viewed(members) + self._recovery.sources_changed(self._neighbours.sources, now)
 
     # ---- the trainer
 
@@ -821,7 +791,7 @@ class Participant:
             return []
         self._free_at = now if self._free_at is None else self._free_at
         if not self._handed_over and now - self._free_at < LEAVE_PATIENCE_S:
-            heir = next((peer for peer in self._sources if peer not in self._suspects), "")
+            heir = next((peer for peer in self._neighbours.sources if peer not in self._neighbours.suspects), "")
             if self._heir or heir:
                 effects: list[Effect] = [] if self._heir else [HandOver(heir)]
                 self._heir = self._heir or heir
@@ -857,10 +827,10 @@ class Participant:
         heartbeat = now - self._reported_at >= self.facts.heartbeat_s or self._reported is None
         if not heartbeat and self._reported is not None:
             keys, wants = self._sync_keys(), self._wants.lines
-            key = urgent(self._held_number, self._trainer_state, keys, self._suspects, self.digested, wants)
+            key = urgent(self._held_number, self._trainer_state, keys, self._neighbours.suspects, self.digested, wants)
             unreached = self._reported.unreached
             same = self._reported.saved == self._saving.saved and (
-                not unreached or set(unreached) <= set(self._unreached)
+                not unreached or set(unreached) <= set(self._neighbours.unreached)
             )
             if key == self._reported_key and same:
                 return []
@@ -881,13 +851,13 @@ class Participant:
             state_digest=digest,
             trainer=self._trainer_state,
             syncs=tuple(self._sync_lines()),
-            suspects=dict(self._suspects),
+            suspects=dict(self._neighbours.suspects),
             eta_s=self._progress.eta_s if self._trainer_state == "training" else -1.0,
             waiting=self.waiting(now),
             stats=self._progress.stats,
             view=self._view,
             paths=self._path_news.choose(self._progress.paths) if heartbeat else {},
-            unreached=self._unreached,
+            unreached=self._neighbours.unreached,
             behind=self._recovery.behind,
             reader=self._wants.reader,
             wants=self._wants.lines,

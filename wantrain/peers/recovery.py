@@ -5,7 +5,7 @@ from several peers at different log numbers, and each is replayed from its own. 
 chain that it was taken at, so that nothing of a history that the run has given up gets into the state.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import replace
 
 from wantrain.optimizers.stream import Stream
@@ -70,6 +70,8 @@ class Recovery:
         self._state: catchup.Fetch | None = None
         self._state_at = 0.0
         """When it, or a repair, was begun."""
+        self._state_share = 1.0
+        """How much of the whole state is, or was, fetched at last."""
         self._taken: dict[int, tuple[int, bytes]] = {}
         """Chunks of the state that are ahead of `applied`: log number and link that each was taken at."""
         self._chase = Chase()
@@ -260,6 +262,7 @@ class Recovery:
         self._records = {number: record for number, record in self._records.items() if number > base}
         self._leave_behind()
         self._moved_at = now
+        self._chase.snapshot.add((now - self._state_at) / self._state_share)
         return [Note("snapshot", {"number": base})], skipped
 
     def _lines_between(self, base: int, other: int) -> range:
@@ -283,8 +286,9 @@ class Recovery:
         self._forget_state()
         return effects + self._fetch_chunks(range(len(self.state_chunks)), now)
 
-    def _fetch_chunks(self, chunks: Iterable[int], now: float) -> list[Effect]:
+    def _fetch_chunks(self, chunks: Collection[int], now: float) -> list[Effect]:
         """Fetch these chunks of the state; all others are known by `_taken`."""
+        self._state_share = max(1, len(chunks)) / max(1, len(self.state_chunks))
         self._state, self._state_at, self._moved_at = catchup.Fetch(chunks), now, now
         return self._fetch_state(catchup.Sources(self._sources, self._liars), now)
 
@@ -420,6 +424,8 @@ class Recovery:
         self.applied, self.chain = record.number, record.chain
         self.indices[record.sync.stream] = record.sync.index
         del self._records[record.number]
+        if self._update is not None:
+            self._chase.update.add(now - self._update.begun_at)
         self._update = None
         self._leave_behind()
         self._moved_at = now
@@ -478,6 +484,8 @@ class Recovery:
             effects += self._fetch_state(catchup.Sources(self._sources, self._liars), now)
         self._chase.look(self.applied, self.head, complete=self.complete, now=now)
         self._resumed = self._resumed and self.applied < self.head and now - self._moved_at < STUCK_S
+        if self.applied >= 0 and self._chase.leap(self.head - self.applied):
+            effects += self.snapshot_again(now)
         replaying = self._state is not None and not self._state.missing and not self.complete
         if replaying and now - self._moved_at >= STUCK_S:
             self.given_up = self._own_anchor
