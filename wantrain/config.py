@@ -403,11 +403,14 @@ def store_path(run_file: Path) -> Path:
 def _method_options(method: str) -> list[tuple[str, Any, str]]:
     """The options of a method as (option, default, comment); comments are the docstrings under the fields."""
     kind = METHODS[method].options
-    definition = ast.parse(textwrap.dedent(inspect.getsource(kind))).body[0]
-    assert isinstance(definition, ast.ClassDef)
+    body: list[ast.stmt] = []
+    for base in reversed(kind.__mro__[:-1]):
+        definition = ast.parse(textwrap.dedent(inspect.getsource(base))).body[0]
+        assert isinstance(definition, ast.ClassDef)
+        body += definition.body
     comments = {
         field.target.id: " ".join(str(below.value.value).split()).rstrip(".")
-        for field, below in pairwise(definition.body)
+        for field, below in pairwise(body)
         if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
         if isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant)
     }

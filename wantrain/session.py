@@ -238,6 +238,12 @@ class Swarm:
             RefusedError: the daemon has refused a contribution; there is nothing to finish.
         """
         if not self.alone and self._segment is not None:
+            if (wasted := self._core.wasted) is not None:
+                logger.warning(
+                    "training ends after %d inner steps, and stream %s is due after %d: none of it is in the run. "
+                    "Lower `every` in run.toml, or train for longer",
+                    *wasted,
+                )
             self._leaving = True
             self._outbox += [Log(dict(self._log)), Detach("training finished")]
             deadline = time.monotonic() + LEAVE_PATIENCE_S
@@ -361,13 +367,16 @@ class Swarm:
 
     # ---- at every inner step
 
-    def _before_step(self, *_: object) -> None:
+    def _before_step(self, optimizer: torch.optim.Optimizer, *_: object) -> None:
         if self._to_start:  # a daemon that was started anew could not go on from here
             self.attach()
         if self._segment is None:
             return
         began = time.monotonic()
-        self._run(self._core.handle(BeforeStep()))
+        lr = 0.0
+        if any(stream.uneven for stream in self.streams):
+            lr = max(float(group.get("lr", 0.0)) for group in optimizer.param_groups)
+        self._run(self._core.handle(BeforeStep(lr)))
         self._wait_while_due()
         self._mark += time.monotonic() - began
 
@@ -380,7 +389,7 @@ class Swarm:
         self._step_s += (seconds - self._step_s) * (STEP_TIME_SMOOTHING if self._step_s else 1.0)
         self._shards.stepped()
         # The core must count the step before it hears of grants, or their adoption would undo the step.
-        self._run(self._core.handle(AfterStep()))
+        self._run(self._core.handle(AfterStep(seconds, self._step_s)))
         segment.post_progress(steps_left=self._core.steps_left, step_s=self._step_s, own_steps=self._core.step)
         if segment.granted != self._grants or now - self._looked_at > LOOK_EVERY_S:
             self._poll(0.0)
@@ -427,7 +436,8 @@ class Swarm:
             )
         self._replica.write(name)
         drawn = self._shards.drawn
-        self._offers[name] = Contribute(name, stage.serial, self._core.step, self._tokens, stage.granted, drawn)
+        made = (stage.serial, self._core.step, self._tokens, stage.granted, drawn, self._core.made(name))
+        self._offers[name] = Contribute(name, *made)
         if not self._away:
             self._outbox.append(self._offers[name])
             self._flush()
@@ -550,8 +560,11 @@ class Swarm:
 def _stream(row: dict[str, Any]) -> Stream:
     """A stream from its row in Attached, in which tuples have become lists."""
     try:
-        options = tuple((str(name), float(value)) for name, value in row["merge_options"])
-        return Stream(**{**row, "merge_options": options})
+        pairs = {
+            key: tuple((str(name), float(value)) for name, value in row[key])
+            for key in ("merge_options", "schedule_options")
+        }
+        return Stream(**{**row, **pairs})
     except (KeyError, TypeError, ValueError) as error:
         raise WireError(f"Attached: a row that is no stream: {error}") from None
 

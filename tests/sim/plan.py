@@ -17,6 +17,12 @@ FAULTY_S = 10.0
 BACK_S = (0.1, 1.0, 3.0, 7.0)
 """How long what a fault has broken may stay broken."""
 MOST_FAULTS = 7
+UNEVEN: tuple[dict[str, Any], ...] = (
+    {"schedule": "qsr", "schedule_options": (("cap", 6.0), ("growth", 0.02), ("warmup", 3.0))},
+    {"schedule": "seconds", "schedule_options": (("round_s", 0.5),)},
+    {"schedule": "dynamic"},
+    {"schedule_options": (("total", 20.0),)},
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +81,11 @@ class Plan:
 
 
 def _tuples(document: dict[str, Any]) -> dict[str, Any]:
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in document.items()}
+    return {name: _tuple(value) for name, value in document.items()}
+
+
+def _tuple(value: Any) -> Any:
+    return tuple(map(_tuple, value)) if isinstance(value, list) else value
 
 
 def draw(seed: int, kinds: tuple[str, ...], trials: tuple[str, ...]) -> Plan:
@@ -109,7 +119,7 @@ def methods(rng: random.Random) -> tuple[Stream, ...]:
 
 def _streams(rng: random.Random) -> tuple[Stream, ...]:
     every = rng.choice([1, 2, 3, 5])
-    kind = rng.choice(["one", "one", "one", "late-adopt", "delayed", "two", "gradients"])
+    kind = rng.choice(["one", "one", "one", "late-adopt", "delayed", "two", "gradients", "ahead", "uneven"])
     if kind == "two":
         return (
             Stream("a", every=every + 1, offset=1),
@@ -119,6 +129,11 @@ def _streams(rng: random.Random) -> tuple[Stream, ...]:
         return (Stream("grad", state="grad", every=1), Stream("param", every=4, late="adopt"))
     if kind == "late-adopt":
         return (Stream("param", every=every, late="adopt"),)
+    if kind == "ahead":
+        answer, late = rng.choice(["delayed", "eager"]), rng.choice(["rebase", "adopt"])
+        return (Stream("param", every=every, answer=answer, late=late),)
+    if kind == "uneven":
+        return (Stream("param", every=every, **rng.choice(UNEVEN)),)
     return (Stream("param", every=every, delay=rng.choice([1, every]) if kind == "delayed" else 0),)
 
 

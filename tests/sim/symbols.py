@@ -97,6 +97,9 @@ class SymbolicTensors:
         self.kept: dict[str, Contribution] = {}
         """Per stream: the contribution whose error is kept."""
         self._settled: dict[str, tuple[Contribution | None, bool]] = {}
+        self._owed: dict[str, Contribution] = {}
+        """Per stream that is answered ahead: what was in no sync, and is part of the next contribution."""
+        self._orphaned = False
         self.taken_over = 0
         """Residuals of others, whole."""
         self.changes = 0
@@ -116,6 +119,7 @@ class SymbolicTensors:
 
     def open_segment(self) -> Regions:
         self.regions = Regions()
+        self._owed, self._orphaned = {}, True
         self._left, self._turned = {}, {}
         return self.regions
 
@@ -179,18 +183,26 @@ class SymbolicTensors:
         if self._incoming[stream] is self.regions.taken_in.get(stream):
             self.note(stream, used=self.regions.marks[stream].serial)
         self._staged[stream] = self._incoming[stream]
+        if (owed := self._owed.pop(stream, None)) is not None:
+            both = self._incoming[stream].steps | owed.steps
+            self._staged[stream] = replace(self._incoming[stream], ident=next(self._idents), steps=both)
         self._in_use.add(stream)
+        self._orphaned = False
 
     def settle(self, stream: str, taken: bool) -> None:
         if taken and stream not in self._in_use:
             raise Violation(f"{self.who}: a sync of {stream} has taken in a contribution that is not in use")
+        stated = self.streams[stream]
+        keeps = stated.answer != "result" and stated.late == "rebase" and not self._orphaned
+        if stream in self._in_use and not taken and keeps:
+            self._owed[stream] = self._staged[stream]
         self._in_use.discard(stream)
         self._settled[stream] = (self._staged.get(stream), taken)
         if taken:
             self.kept[stream] = self._staged[stream]
 
     def forget_residuals(self) -> None:
-        self.kept = {}
+        self.kept, self._owed = {}, {}
 
     def residual(self, stream: str) -> list[object]:
         return [("owed", self.kept[stream])] * self.chunks[stream] if stream in self.kept else []
@@ -249,7 +261,7 @@ class SymbolicTensors:
     def size_bytes(self, payload: object) -> int:
         return 100
 
-    def apply(self, stream: str, payloads: Sequence[SumOf], skip: frozenset[int]) -> None:
+    def apply(self, stream: str, payloads: Sequence[SumOf], skip: frozenset[int], index: int) -> None:
         contribution, taken = self._settled.pop(stream)
         inside = any(mine is contribution for payload in payloads for _, mine in payload.inputs)
         if payloads and taken and not inside:
@@ -263,7 +275,7 @@ class SymbolicTensors:
             if chunk not in skip:
                 phi[chunk] = link(phi[chunk], payload)
 
-    def grant(self, stream: str, kind: str, answer: Granted | None = None, count: int = 0) -> None:
+    def grant(self, stream: str, kind: str, answer: Granted | None = None, count: int = 0, share: float = 1.0) -> None:
         assert answer is not None
         regions = self.regions
         turned = self._turned.pop(stream, None)
@@ -279,7 +291,10 @@ class SymbolicTensors:
                     self._turn(stream, phase)
             elif turned != kind:
                 raise Violation(f"{self.who}: {kind} is granted where a former daemon had begun with {turned}")
-            regions.given[stream] = tuple(self.phi[stream])
+            guess = ""
+            if kind == "merge" and self.streams[stream].answer == "eager" and stream in self._in_use:
+                guess = f"+{self._staged[stream].ident}*{share}"
+            regions.given[stream] = tuple(chunk + guess for chunk in self.phi[stream])
         self.note(stream, phase=GRANTED, count=count, kind=kind, index=answer.index, global_step=answer.global_step)
 
     def _turn(self, stream: str, phase: int) -> None:

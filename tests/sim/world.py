@@ -434,7 +434,8 @@ class SimPeer:
         def tick() -> None:
             if self.world.rng.random() < 0.05:
                 self.paths = self._paths()
-            self.shell.handle(Progress(-1.0, {}, self.paths, self._reached()), now)
+            step_s = self.trainer.pace_s if self.trainer is not None else 0.0
+            self.shell.handle(Progress(-1.0, {}, self.paths, self._reached(), step_s), now)
             self.shell.tick(now)
             # A state is saved in the middle of other things, a few steps at a time.
             while self.shell.idle_work(now) and (self.world.rng.random() < 0.8 or not self.shell.core.saving):
@@ -747,9 +748,14 @@ class SimTrainer:
                 self._write_initial(name)
             self._tell(0.001, GenesisWritten())
 
+    @property
+    def pace_s(self) -> float:
+        """Virtual seconds that an inner step takes."""
+        return self.step_s * self.peer.slowness
+
     def _next_step(self) -> None:
         self.phase = "between"
-        self._later(self.step_s * self.peer.slowness * self.world.rng.uniform(0.8, 1.3), self._step)
+        self._later(self.pace_s * self.world.rng.uniform(0.8, 1.3), self._step)
 
     def _step(self) -> None:
         if not self.started or self.world.trainers_stopped:
@@ -763,7 +769,7 @@ class SimTrainer:
             return
         self.gradient = frozenset([step])
         self.phase = "before"
-        self._do(self.core.handle(BeforeStep()))
+        self._do(self.core.handle(BeforeStep(0.01)))
         self._go_on()
 
     def _go_on(self) -> None:
@@ -785,7 +791,7 @@ class SimTrainer:
                 self.made |= self.gradient
                 self._learn()
             self.reader.supply.stepped()
-            self._do(self.core.handle(AfterStep()))
+            self._do(self.core.handle(AfterStep(self.pace_s, self.pace_s)))
             self._go_on()
         elif self.phase == "after":
             self._next_step()
@@ -801,7 +807,8 @@ class SimTrainer:
             match effect:
                 case Stage(stream, serial, granted):
                     self._write(stream)
-                    self.offers[stream] = Contribute(stream, serial, self.core.step, 1, granted, self.reader.drawn)
+                    made = (serial, self.core.step, 1, granted, self.reader.drawn, self.core.made(stream))
+                    self.offers[stream] = Contribute(stream, *made)
                     if not self.away:
                         self._tell(self.world.rng.choice([0.0005, 0.02]), self.offers[stream])
                 case Adopt(stream, kind, stepped):

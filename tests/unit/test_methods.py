@@ -43,6 +43,54 @@ def test_local_sgd_is_one_mean_stream() -> None:
     assert (stream.name, stream.every, stream.merge, stream.merge_options) == ("param", 7, "mean", (("lr", 1.0),))
 
 
+@pytest.mark.parametrize("rule", ["adam", "yogi", "adagrad"])
+def test_fedopt_is_one_stream_of_its_rule(rule: str) -> None:
+    (stream,) = build(f"fed{rule}", {"every": 7, "outer_lr": 0.1, "scale": 0.5}, Wire("fp32"))
+    assert (stream.name, stream.every, stream.merge) == ("param", 7, rule)
+    expected = {"lr": 0.1, "beta1": 0.9, "scale": 0.5} | ({} if rule == "adagrad" else {"beta2": 0.99})
+    assert dict(stream.merge_options) == expected
+    assert set(expected) == set(MERGES[rule].options)
+
+
+def test_diloco_with_momentum_at_every_fourth_sync_is_delayed_nesterov() -> None:
+    (stream,) = build("diloco", {"momentum_every": 4, "momentum_share": 0.25}, Wire("fp32"))
+    assert stream.merge == "delayed-nesterov"
+    assert dict(stream.merge_options) == {"lr": 0.7, "momentum": 0.9, "share": 0.25, "wait": 4.0}
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "words"),
+    [
+        ("diloco", {"momentum_every": 4, "momentum_share": 0.3}, ["0.3", "1 / 4"]),
+        ("diloco", {"momentum_share": 0.3}, ["0.3", "0 if that is 1"]),
+        ("diloco", {"momentum_every": 4, "nesterov": False}, ["momentum_every is 4", "allowed: 1"]),
+        ("diloco", {"total": 99}, ["every is 100", "total, which is 99"]),
+        ("local-sgd", {"growth": 0.1}, ["growth is 0.1", "fixed"]),
+        ("fedadam", {"schedule": "qsr", "round_s": 5.0}, ["round_s is 5.0", "qsr"]),
+        ("diloco", {"schedule": "dynamic"}, ["weight is 'equal'", "'tokens'"]),
+        ("fedadagrad", {"beta2": 0.5}, ["beta2"]),
+    ],
+)
+def test_options_that_do_not_fit_each_other_are_refused(
+    method: str, options: dict[str, object], words: list[str]
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        build(method, options, Wire("int8"))
+    for word in (method, *words):
+        assert word in caught.value.message
+    assert caught.value.hint
+
+
+def test_a_schedule_and_its_options_are_in_the_stream() -> None:
+    (stream,) = build("diloco", {"every": 4, "schedule": "qsr", "growth": 0.02, "total": 1000}, Wire("fp32"))
+    assert (stream.every, stream.schedule, stream.uneven) == (4, "qsr", True)
+    assert dict(stream.schedule_options) == {"cap": 1000.0, "growth": 0.02, "total": 1000.0, "warmup": 0.0}
+    (plain,) = build("diloco", {}, Wire("fp32"))
+    assert (plain.schedule, plain.schedule_options, plain.uneven) == ("fixed", (), False)
+    (cut,) = build("diloco", {"total": 250}, Wire("fp32"))
+    assert cut.uneven
+
+
 def test_ddp_averages_gradients_and_now_and_then_the_weights() -> None:
     grad, param = build("ddp", {"resync": 20, "weight": "tokens"}, Wire("int8"))
     assert (grad.name, grad.state, grad.every, grad.merge) == ("grad", "grad", 1, "mean")
@@ -65,7 +113,7 @@ def test_every_method_builds_streams_that_the_merge_rules_take(name: str) -> Non
 
 @pytest.mark.parametrize("kind", [method.options for method in METHODS.values()], ids=METHODS)
 def test_every_option_has_a_default_and_a_docstring(kind: type[Any]) -> None:
-    source = inspect.getsource(kind)
+    source = "\n".join(inspect.getsource(base) for base in kind.__mro__[:-1])
     for field in fields(kind):
         lines = [line.strip() for line in source.splitlines()]
         at = next(i for i, line in enumerate(lines) if line.startswith(f"{field.name}:"))
@@ -129,4 +177,4 @@ def test_a_name_that_is_not_known_gets_the_nearest_one(
 def test_a_name_like_no_other_gets_the_list() -> None:
     with pytest.raises(ConfigError) as caught:
         build("zzz", {}, Wire("int8"))
-    assert caught.value.hint == "known: ddp, local-sgd, diloco"
+    assert caught.value.hint == f"known: {', '.join(METHODS)}"

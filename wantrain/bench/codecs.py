@@ -107,12 +107,12 @@ def _row(coder: Codec, elements: int, seconds: float) -> dict[str, Any]:
         "error_t4": error_t4,
         "raw_bits": 8 * codec(name).max_bytes(elements) / elements,
         "bits": 8 * size_bytes / elements,
-        **{key: 4 * elements / _best_s(work, seconds / 3) / 1e9 for key, work in operations.items()},
+        **{key: 4 * elements / best_s(work, seconds / 3) / 1e9 for key, work in operations.items()},
         "expected": EXPECTED[name],
     }
 
 
-def _best_s(work: Callable[[], object], seconds: float) -> float:
+def best_s(work: Callable[[], object], seconds: float) -> float:
     """CPU seconds of one call: the least mean of batches, at least three of them, until about `seconds` have passed."""
     end = time.perf_counter() + seconds
     work()

@@ -1,4 +1,4 @@
-"""`wantrain bench`: measures on this machine: all-reduces against gloo and raw sockets, codecs, and the coordinator."""
+"""`wantrain bench`: measures on this machine: all-reduces against gloo and raw sockets, codecs, and what peers do."""
 
 import json
 from collections.abc import Sequence
@@ -13,12 +13,14 @@ from wantrain.errors import ConfigError
 
 @click.group("bench")
 def command() -> None:
-    """Measure: an all-reduce against others, the codecs, the coordinator. Progress goes to stderr.
+    """Measure: an all-reduce against others, codecs, outer steps, trainer, coordinator. Progress goes to stderr.
 
     \b
     Examples:
       wantrain bench allreduce --peers 2 --size-mb 64 --codec int8
       wantrain bench codecs --codec int4 --codec e3m0
+      wantrain bench outer --rule nesterov --codec int4
+      wantrain bench trainer --every 20
       wantrain bench coordinator --peers 8,64,512
     """
 
@@ -96,6 +98,48 @@ def codecs(codecs: Sequence[str], elements: int, seconds: float, as_json: bool) 
 
     rows = measure(codecs or tuple(CODECS), elements, seconds)
     _show(rows, table(rows), as_json)
+
+
+@command.command("outer")
+@click.option("--rule", "rules", multiple=True, help="An outer rule; may be given more than once.  [default: all]")
+@click.option(
+    "--codec", "codecs", multiple=True, default=("fp32", "int8", "int4"), show_default=True, help="A codec; likewise."
+)
+@click.option(
+    "--elements", default=10**6, show_default=True, type=click.IntRange(1, 2**30), help="Values in the fragment."
+)
+@click.option(
+    "--seconds", default=0.5, show_default=True, type=click.FloatRange(0.001, 60.0), help="How long each timing lasts."
+)
+@json_option
+def outer(rules: Sequence[str], codecs: Sequence[str], elements: int, seconds: float, as_json: bool) -> None:
+    """Time what a peer computes for each sync of a fragment: the outer step, encoding, decoding.
+
+    \b
+    Example:
+      wantrain bench outer --rule nesterov --rule adam --codec int8
+    """
+    from wantrain.bench.outer import measure, table
+    from wantrain.optimizers.merge import MERGES
+
+    rows = measure(rules or tuple(MERGES), codecs, elements, seconds)
+    _show(rows, table(rows, elements), as_json)
+
+
+@command.command("trainer")
+@click.option("--every", default=20, show_default=True, type=click.IntRange(1, 10**6), help="Inner steps of a round.")
+@click.option("--rounds", default=10, show_default=True, type=click.IntRange(1, 10**6), help="Rounds.")
+@json_option
+def trainer(every: int, rounds: int, as_json: bool) -> None:
+    """Time what hooks, staging and adoption cost the loop that trains the demo's model.
+
+    \b
+    Example:
+      wantrain bench trainer --every 20
+    """
+    from wantrain.bench.trainer import measure, table
+
+    _show(row := measure(every, rounds, _progress), table(row), as_json)
 
 
 @command.command("coordinator")

@@ -4,15 +4,14 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from wantrain.optimizers.options import Range
+from wantrain.optimizers.schedule import RoundOptions, schedule_of
 from wantrain.optimizers.stream import Stream, Wire
 
 
 @dataclass(frozen=True, slots=True)
-class LocalSgdOptions:
+class LocalSgdOptions(RoundOptions):
     """Options of `local-sgd`."""
 
-    every: Annotated[int, Range(1, 10**9)] = 100
-    """H: inner steps between two syncs."""
     outer_lr: Annotated[float, Range(0, 1000, open_low=True)] = 1.0
     """Step towards the mean of the weights; 1 goes there."""
     late: Literal["rebase", "adopt"] = "rebase"
@@ -29,7 +28,7 @@ def local_sgd(options: LocalSgdOptions, wire: Wire) -> tuple[Stream, ...]:
     return (
         Stream(
             name="param",
-            every=options.every,
+            **schedule_of("local-sgd", options, options.weight),
             merge="mean",
             merge_options=(("lr", options.outer_lr),),
             codec=wire.codec,

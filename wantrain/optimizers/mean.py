@@ -12,6 +12,9 @@ class Mean:
     slots: tuple[str, ...] = ()
     options: Mapping[str, float] = {"lr": 1.0}
 
+    def start(self, options: Mapping[str, float]) -> tuple[float, ...]:
+        return ()
+
     def apply(
         self, phi: Tensor, delta: Tensor, state: tuple[Tensor, ...], options: Mapping[str, float], scratch: Tensor
     ) -> None:

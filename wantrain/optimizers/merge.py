@@ -10,6 +10,8 @@ from typing import Protocol
 from torch import Tensor
 
 from wantrain.errors import ConfigError
+from wantrain.optimizers.adaptive import adagrad, adam, yogi
+from wantrain.optimizers.delayed_nesterov import DelayedNesterov
 from wantrain.optimizers.heavy_ball import HeavyBall
 from wantrain.optimizers.mean import Mean
 from wantrain.optimizers.nesterov import Nesterov
@@ -20,9 +22,12 @@ class Merge(Protocol):
 
     name: str
     slots: tuple[str, ...]
-    """Outer state besides phi: one fp32 tensor each, shaped like phi, zeros at the start of a run."""
+    """Outer state besides phi: one fp32 tensor each, shaped like phi."""
     options: Mapping[str, float]
     """All options of the rule with their defaults."""
+
+    def start(self, options: Mapping[str, float]) -> tuple[float, ...]:
+        """What each slot is filled with at the start of a run."""
 
     def apply(
         self, phi: Tensor, delta: Tensor, state: tuple[Tensor, ...], options: Mapping[str, float], scratch: Tensor
@@ -33,12 +38,14 @@ class Merge(Protocol):
             phi: fp32[n], last committed value.
             delta: fp32[n], averaged difference phi - theta (descent sign); its content is lost.
             state: fp32[n] for each slot, in order.
-            options: a value for each of the rule's options.
+            options: a value for each of the rule's options, and as `index` the number of the sync, from 1.
             scratch: fp32[n] of any content; its content is lost.
         """
 
 
-MERGES: dict[str, Merge] = {rule.name: rule for rule in (Mean(), Nesterov(), HeavyBall())}
+MERGES: dict[str, Merge] = {
+    rule.name: rule for rule in (Mean(), Nesterov(), HeavyBall(), adam(), yogi(), adagrad(), DelayedNesterov())
+}
 
 
 def merge(name: str) -> Merge:

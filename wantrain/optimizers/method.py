@@ -2,11 +2,14 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Generic, TypeVar
 
 from wantrain.errors import ConfigError
 from wantrain.optimizers.ddp import DdpOptions, ddp
 from wantrain.optimizers.diloco import DilocoOptions, diloco
+from wantrain.optimizers.eager import EagerOptions, eager
+from wantrain.optimizers.fedopt import FedAdagradOptions, FedAdamOptions, fedopt
 from wantrain.optimizers.local_sgd import LocalSgdOptions, local_sgd
 from wantrain.optimizers.options import nearest, read_options
 from wantrain.optimizers.stream import Stream, Wire
@@ -31,6 +34,11 @@ METHODS: dict[str, Method[Any]] = {
     "ddp": Method(DdpOptions, ddp),
     "local-sgd": Method(LocalSgdOptions, local_sgd),
     "diloco": Method(DilocoOptions, diloco),
+    "eager": Method(EagerOptions, partial(eager, "eager")),
+    "delayed": Method(EagerOptions, partial(eager, "delayed")),
+    "fedadam": Method(FedAdamOptions, partial(fedopt, "adam")),
+    "fedyogi": Method(FedAdamOptions, partial(fedopt, "yogi")),
+    "fedadagrad": Method(FedAdagradOptions, partial(fedopt, "adagrad")),
 }
 
 

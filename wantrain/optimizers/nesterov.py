@@ -17,6 +17,9 @@ class Nesterov:
     slots: tuple[str, ...] = ("momentum",)
     options: Mapping[str, float] = {"lr": 0.7, "momentum": 0.9}
 
+    def start(self, options: Mapping[str, float]) -> tuple[float, ...]:
+        return (0.0,)
+
     def apply(
         self, phi: Tensor, delta: Tensor, state: tuple[Tensor, ...], options: Mapping[str, float], scratch: Tensor
     ) -> None:

@@ -30,11 +30,18 @@ class Stream:
     fragment: str = "all"
     """Which tensors: `all`."""
     every: int = 100
-    """H: inner steps between two syncs of this stream."""
+    """H: inner steps between two syncs of this stream, as its schedule makes more or less of it."""
+    schedule: str = "fixed"
+    """When a round ends, by name; see `wantrain.optimizers.schedule.SCHEDULES`. All but `fixed` have offset 0."""
+    schedule_options: tuple[tuple[str, float], ...] = ()
+    """Options of the schedule as (name, value), sorted; of any schedule `total`, the inner steps of the run."""
     offset: int = 0
     """o: shift of the contribute step within the period."""
     delay: int = 0
     """tau: inner steps between contribute and adopt that the trainer goes on training."""
+    answer: str = "result"
+    """What a contribution is answered with: the `result` of its sync; or at once, with what is committed by then
+    (`delayed`), or that and a guess at what its own sync will add (`eager`). Those wait for the sync before instead."""
     merge: str = "mean"
     """Outer rule by name; see `wantrain.optimizers.merge.MERGES`."""
     merge_options: tuple[tuple[str, float], ...] = ()
@@ -61,8 +68,13 @@ class Stream:
         """Codecs of the way up and of the way down."""
         return self.codec, self.down or self.codec
 
+    @property
+    def uneven(self) -> bool:
+        """Whether rounds differ in length, so that the commit log has to say how far the run is."""
+        return self.schedule != "fixed" or bool(self.schedule_options)
+
     def due(self, step: int) -> bool:
-        """Whether the stream contributes after the trainer's own inner step `step` (>= 1)."""
+        """Whether a stream of even rounds contributes after the trainer's own inner step `step` (>= 1)."""
         return step >= 1 and (step - self.offset) % self.every == 0
 
 

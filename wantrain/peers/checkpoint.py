@@ -203,11 +203,11 @@ def read_initial(path: Path, saved: SavedState, streams: Sequence[SavedStream], 
         path: its directory, of which everything is checked first.
         saved: its manifest.
         streams: those of the new run.
-        into: where the values go; filled altogether.
+        into: where the values go.
         model: of the new run; `saved_state.initial_difference` has found that it fits.
 
     Returns:
-        Whether the outer state came along: streams with the same name and slots have it; otherwise it begins at 0.
+        Whether the outer state came along: streams with the same name and slots have it; otherwise it stays as it is.
 
     Raises:
         CheckpointError: it is damaged.
@@ -227,7 +227,6 @@ def read_initial(path: Path, saved: SavedState, streams: Sequence[SavedStream], 
                 target = into[span.stream][span.slot][span.first : span.first + span.elements]
                 if key is None:
                     complete = False
-                    target.zero_()
                 else:
                     target.copy_(file.get_tensor(key).reshape(-1))
     except (SafetensorError, OSError) as error:
@@ -498,9 +497,10 @@ class SavedStates:
         assert entry is not None
         assert entry.saved is not None
         vectors: Vectors = tensors.vectors()
+        tensors.begin_outer_state()
         streams = saved_streams(self._shelf.streams, model)
         if not read_initial(entry.path, entry.saved, streams, vectors, model):
-            reason = f"{entry.path} has no outer state that fits: that of this run begins at 0"
+            reason = f"{entry.path} has no outer state that fits: that of this run begins anew"
             self._note("fresh-outer-state", reason)
         digest: bytes = tensors.state_digest()
         self._gave(digest)

@@ -47,6 +47,8 @@ class CommitLog:
         self.records = list(history.records)
         self.committed = Counter(record.sync.stream for record in history.records)
         """Syncs in the log, by stream."""
+        self.newest = {record.sync.stream: record for record in history.records}
+        """The last line of each stream."""
         self.trouble = ""
         """Why the store cannot be written, or ""."""
         self._pending: deque[tuple[Persist, FollowUp]] = deque()
@@ -83,22 +85,32 @@ class CommitLog:
         self.manifest, self.chain0 = (), b""
 
     def next_record(
-        self, sync: SyncId, contributors: tuple[str, ...], weights: tuple[float, ...], digest: bytes
+        self,
+        sync: SyncId,
+        contributors: tuple[str, ...],
+        weights: tuple[float, ...],
+        digest: bytes,
+        steps: int = 0,
+        pace_s: float = 0.0,
     ) -> CommitRecord:
-        """The line that comes after all lines, also those that are being written."""
+        """The line that comes after all lines, also those that are being written; `steps`: of this sync alone."""
         waiting = [persist.record for persist, _ in self._pending if isinstance(persist, PersistCommit)]
         number, chain = (waiting[-1].number, waiting[-1].chain) if waiting else (self.head, self.chain(self.head))
-        return CommitRecord(number + 1, sync, contributors, weights, digest, next_link(chain, digest))
+        before = self.newest.get(sync.stream)
+        steps += before.steps if before is not None else 0
+        return CommitRecord(number + 1, sync, contributors, weights, digest, next_link(chain, digest), steps, pace_s)
 
     def append(self, record: CommitRecord) -> None:
         """The line is durable."""
         self.records.append(record)
         self.committed[record.sync.stream] += 1
+        self.newest[record.sync.stream] = record
 
     def rewind(self, after: int) -> None:
         """The lines after `after` are given up."""
         del self.records[after:]
         self.committed = Counter(record.sync.stream for record in self.records)
+        self.newest = {record.sync.stream: record for record in self.records}
 
     # ---- durable before visible
 

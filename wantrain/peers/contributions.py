@@ -15,6 +15,7 @@ from wantrain.peers.inheritance import Inheritance, Pending
 from wantrain.peers.layout import manifest_difference
 from wantrain.peers.messages import Attached, CommitRecord, Manifest, Start
 from wantrain.peers.recovery import Recovery
+from wantrain.peers.tempo import Tempo
 
 CALM_DOWN = "lower the learning rate, or clip gradients"
 
@@ -47,6 +48,8 @@ class _Stage:
     """A former daemon of this peer may have made others with it, above this number."""
     decided: bool = False
     taken: bool = False
+    answered: bool = False
+    """Whether the trainer has gone on already."""
 
 
 class Contributions:
@@ -63,6 +66,9 @@ class Contributions:
     def __init__(self, me: str, name: str, streams: tuple[Stream, ...], recovery: Recovery, attempts: Attempts) -> None:
         self.trainer_state = "none"
         """none, starting, training, waiting or done."""
+        self.tempo = Tempo(streams)
+        self.crowd = 1
+        """Peers of the view, with this one."""
         self._me = me
         self._name = name
         self._streams = {stream.name: stream for stream in streams}
@@ -74,6 +80,8 @@ class Contributions:
         """Contributions of a new trainer, behind what its predecessor had staged."""
         self._gradients: dict[str, int] = {}
         """Per gradient stream: the sync whose mean gradient is at hand."""
+        self._shares: dict[str, float] = {}
+        """Per stream: what of the last mean this peer's contribution was, or would have been."""
 
     @property
     def started(self) -> bool:
@@ -105,7 +113,8 @@ class Contributions:
         stage, queued = self._stages.get(stream), self._queued.get(stream)
         if self._trainer is None or not self._trainer.started or self._trainer.boot != boot:
             return False
-        return (stage is None or stage.event.boot != boot) and (queued is None or queued.boot != boot)
+        free = stage is None or stage.answered or stage.event.boot != boot
+        return free and (queued is None or queued.boot != boot)
 
     # ---- it comes and goes
 
@@ -176,7 +185,8 @@ class Contributions:
         trainer.again = trainer.again or inheritance is not None
         trainer.granted = dict(indices)
         names = [name for name, stream in self._streams.items() if stream.state == "param" or trainer.again]
-        return effects + [Grant(name, "start", 0, indices[name], self._global_step()) for name in names]
+        step = self.tempo.global_step(indices)
+        return effects + [Grant(name, "start", 0, indices[name], step, self.tempo.pace_s(name)) for name in names]
 
     def reset(self) -> None:
         """The state was not the run's: nothing staged counts, and the trainer starts again once there is a new one."""
@@ -186,10 +196,6 @@ class Contributions:
             self._trainer.answered, self._trainer.started = "", False
             self._trainer.inheritance, self._trainer.pending = None, {}
             self.trainer_state = "starting"
-
-    def _global_step(self) -> int:
-        """The run's step count at the last applied sync: that of the stream that is furthest, H times its index."""
-        return max(self._recovery.indices[name] * stream.every for name, stream in self._streams.items())
 
     # ---- contributions
 
@@ -205,17 +211,33 @@ class Contributions:
             self._queued[stream] = event
             self.trainer_state = "waiting"
             return []
-        after, now = trainer.granted[stream], self._recovery.indices[stream]
+        ahead, now = self._ahead(stream), self._recovery.indices[stream]
+        after = now if ahead else trainer.granted[stream]
         pending = trainer.pending.pop(stream, None)
         known = pending is not None and pending.used and pending.serial == event.serial
         taken = known and pending is not None and pending.taken
-        if after < now and self._recovery.complete:
+        if (after < now or (ahead and taken)) and self._recovery.complete:
             # The sync that this was meant for is over; it went on without it, unless a former daemon had offered it.
             return [self._grant(event, taken=taken)]
         floor = pending.floor if known and pending is not None else None
         self._stages[stream] = _Stage(event, after, floor=floor, decided=after < now, taken=taken)
         self.trainer_state = "waiting"
-        return [UseStage(stream, self._attempts.latest(stream) if floor is None else floor)]
+        used = UseStage(stream, self._attempts.latest(stream) if floor is None else floor)
+        return [used, *self._answer_ahead(self._stages[stream])]
+
+    def _ahead(self, stream: str) -> bool:
+        """Whether contributions are answered before their sync is decided."""
+        return self._streams[stream].answer != "result"
+
+    def _answer_ahead(self, stage: _Stage) -> list[Effect]:
+        """Let the trainer go on, if that is the stream's way and the state at hand is consistent."""
+        event, trainer = stage.event, self._trainer
+        if not self._ahead(event.stream) or stage.answered or not self._recovery.complete:
+            return []
+        if trainer is None or not trainer.started or trainer.boot != event.boot:
+            return []
+        stage.answered = True
+        return [self._grant(event, taken=True)]
 
     def joins(self, start: Start) -> bool:
         """Whether what is staged can go into this attempt; from then on it is known to be part of it."""
@@ -241,6 +263,10 @@ class Contributions:
     def decide(self, record: CommitRecord) -> list[Effect]:
         """A sync is committed: what was staged for it is decided."""
         sync = record.sync
+        self.tempo.committed(record)
+        shares = dict(zip(record.contributors, record.weights, strict=False))
+        mine, total = shares.get(self._me), sum(shares.values())
+        self._shares[sync.stream] = mine / total if mine is not None else 1.0 / (len(shares) + 1)
         if self._trainer is not None and (pending := self._trainer.pending.get(sync.stream)) is not None:
             pending.observe(record, self._me)
         stage = self._stages.get(sync.stream)
@@ -272,9 +298,11 @@ class Contributions:
         effects: list[Effect] = []
         for name, stage in list(self._stages.items()):
             if not stage.decided:
+                effects += self._answer_ahead(stage)
                 continue
             del self._stages[name]
-            if self._trainer is not None and self.started and self._trainer.boot == stage.event.boot:
+            mine = self._trainer is not None and self.started and self._trainer.boot == stage.event.boot
+            if mine and not stage.answered:
                 effects.append(self._grant(stage.event, taken=stage.taken))
             if (queued := self._queued.pop(name, None)) is not None:
                 effects += self.stage(queued)
@@ -284,12 +312,16 @@ class Contributions:
 
     def _grant(self, event: Staged, *, taken: bool) -> Grant:
         assert self._trainer is not None
-        name = event.stream
-        index = self._recovery.indices[name]
+        name, indices = event.stream, self._recovery.indices
+        index = indices[name]
         self._trainer.granted[name] = index
         if self._streams[name].state == "grad":
             # A mean gradient that a snapshot has skipped is not to be had any more: the trainer goes on with its own.
             kind = "grad" if self._gradients.get(name) == index else "start"
         else:
-            kind = "merge" if taken else "move"
-        return Grant(name, kind, event.serial, index, self._global_step())
+            kind = "merge" if taken or self._ahead(name) else "move"
+        if not self._ahead(name):
+            return Grant(name, kind, event.serial, index, self.tempo.global_step(indices), self.tempo.pace_s(name))
+        step = self.tempo.global_step({**indices, name: index + 1})  # its own sync counts already
+        share = self._shares.get(name, 1.0 / self.crowd)
+        return Grant(name, kind, event.serial, index, step, share=share)

@@ -76,6 +76,7 @@ from wantrain.peers.offences import Offences
 from wantrain.peers.planner import Planner
 from wantrain.peers.save_duty import SaveDuty
 from wantrain.peers.state_votes import StateVotes
+from wantrain.peers.tempo import pace_of
 from wantrain.peers.timing import Policy
 from wantrain.transport.digest import first_link
 from wantrain.transport.reach import apart_in_words
@@ -323,8 +324,18 @@ class Coordinator:
         indices = {stream.name: self.log.committed[stream.name] for stream in self.facts.streams}
         head = self.head
         self._revision += 1
+        newest = self.log.newest
         return Welcome(
-            peer, self._revision, self.facts.spec_toml, head, self.chain(head), self.log.chain0, indices, self.manifest
+            peer,
+            self._revision,
+            self.facts.spec_toml,
+            head,
+            self.chain(head),
+            self.log.chain0,
+            indices,
+            self.manifest,
+            {stream: record.steps for stream, record in newest.items()},
+            {stream: record.pace_s for stream, record in newest.items()},
         )
 
     def _welcome_all(self) -> list[CoordinatorEffect]:
@@ -624,7 +635,10 @@ class Coordinator:
 
     def _commit(self, done: rounds.Persist) -> list[CoordinatorEffect]:
         start = done.start
-        record = self.log.next_record(start.sync, start.contributors, start.weights, done.digest)
+        known = [self.membership.peers[peer].report for peer in start.contributors if peer in self.membership.peers]
+        pace_s = pace_of(report.step_s for report in known if report is not None)
+        made = (start.contributors, start.weights, done.digest, done.steps, pace_s)
+        record = self.log.next_record(start.sync, *made)
         if start.sync.stream == self._lead:
             self.leases.committed(record.number, done.drawn)
         timing = {

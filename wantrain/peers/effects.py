@@ -129,6 +129,9 @@ class Grant:
     serial: int
     index: int
     global_step: int
+    pace_s: float = 0.0
+    share: float = 1.0
+    """What of the mean its contribution will be, if it is answered before that is known."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -87,7 +87,8 @@ class Engine:
 
         out, given and phi of every `param` stream and each slot of its outer state, out and given of every `grad`
         stream, int8 residuals where a codec needs them, three chunks of scratch (one in the trainer's segment) and the
-        most that was lent from the pool.
+        most that was lent from the pool. A stream whose contributions are answered ahead has a copy of the contribution
+        besides, and with `eager` a momentum of its own.
         """
         vectors = self._vectors.values()
         residuals = sum(vector.residual.full_bytes for vector in vectors if vector.residual is not None)
@@ -95,7 +96,9 @@ class Engine:
 
     @property
     def _fixed_bytes(self) -> int:
-        return self.state_bytes + 8 * self._scratch.numel() + self._averager.size_bytes + self._pool.size_bytes
+        scratch = 8 * self._scratch.numel() + self._averager.size_bytes + self._pool.size_bytes
+        ahead = sum(vector.ahead.size_bytes for vector in self._vectors.values() if vector.ahead is not None)
+        return self.state_bytes + scratch + ahead
 
     def phi(self, stream: str) -> Tensor:
         """fp32[elements]: the last committed value of a `param` stream, to read only."""
@@ -112,6 +115,9 @@ class Engine:
         segment = Segment.create(path, {name: vector.elements for name, vector in self._vectors.items()})
         self.close()
         self.segment = segment
+        for vector in self._vectors.values():
+            if vector.ahead is not None:
+                vector.ahead.trainer_left()
         self._left, self._turned = {}, {}
         return segment
 
@@ -161,10 +167,15 @@ class Engine:
                     f"an initial weight of stream {vector.stream.name} is NaN or infinite",
                     hint="check how the model is initialised, or what was loaded into it",
                 )
-            for slot in vector.slots:
-                slot.zero_()
+        self.begin_outer_state()
         self.forget_residuals()
         return self.state_digest()
+
+    def begin_outer_state(self) -> None:
+        """Fill all outer state with what it is at the start of a run."""
+        for vector in self._params:
+            for slot, value in zip(vector.slots, vector.starts, strict=True):
+                slot.fill_(value)
 
     def stage(self, stream: str, offer: Contribute | None = None) -> tuple[float, bool]:
         """Take in what the trainer has put into `out`: weights become delta = given - out, in place; gradients stay.
@@ -208,13 +219,16 @@ class Engine:
         if segment is not None and vector.incoming.values.data_ptr() == segment.out(stream).data_ptr():
             segment.note_used(stream, segment.mark(stream).serial, floor)
         vector.contribution, vector.incoming = vector.incoming, None
+        if vector.ahead is not None:
+            vector.contribution = replace(vector.contribution, values=vector.ahead.take(vector.contribution.values))
         if vector.residual is not None:
             vector.residual.use(vector.contribution.norm, self._scratch)
 
-    def grant(self, stream: str, kind: str, answer: Granted | None = None, count: int = 0) -> None:
+    def grant(self, stream: str, kind: str, answer: Granted | None = None, count: int = 0, share: float = 1.0) -> None:
         """Fill the stream's regions for the trainer; see `shared_memory.py` for what they hold by kind.
 
-        `answer` is what the trainer will be told, as the message `count` of its stream.
+        `answer` is what the trainer will be told, as the message `count` of its stream. `share` is what of its sync's
+        mean the contribution in use will be, if it is answered ahead of that.
         """
         vector, segment = self._vectors[stream], self._trainer
         turned = self._turned.pop(stream, None)
@@ -235,7 +249,11 @@ class Engine:
                 self._turn(vector, phase, 0)
             elif turned != kind:
                 raise ProtocolBug(f"{kind} is granted to stream {stream}, a former daemon had begun to grant {turned}")
-            segment.given(stream).copy_(vector.phi)
+            if vector.ahead is not None and kind == "merge":
+                scratch = (self._mean, self._scratch)
+                vector.ahead.answer(vector.phi, segment.given(stream), vector.bounds, share, vector.options, scratch)
+            else:
+                segment.given(stream).copy_(vector.phi)
         self._left.pop(stream, None)
         mark = segment.mark(stream)
         kept = kind == "move" and vector.stream.late == "rebase"  # it comes again with the next contribution
@@ -349,13 +367,16 @@ class Engine:
         """Size of encoded bytes."""
         return size_bytes(payload)
 
-    def apply(self, stream: str, payloads: Sequence[Payload], skip: frozenset[int] = frozenset()) -> None:
+    def apply(
+        self, stream: str, payloads: Sequence[Payload], skip: frozenset[int] = frozenset(), index: int = 1
+    ) -> None:
         """Run the outer update of a `param` stream on phi and its outer state; keep the mean of a `grad` stream.
 
         Args:
             stream: its name.
             payloads: every chunk of the update, encoded.
             skip: chunks of the state that have it in already.
+            index: number of the sync, from 1.
         """
         vector = self._vectors[stream]
         if len(payloads) != len(vector.bounds):
@@ -363,12 +384,13 @@ class Engine:
         if vector.stream.state == "grad":
             vector.mean = tuple(payloads)
             return
+        options = {**vector.options, "index": float(index)}
         for chunk, ((start, stop), payload) in enumerate(zip(vector.bounds, payloads, strict=True)):
             if chunk not in skip:
                 mean, scratch = self._mean[: stop - start], self._scratch[: stop - start]
                 vector.down.decode(as_tensor(payload), mean)
                 slots = tuple(slot[start:stop] for slot in vector.slots)
-                vector.rule.apply(vector.phi[start:stop], mean, slots, vector.options, scratch)
+                vector.rule.apply(vector.phi[start:stop], mean, slots, options, scratch)
 
     # ---- error feedback
 
@@ -380,13 +402,17 @@ class Engine:
         vector = self._vectors[stream]
         if vector.residual is not None:
             vector.residual.settle(vector.used.values if taken else None, (self._mean, self._scratch))
+        if vector.ahead is not None and vector.contribution is not None:
+            vector.ahead.settle(keep=not taken and vector.stream.late == "rebase")
         vector.contribution = None  # and with it the memory of a trainer that is gone
 
     def forget_residuals(self) -> None:
-        """Owe nothing: the history that the residuals come from is over."""
+        """Owe nothing, and guess nothing: the history that this comes from is over."""
         for vector in self._vectors.values():
             if vector.residual is not None:
                 vector.residual.clear()
+            if vector.ahead is not None:
+                vector.ahead.forget()
 
     def residual(self, stream: str) -> list[Payload]:
         """What is owed, for another peer to take over when this one leaves: int8 chunks; [] if nothing is."""

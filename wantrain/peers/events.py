@@ -89,6 +89,8 @@ class Staged:
     finite: bool
     drawn: Drawn = field(default_factory=Drawn)
     """What of the trainer's leases is in it."""
+    steps: int = 0
+    """Inner steps in it since the stream was staged before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,12 +110,14 @@ class TrainerGone:
 @dataclass(frozen=True, slots=True)
 class Progress:
     """The trainer's pace and the links': seconds until it is expected to contribute again (-1 unknown), numbers for
-    status, what was measured on the way to each peer, and all peers to whom a connection is up (None: unknown)."""
+    status, what was measured on the way to each peer, all peers to whom a connection is up (None: unknown), and the
+    seconds that an inner step takes (0 unknown)."""
 
     eta_s: float
     stats: dict[str, float] = field(default_factory=dict)
     paths: dict[str, LinkReport] = field(default_factory=dict)
     reached: frozenset[str] | None = None
+    step_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

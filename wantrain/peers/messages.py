@@ -91,6 +91,10 @@ class CommitRecord:
     weights: Annotated[tuple[Weight, ...], Field(max_length=MAX_PEERS)]
     digest: Digest
     chain: Digest
+    steps: Count = 0
+    """Inner steps of the run up to this sync, as its stream counts them."""
+    pace_s: Measured = 0.0
+    """Seconds of an inner step of the fastest contributor; 0 if unknown."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,6 +209,8 @@ class SyncReport:
     """What is wrong with what they contribute, once it has failed."""
     drawn: Drawn = field(default_factory=Drawn)
     """What of the trainer's leases is in the input."""
+    steps: Count = 0
+    """Inner steps in the input since the stream was staged before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,6 +260,8 @@ class Report:
     wants: Annotated[tuple[WantLease, ...], Field(max_length=MAX_DATA)] = ()
     saved: Annotated[int, Field(strict=True, ge=-1, le=2**62)] = -1
     """Newest log number whose state the peer has on disk, -1 if none."""
+    step_s: Measured = 0.0
+    """Seconds that an inner step of its trainer takes lately; 0 if unknown."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -377,6 +385,9 @@ class Welcome:
     indices: Annotated[dict[Name, Count], Field(max_length=256)]
     """Last committed sync of every stream, at head."""
     manifest: Manifest
+    steps: Annotated[dict[Name, Count], Field(max_length=256)] = field(default_factory=dict)
+    paces_s: Annotated[dict[Name, Measured], Field(max_length=256)] = field(default_factory=dict)
+    """`steps` and `pace_s` of the last line of every stream that has one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -634,6 +645,8 @@ class Contribute:
     tokens: Count
     granted: Count
     drawn: Drawn = field(default_factory=Drawn)
+    steps: Count = 0
+    """Inner steps in it since the stream was staged before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -642,7 +655,8 @@ class Granted:
 
     `kind`: `start` (take over everything: first attach), `merge` (own contribution was in), `move` (it was not),
     `grad` (the mean gradient). `serial` repeats the Contribute that it answers, 0 for `start`. `index` is the stream's
-    last applied sync, `global_step` the run's step count at it.
+    last applied sync, `global_step` the run's step count at it, `pace_s` seconds of an inner step of the fastest
+    trainer, 0 if unknown.
     """
 
     stream: Name
@@ -650,6 +664,7 @@ class Granted:
     serial: Count
     index: Count
     global_step: Count
+    pace_s: Measured = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -485,6 +485,7 @@ class Participant:
         if self._welcome is None or self._welcome.head >= 0:
             self._welcomed_at = now
         self._welcome = welcome
+        self._mine.tempo.welcomed(welcome)
         self._in_use = None
         self._reported = None
         if welcome.head >= 0:
@@ -549,7 +550,9 @@ class Participant:
         return [OpenModel(manifest)]
 
     def _viewed(self, members: Sequence[Member], now: float) -> list[Effect]:
-        return self._neighbours.viewed(members) + self._recovery.sources_changed(self._neighbours.sources, now)
+        effects = self._neighbours.viewed(members)
+        self._mine.crowd = 1 + sum(member.current for member in self._neighbours.members.values())
+        return effects + self._recovery.sources_changed(self._neighbours.sources, now)
 
     # ---- the trainer
 
@@ -862,4 +865,5 @@ class Participant:
             reader=self._wants.reader,
             wants=self._wants.lines,
             saved=self._saving.saved,
+            step_s=self._progress.step_s,
         )

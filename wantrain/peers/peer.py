@@ -109,8 +109,10 @@ class Tensors(Protocol):
     def check(self, stream: str, chunk: int, payload: Payload, *, part: bool) -> str | None: ...
     def digest(self, payload: Payload) -> bytes: ...
     def size_bytes(self, payload: Payload) -> int: ...
-    def apply(self, stream: str, payloads: Sequence[Payload], skip: frozenset[int]) -> None: ...
-    def grant(self, stream: str, kind: str, answer: Granted | None = None, count: int = 0) -> None: ...
+    def apply(self, stream: str, payloads: Sequence[Payload], skip: frozenset[int], index: int) -> None: ...
+    def grant(
+        self, stream: str, kind: str, answer: Granted | None = None, count: int = 0, share: float = 1.0
+    ) -> None: ...
     def note_told(self, stream: str, count: int) -> None: ...
     def note_place(self, number: int, chain: bytes) -> None: ...
     def read_state(self, k: int) -> Payload: ...
@@ -405,8 +407,8 @@ class Peer:
         if stream.name not in self._free_stage:
             self._staged_at[stream.name] = now
         self._free_stage.discard(stream.name)
-        staged = Staged(self._boot, stream.name, record.serial, record.step, weight, norm, finite, record.drawn)
-        self.handle(staged, now)
+        of_trainer = (self._boot, stream.name, record.serial, record.step)
+        self.handle(Staged(*of_trainer, weight, norm, finite, record.drawn, record.steps), now)
 
     # ---- effects
 
@@ -512,7 +514,7 @@ class Peer:
 
     def _apply(self, effect: Apply) -> None:
         record = effect.record
-        self._tensors.apply(record.sync.stream, effect.payloads, effect.skip)
+        self._tensors.apply(record.sync.stream, effect.payloads, effect.skip, record.sync.index)
         size_bytes = sum(map(self._tensors.size_bytes, effect.payloads))
         self.core.log.append(record, effect.payloads, size_bytes)
         self._digest = None
@@ -522,8 +524,8 @@ class Peer:
     def _grant(self, effect: Grant, now: float) -> None:
         rebase = effect.kind == "move" and self._streams[effect.stream].late == "rebase"
         count = self._grants[effect.stream] = self._grants.get(effect.stream, 0) + 1
-        granted = Granted(effect.stream, effect.kind, effect.serial, effect.index, effect.global_step)
-        self._tensors.grant(effect.stream, effect.kind, granted, count)
+        granted = Granted(effect.stream, effect.kind, effect.serial, effect.index, effect.global_step, effect.pace_s)
+        self._tensors.grant(effect.stream, effect.kind, granted, count, effect.share)
         self._starting = self._starting and effect.kind != "start"
         if not rebase and effect.stream in self._offered:
             self._tokens[effect.stream] = self._offered[effect.stream]

@@ -15,7 +15,8 @@ def sync_line(stream: str, index: int, staged: Staged | None, attempt: Attempt |
     weight, norm, drawn = (staged.weight, staged.norm, staged.drawn) if staged is not None else (1.0, 0.0, Drawn())
     here = staged is not None
     if attempt is None:
-        return SyncReport(stream, index, "ready", weight, norm, here, drawn=drawn)
+        steps = staged.steps if staged is not None else 0
+        return SyncReport(stream, index, "ready", weight, norm, here, drawn=drawn, steps=steps)
     number = attempt.sync.attempt
     if attempt.done is not None:
         return SyncReport(stream, index, "done", weight, norm, here, number, digest=attempt.done.digest, drawn=drawn)

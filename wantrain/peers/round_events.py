@@ -86,6 +86,8 @@ class Persist:
     """Why the bytes went the way they did."""
     drawn: dict[str, Drawn]
     """By contributor: what of its leases is in its contribution."""
+    steps: int
+    """Inner steps in the longest contribution."""
 
 
 @dataclass(frozen=True, slots=True)

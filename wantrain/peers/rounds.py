@@ -32,6 +32,7 @@ from wantrain.peers.round_events import (
     Tell,
     Tick,
 )
+from wantrain.peers.tempo import steps_of
 from wantrain.peers.timing import Duration, Policy
 from wantrain.transport.cost import Choice
 
@@ -120,6 +121,8 @@ class Round:
         """Those held of whom no DONE has come."""
         self._drawn: dict[str, Drawn] = {}
         """Of the contributors to the running attempt."""
+        self._steps = 0
+        """In the longest of their contributions."""
         self._started_at = 0.0
         self._progress_at = 0.0
         self._move = Duration()
@@ -338,6 +341,7 @@ class Round:
         self.phase = Phase.MOVING
         self._started_at = self._progress_at = now
         self._drawn = {peer: self._ready[peer].drawn for peer in self.start.contributors}
+        self._steps = steps_of(self._ready[peer].steps for peer in self.start.contributors)
         self._held = {peer: _Held(progress_at=now) for peer in (*self.start.contributors, *self.start.receivers)}
         self._undone = dict.fromkeys(self._held)
         sync = self.start.sync
@@ -488,6 +492,7 @@ class Round:
                 self._choice.predicted_s,
                 self._choice.reason,
                 self._drawn,
+                self._steps,
             )
         ]
 

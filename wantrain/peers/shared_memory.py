@@ -21,8 +21,9 @@ Granted. `given` is the daemon's to write. When a stream has been granted they h
     move    given = phi (new); out = old given, the phi that the trainer was last moved by
     grad    given = mean gradient
 
-so the trainer takes over: start, merge without own steps since, and move with late="adopt": theta <- given; merge with
-own steps since, and move with late="rebase": theta <- given + (theta - out); grad: p.grad <- given.
+(phi is what `ahead.py` makes of it if a contribution is answered ahead of its sync), so the trainer takes over: start,
+merge without own steps since, and move with late="adopt": theta <- given; merge with own steps since, and move with
+late="rebase": theta <- given + (theta - out); grad: p.grad <- given.
 
 A daemon that is started anew goes on with the segment that a killed one has left to their trainer. So whatever cannot
 be made twice is written to the spare region first, and each mark is one word, written after what it speaks of.

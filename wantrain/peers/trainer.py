@@ -7,6 +7,7 @@ of every grant, and answers with what to do now.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from wantrain.optimizers.schedule import SCHEDULES, Moment, round_steps
 from wantrain.optimizers.stream import Stream, lead
 from wantrain.peers.messages import Granted
 
@@ -17,10 +18,18 @@ from wantrain.peers.messages import Granted
 class BeforeStep:
     """Gradients are there, the inner step is about to be made."""
 
+    lr: float = 0.0
+    """Its learning rate, the largest of all parameter groups."""
+
 
 @dataclass(frozen=True, slots=True)
 class AfterStep:
     """An inner step was made."""
+
+    took_s: float = 0.0
+    """Seconds for it, without waiting; 0 if unknown."""
+    step_s: float = 0.0
+    """Seconds that a step takes lately."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +84,16 @@ class _Progress:
     """Inner steps since the stream was last staged (or started)."""
     period: int = 0
     """Inner steps after which it is due; the first period may be shorter by the offset."""
+    made: int = 0
+    """Inner steps between the last two times that it was staged."""
+    spent_s: float = 0.0
+    """Seconds for the steps since it was last staged."""
+    lr: float = 0.0
+    """Inner learning rate at the first of them."""
+    began_at: int = 0
+    """The run's step count before the first of them."""
+    pace_s: float = 0.0
+    """Seconds that a step takes the fastest trainer."""
     serial: int = 0
     outstanding: bool = False
     blocking: bool = False
@@ -129,6 +148,19 @@ class TrainerCore:
         """Granted messages by stream."""
         return {name: p.granted for name, p in self._streams.items()}
 
+    def made(self, stream: str) -> int:
+        """Inner steps in what of the stream was staged last, since it was staged before."""
+        return self._streams[stream].made
+
+    @property
+    def wasted(self) -> tuple[int, str, int] | None:
+        """If none of the inner steps made so far is in what was staged: their number, the stream due next, and when."""
+        due = [p for p in self._streams.values() if p.stream.state == "param"]
+        if not self.step or not due or any(p.serial for p in self._streams.values()):
+            return None
+        first = min(due, key=lambda p: p.period - p.since)
+        return self.step, first.stream.name, first.period
+
     @property
     def indices(self) -> dict[str, int]:
         """Last sync of every stream that was adopted."""
@@ -137,13 +169,20 @@ class TrainerCore:
     def handle(self, event: TrainerEvent) -> list[TrainerEffect]:
         """React to an event. A grant that answers another staging than the last changes nothing."""
         match event:
-            case BeforeStep():
+            case BeforeStep(lr):
+                for progress in self._streams.values():
+                    if progress.stream.uneven and not progress.since:
+                        progress.lr, progress.began_at = lr, self.global_step
+                        self._plan(progress, 0.0)
                 return self._due("grad")
-            case AfterStep():
+            case AfterStep(took_s, step_s):
                 self.step += 1
                 self._own_since += 1
                 for progress in self._streams.values():
                     progress.since = self._since(progress)
+                    progress.spent_s += took_s
+                    if SCHEDULES[progress.stream.schedule].adapts:
+                        self._plan(progress, step_s)
                 return self._due("param")
             case Granted():
                 return self._granted(event)
@@ -166,6 +205,13 @@ class TrainerCore:
             return progress.since + 1
         return max(0, lead - progress.index * progress.stream.every)
 
+    def _plan(self, progress: _Progress, step_s: float) -> None:
+        """Find out how long the round is."""
+        stream = progress.stream
+        times_s = (progress.spent_s, step_s, progress.pace_s)
+        moment = Moment(progress.since, *times_s, progress.lr, progress.began_at)
+        progress.period = round_steps(stream.schedule, stream.every, dict(stream.schedule_options), moment)
+
     def _due(self, state: str) -> list[TrainerEffect]:
         effects: list[TrainerEffect] = []
         for progress in self._streams.values():
@@ -187,7 +233,7 @@ class TrainerCore:
 
     def _stage(self, progress: _Progress, *, block: bool) -> list[TrainerEffect]:
         progress.serial += 1
-        progress.since = 0
+        progress.made, progress.since, progress.spent_s = progress.since, 0, 0.0
         progress.period = progress.stream.every
         progress.outstanding, progress.blocking = True, block
         return [Stage(progress.stream.name, progress.serial, progress.granted)]
@@ -197,7 +243,9 @@ class TrainerCore:
         if progress is None:
             return []
         progress.granted += 1
+        progress.pace_s = event.pace_s or progress.pace_s
         if event.kind == "start":
+            progress.spent_s = 0.0
             progress.since, progress.period = 0, progress.stream.offset or progress.stream.every
             progress.outstanding, progress.blocking, progress.patient = False, False, True
             return self._adopted(progress, event, stepped=False)

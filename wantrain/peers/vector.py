@@ -9,6 +9,7 @@ from torch import Tensor
 from wantrain.errors import ProtocolBug
 from wantrain.optimizers.merge import Merge, merge
 from wantrain.optimizers.stream import Stream
+from wantrain.peers.ahead import Ahead
 from wantrain.peers.residual import Residual
 from wantrain.transport.codec import Codec, as_tensor, codec
 from wantrain.transport.codec.names import format_of
@@ -42,8 +43,12 @@ class Vector:
     """fp32[elements], the last committed value of a `param` stream; fp32[0] for a `grad` stream."""
     slots: tuple[Tensor, ...]
     """Outer state, each like phi."""
+    starts: tuple[float, ...]
+    """What each of them is filled with at the start of a run."""
     residual: Residual | None
     """Of a codec with error feedback."""
+    ahead: Ahead | None = None
+    """Of a stream whose contributions are answered before their sync is decided."""
     mean: tuple[Payload, ...] = ()
     """The last update of a `grad` stream, encoded; it is decoded straight into the trainer's memory."""
     incoming: StagedValues | None = None
@@ -99,6 +104,7 @@ def vector_of(stream: Stream, elements: int) -> Vector:
         ConfigError: an unknown codec or merge rule.
     """
     rule = merge(stream.merge)
+    options = {**rule.options, **dict(stream.merge_options)}
     up, down = stream.codecs
     bounds = chunk_bounds(elements)
     param = stream.state == "param"
@@ -107,10 +113,12 @@ def vector_of(stream: Stream, elements: int) -> Vector:
         up=codec(up),
         down=codec(down),
         rule=rule,
-        options={**rule.options, **dict(stream.merge_options)},
+        options=options,
         elements=elements,
         bounds=bounds,
         phi=big(elements if param else 0),
         slots=tuple(big(elements) for _ in rule.slots) if param else (),
+        starts=rule.start(options) if param else (),
         residual=Residual(codec(up), bounds) if format_of(up).error_feedback else None,
+        ahead=Ahead(elements, rule, eager=stream.answer == "eager") if stream.answer != "result" else None,
     )

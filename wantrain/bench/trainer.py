@@ -1,0 +1,155 @@
+"""What taking part costs the training loop itself: hooks, staging and adoption, as a share of the demo model's step."""
+
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from rich.table import Table
+
+from wantrain.demo import train
+from wantrain.errors import WantrainError
+from wantrain.optimizers.stream import Stream
+from wantrain.peers.engine import Engine
+from wantrain.peers.messages import Attach, Attached, Contribute, Detach, Detached, Granted, Record, pack, unpack
+from wantrain.peers.shared_memory import LOCAL_RUN
+from wantrain.replica import Replica
+from wantrain.session import DAEMON, Swarm
+from wantrain.transport.link import Received
+from wantrain.transport.zmq_link import ZmqLink
+
+WARM_UP_STEPS = 5
+WAIT_CEILING_S = 60.0
+
+
+class _Beside(threading.Thread):
+    """A peer without a run, which answers each contribution with itself; it works only while the trainer waits."""
+
+    def __init__(self, folder: Path, stream: Stream) -> None:
+        super().__init__(daemon=True)
+        self.address = f"ipc://{folder}/socket"
+        self.failure: BaseException | None = None
+        self._segment, self._stream = folder / "segment", stream
+        self._engine: Engine | None = None
+        self._stopping = threading.Event()
+
+    def run(self) -> None:
+        link = ZmqLink(LOCAL_RUN, bind=self.address)
+        try:
+            while not self._stopping.is_set():
+                for event in link.poll(0.1):
+                    for reply in self._react(unpack(event.message)) if isinstance(event, Received) else ():
+                        link.reply(event.connection, pack(reply))
+                        if isinstance(reply, Granted) and self._engine is not None and self._engine.segment is not None:
+                            self._engine.segment.bump()
+        except BaseException as error:
+            self.failure = error
+        finally:
+            if self._engine is not None:
+                self._engine.close()
+            link.close(linger_s=1.0)
+
+    def stop(self) -> None:
+        self._stopping.set()
+        self.join()
+
+    def _react(self, record: Record) -> list[Record]:
+        name = self._stream.name
+        match record:
+            case Attach(manifest) if self._engine is None:
+                engine = self._engine = Engine(manifest, (self._stream,))
+                engine.open_segment(self._segment)
+                engine.grant(name, "start")
+                attached = Attached("p" * 52, "bench", str(self._segment), (asdict(self._stream),), False)
+                return [attached, Granted(name, "start", 0, 0, 0)]
+            case Contribute(serial=serial) if self._engine is not None:
+                engine = self._engine
+                engine.stage(name)
+                engine.use_stage(name)
+                chunks = range(len(engine._vectors[name].bounds))
+                engine.apply(name, [engine.reduce(name, k, [(1.0, None)], 1.0, True) for k in chunks], index=serial)
+                engine.grant(name, "merge")
+                return [Granted(name, "merge", serial, serial, serial * self._stream.every)]
+            case Detach():
+                return [Detached()]
+            case _:
+                return []
+
+
+def measure(every: int, rounds: int, progress: Callable[[str], None]) -> dict[str, Any]:
+    """Train the demo's model for `rounds` rounds of `every` steps beside a peer, and time the hooks.
+
+    Returns:
+        `parameters`, `every`, `rounds`; `step_ms`: median of a whole inner step without its hooks; `hooks_ms`: mean
+        time in hooks per step, without waiting; `round_ms`: of the step that ends a round; `between_ms`: median of the
+        others; `share`: hooks_ms over step_ms.
+
+    Raises:
+        WantrainError: the peer beside the trainer has failed.
+    """
+    torch.set_num_threads(1)
+    loop = train.Loop(train.parse([]))
+    parameters = sum(p.numel() for p in loop.model.parameters())
+    stream = Stream("param", every=every, merge="nesterov", codec="fp32")
+    with tempfile.TemporaryDirectory(prefix="wantrain-") as folder:
+        beside = _Beside(Path(folder), stream)
+        beside.start()
+        link = ZmqLink(LOCAL_RUN)
+        swarm = Swarm(link, Replica(loop.model), wait_ceiling_s=WAIT_CEILING_S)
+        timings: list[float] = []
+
+        def timed(hook: Callable[..., None]) -> Callable[..., None]:
+            def run(*arguments: Any) -> None:
+                began, waited_s = time.perf_counter(), swarm.waited_s
+                hook(*arguments)
+                timings.append(time.perf_counter() - began - (swarm.waited_s - waited_s))
+
+            return run
+
+        try:
+            link.connect(DAEMON, beside.address, b"")
+            swarm.attach()
+            loop.optimizer.register_step_pre_hook(timed(swarm._before_step))
+            loop.optimizer.register_step_post_hook(timed(swarm._after_step))
+            hooks_s, steps_s = [], []
+            progress(f"{parameters:,} parameters, {rounds} rounds of {every} steps …")
+            for step in range(WARM_UP_STEPS + rounds * every):
+                timings.clear()
+                began, waited_s = time.perf_counter(), swarm.waited_s
+                loop.step()
+                whole_s = time.perf_counter() - began - (swarm.waited_s - waited_s)
+                if step >= WARM_UP_STEPS:
+                    hooks_s.append(sum(timings))
+                    steps_s.append(whole_s - sum(timings))
+            swarm.leave()
+        finally:
+            swarm.close()
+            beside.stop()
+        if beside.failure is not None:
+            raise WantrainError(f"the peer beside the trainer has failed: {beside.failure!r}")
+    ends = [hooks for k, hooks in enumerate(hooks_s) if (k + 1 + WARM_UP_STEPS) % every == 0]
+    return {
+        "parameters": parameters,
+        "every": every,
+        "rounds": rounds,
+        "step_ms": 1e3 * median(steps_s),
+        "hooks_ms": 1e3 * sum(hooks_s) / len(hooks_s),
+        "round_ms": 1e3 * median(ends),
+        "between_ms": 1e3 * median(hooks_s),
+        "share": sum(hooks_s) / len(hooks_s) / median(steps_s),
+    }
+
+
+def table(row: dict[str, Any]) -> Table:
+    """The result of `measure` for a terminal."""
+    shown = Table(title=f"The trainer's own cost: {row['parameters']:,} parameters, a sync every {row['every']} steps")
+    for heading in ("inner step", "hooks per step", "between syncs", "at a sync", "share of step time"):
+        shown.add_column(heading, justify="right")
+    times = [f"{row[key]:.3f} ms" for key in ("step_ms", "hooks_ms", "between_ms", "round_ms")]
+    shown.add_row(*times, f"{row['share']:.2%}")
+    return shown
