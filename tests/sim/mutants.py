@@ -128,8 +128,8 @@ class _SumsRetryTwice(CheckedTensors):
 class _WrongReference(CheckedTensors):
     """Moves the reference for differences when an update is applied, not when the trainer is given it."""
 
-    def apply(self, stream: str, payloads: Sequence[SumOf], skip: frozenset[int]) -> None:
-        super().apply(stream, payloads, skip)
+    def apply(self, stream: str, payloads: Sequence[SumOf], skip: frozenset[int], index: int) -> None:
+        super().apply(stream, payloads, skip, index)
         if stream in self.phi and stream in self.regions.given:
             self.regions.given[stream] = tuple(self.phi[stream])
 

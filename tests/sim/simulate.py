@@ -146,6 +146,9 @@ def _unrest(world: World) -> str:
 def _nothing_lost(world: World) -> None:
     """No inner step of a trainer that lived is lost, nor a sample, but where the method drops them."""
     dropping = world.gradients or any(stream.late == "adopt" for stream in world.streams)
+    ahead = any(stream.answer != "result" for stream in world.streams)
+    if ahead and any(peer.boot > 1 for peer in world.peers.values()):
+        dropping = True  # what a daemon had in hand, and its trainer not any more, goes with it
     lead = next(stream.name for stream in world.streams if stream.state == "param")
     assert world.coordinator.core is not None
     committed = {step for stream, step in world.checkers.taken if stream == lead}
@@ -158,6 +161,8 @@ def _nothing_lost(world: World) -> None:
             continue
         for stream, theta in trainer.theta.items():
             lost = {step for step in trainer.made - theta.steps if (stream, step) not in world.checkers.taken}
+            if ahead and peer.tensors is not None:
+                lost -= peer.tensors.in_hand(stream)
             if lost:
                 raise Violation(
                     f"inner steps {sorted(lost)[:5]} of {peer.name} are in no commit and not in its weights"

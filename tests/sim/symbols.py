@@ -201,6 +201,11 @@ class SymbolicTensors:
         if taken:
             self.kept[stream] = self._staged[stream]
 
+    def in_hand(self, stream: str) -> frozenset[int]:
+        """Inner steps that the trainer has given up to this daemon and no sync has taken in."""
+        held = [self._owed.get(stream), self._staged.get(stream) if stream in self._in_use else None]
+        return frozenset().union(*(contribution.steps for contribution in held if contribution is not None))
+
     def forget_residuals(self) -> None:
         self.kept, self._owed = {}, {}
 

@@ -120,10 +120,10 @@ class Tensors:
     def size_bytes(self, payload: Any) -> int:
         return len(payload)
 
-    def apply(self, stream: str, payloads: Sequence[Any], skip: frozenset[int]) -> None:
+    def apply(self, stream: str, payloads: Sequence[Any], skip: frozenset[int], index: int) -> None:
         self.did.append(("apply", tuple(payloads)))
 
-    def grant(self, stream: str, kind: str, answer: Granted | None = None, count: int = 0) -> None:
+    def grant(self, stream: str, kind: str, answer: Granted | None = None, count: int = 0, share: float = 1.0) -> None:
         self.did.append(("grant", kind))
 
     def note_told(self, stream: str, count: int) -> None:

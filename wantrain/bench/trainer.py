@@ -43,7 +43,9 @@ class _Beside(threading.Thread):
         try:
             while not self._stopping.is_set():
                 for event in link.poll(0.1):
-                    for reply in self._react(unpack(event.message)) if isinstance(event, Received) else ():
+                    if not isinstance(event, Received):
+                        continue
+                    for reply in self._react(unpack(event.message)):
                         link.reply(event.connection, pack(reply))
                         if isinstance(reply, Granted) and self._engine is not None and self._engine.segment is not None:
                             self._engine.segment.bump()

@@ -11,7 +11,7 @@ from wantrain.cli.options import json_option, run_file_argument
 @click.command("init")
 @run_file_argument
 @click.option("--name", help="Name of the run, for people.  [default: the file's name]")
-@click.option("--method", default="diloco", show_default=True, help="How peers train together: diloco, local-sgd, ddp.")
+@click.option("--method", default="diloco", show_default=True, help="How peers train together; see the README.")
 @click.option(
     "--codec",
     default="int8",
