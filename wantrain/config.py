@@ -25,7 +25,7 @@ from pydantic.fields import FieldInfo
 
 from wantrain.addresses import split_address
 from wantrain.errors import ConfigError
-from wantrain.optimizers.method import METHODS, build
+from wantrain.optimizers.method import METHODS, build, method
 from wantrain.optimizers.options import nearest
 from wantrain.optimizers.stream import Stream, Wire
 from wantrain.transport.codec.names import FORMATS, STAGES, format_of
@@ -84,7 +84,7 @@ class MethodSection(Section):
     """What is exchanged and how it is merged: the method's name; all other keys are options of that method."""
 
     name: str = "diloco"
-    """Method: diloco, local-sgd or ddp; default "diloco". The keys below are the options of this method."""
+    """Method, such as diloco, streaming-diloco or ddp; default "diloco". The keys below are the options of this method."""
     options: dict[str, bool | int | float | str] = {}
     """Options of the method, checked by `wantrain.optimizers.method.build`; default: the method's own."""
 
@@ -100,8 +100,8 @@ class MethodSection(Section):
 class WireSection(Section):
     """How values are written on the wire."""
 
-    codec: str = "int8"
-    """Codec of contributions: fp32, bf16, int8, int4, …, listed by `wantrain bench codecs`; default "int8"."""
+    codec: str = ""
+    """Codec of contributions: fp32, bf16, int8, int4, … (`wantrain bench codecs`); default "": the method's, often int8."""
     down: str = ""
     """Codec of what comes back; default "": the same, or int8 where the contributions' has fewer than 8 bits."""
     topology: Literal["auto", "direct", "ring"] = "auto"
@@ -110,7 +110,7 @@ class WireSection(Section):
     @field_validator("codec", "down")
     @classmethod
     def _known(cls, codec: str, info: ValidationInfo) -> str:
-        if codec or info.field_name == "codec":
+        if codec:
             try:
                 format_of(codec)
             except ConfigError as error:
@@ -124,17 +124,22 @@ class WireSection(Section):
             raise ValueError(
                 f"down is {self.down!r}, allowed is a codec without error feedback: nobody keeps what a mean loses"
             )
-        if self.topology == "ring" and not (up := format_of(self.codec)).per_hop:
-            raise ValueError(
-                f"topology is 'ring' with codec {self.codec!r}, allowed are codecs of 8 bits and more "
-                f"({up.bits:g} here): every hop of a ring encodes anew"
-            )
         return self
 
-    @property
-    def wire(self) -> Wire:
-        """The same for a method, with the way down filled in."""
-        return Wire(self.codec, self.down or format_of(self.codec).down, self.topology)
+    def wire(self, default: str) -> Wire:
+        """The same for a method whose own codec is `default`, with the way down filled in.
+
+        Raises:
+            ConfigError: a codec that cannot go around a ring.
+        """
+        codec = self.codec or default
+        if self.topology == "ring" and not (up := format_of(codec)).per_hop:
+            raise ConfigError(
+                f"[wire] topology is 'ring' with codec {codec!r}, allowed are codecs of 8 bits and more "
+                f"({up.bits:g} here): every hop of a ring encodes anew",
+                hint='set codec = "int8" in [wire], or topology = "auto"',
+            )
+        return Wire(codec, self.down or format_of(codec).down, self.topology)
 
 
 class RobustSection(Section):
@@ -317,7 +322,16 @@ class RunSpec(Section):
         Raises:
             ConfigError: unknown method or option, wrong type or out of range, or they do not fit [robust].
         """
-        return tuple(map(self.robust.applied, build(self.method.name, self.method.options, self.wire.wire)))
+        return tuple(map(self.robust.applied, build(self.method.name, self.method.options, self.wiring)))
+
+    @property
+    def wiring(self) -> Wire:
+        """How values are written, with the method's own codec where the spec names none.
+
+        Raises:
+            ConfigError: unknown method, or a codec that does not go with the topology.
+        """
+        return self.wire.wire(method(self.method.name).codec)
 
     @property
     def digest(self) -> bytes:
@@ -359,7 +373,7 @@ def template(
     owner: str,
     *,
     method: str = "diloco",
-    codec: str = "int8",
+    codec: str = "",
     down: str = "",
     topology: str = "auto",
     bind: str = "0.0.0.0:7700",

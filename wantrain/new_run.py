@@ -13,7 +13,7 @@ def create_run(
     *,
     name: str | None = None,
     method: str = "diloco",
-    codec: str = "int8",
+    codec: str = "",
     down: str = "",
     topology: str = "auto",
     bind: str = "0.0.0.0:7700",

@@ -6,7 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from wantrain.errors import ConfigError
+from wantrain.inner_state import InnerState
 from wantrain.optimizers.stream import Stream
+from wantrain.peers.layout import stream_tensors
 from wantrain.peers.messages import MAX_TENSORS, Manifest, TensorSpec
 from wantrain.peers.shared_memory import Segment
 
@@ -16,11 +18,15 @@ class Replica:
 
     Buffers (as batch norm has them) are not exchanged.
 
+    Args:
+        model: whose parameters they are.
+        optimizer: that trains them.
+
     Raises:
         ConfigError: there are no such parameters, or too many, or one has complex numbers.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         named = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
         if not named:
             raise ConfigError("the model has no parameter that requires a gradient", hint="check requires_grad")
@@ -35,18 +41,25 @@ class Replica:
         self.manifest: Manifest = tuple(
             TensorSpec(name, tuple(p.shape), str(p.dtype).removeprefix("torch.")) for name, p in named.items()
         )
-        self._parameters = tuple(named.values())
+        self._parameters = named
+        self._inner = InnerState(named, optimizer)
         self._streams: dict[str, Stream] = {}
         self._views: dict[str, list[tuple[nn.Parameter, Tensor, Tensor]]] = {}
 
     def bind(self, segment: Segment, streams: Sequence[Stream]) -> None:
-        """Lay the parameters out in the segment's regions, in manifest order."""
+        """Lay each stream's parameters out in its regions of the segment, in manifest order.
+
+        Raises:
+            ConfigError: the optimizer does not keep what a stream exchanges.
+        """
         self._streams = {stream.name: stream for stream in streams}
-        for name in self._streams:
+        self._inner.prepare({stream.state for stream in streams} - {"param", "grad"})
+        for name, stream in self._streams.items():
             out, given = segment.out(name), segment.given(name)
             views = self._views[name] = []
             start = 0
-            for parameter in self._parameters:
+            for tensor in stream_tensors(stream, self.manifest):
+                parameter = self._parameters[tensor.name]
                 stop = start + parameter.numel()
                 views.append((parameter, out[start:stop].view_as(parameter), given[start:stop].view_as(parameter)))
                 start = stop
@@ -57,10 +70,9 @@ class Replica:
 
     @torch.no_grad()
     def write(self, stream: str) -> None:
-        """Copy weights, or gradients, into the stream's `out` as fp32; a gradient that is None counts as 0."""
-        grads = self._streams[stream].state == "grad"
+        """Copy what the stream exchanges into its `out` as fp32; a gradient that is None counts as 0."""
         for parameter, out, _ in self._views[stream]:
-            source = parameter.grad if grads else parameter
+            source = parameter.grad if self._streams[stream].state == "grad" else self._value(stream, parameter)
             if source is None:
                 out.zero_()
             else:
@@ -75,17 +87,35 @@ class Replica:
             kind: start, merge, move or grad; see `shared_memory.py` for the rule of each.
             stepped: whether inner steps were made since `write`.
         """
-        if kind == "start" and self._streams[stream].state == "grad":
+        rule = self._streams[stream]
+        if kind == "start" and not rule.held:
             return  # no mean gradient to be had: the step is made with the own one
-        moves = kind == "move" and self._streams[stream].late == "rebase"
+        mixes = kind == "merge" and rule.adopt == "mix"
+        moves = kind == "move" and rule.late == "rebase"
         for parameter, out, given in self._views[stream]:
             if kind == "grad":
                 if parameter.grad is not None:
                     parameter.grad.copy_(given)
                 elif given.any():  # some other peer's step has used it
                     parameter.grad = given.to(parameter, copy=True)
+                continue
+            value = self._value(stream, parameter)
+            if mixes:
+                mixed = value.to(torch.float32, copy=True).mul_(rule.alpha)
+                value.copy_(mixed.add_(given.to(mixed.device).mul(1.0 - rule.alpha)))
             elif moves or (kind == "merge" and stepped):
-                moved = parameter.to(torch.float32, copy=True)
-                parameter.copy_(moved.sub_(out.to(moved.device)).add_(given.to(moved.device)))
+                moved = value.to(torch.float32, copy=True)
+                moved.sub_(out.to(moved.device)).add_(given.to(moved.device))
+                value.copy_(moved.clamp_(min=0.0) if rule.nonnegative else moved)
             else:
-                parameter.copy_(given)
+                value.copy_(given)
+
+    def begin_at(self, step: int) -> None:
+        """The run's step count where this trainer begins: what the optimizer counts goes on from there."""
+        if any(stream.state not in ("param", "grad") for stream in self._streams.values()):
+            self._inner.count(step)
+
+    def _value(self, stream: str, parameter: nn.Parameter) -> Tensor:
+        """What a stream that is held exchanges of a parameter."""
+        state = self._streams[stream].state
+        return parameter if state == "param" else self._inner.value(parameter, state)

@@ -78,7 +78,7 @@ def join(model: nn.Module, optimizer: torch.optim.Optimizer, *, daemon: str | No
     Args:
         model: its parameters that require gradients are trained together; they must be the run's in name, shape,
             dtype and order. They are overwritten with the run's state, unless this peer gives the run its first one.
-        optimizer: the inner optimizer, whose state stays this peer's own.
+        optimizer: the inner optimizer, whose state stays this peer's own unless the method exchanges it.
         daemon: address of the peer, "ipc://path"; default: the environment's WANTRAIN_DAEMON.
 
     Raises:
@@ -100,7 +100,7 @@ def join(model: nn.Module, optimizer: torch.optim.Optimizer, *, daemon: str | No
         ceiling_s = math.nan
     if not ceiling_s > 0:
         raise ConfigError(f"WANTRAIN_WAIT_CEILING_S is {text!r}, allowed is a number > 0", hint="leave it to the peer")
-    replica = Replica(model)
+    replica = Replica(model, optimizer)
     link = ZmqLink(LOCAL_RUN)
     swarm = Swarm(link, replica, wait_ceiling_s=ceiling_s)
     try:
@@ -339,7 +339,7 @@ class Swarm:
         self._away, self._lost_at = False, None
         self._replica.bind(segment, streams)
         self._segment = segment
-        self._to_start = {stream.name for stream in streams if stream.state == "param"}
+        self._to_start = {stream.name for stream in streams if stream.held}
         if record.genesis:
             self._write_genesis()
 
@@ -353,7 +353,7 @@ class Swarm:
 
     def _write_genesis(self) -> None:
         for stream in self.streams:
-            if stream.state == "param":
+            if stream.held:
                 self._replica.write(stream.name)
         self._outbox.append(GenesisWritten())
 
@@ -525,6 +525,7 @@ class Swarm:
                     if record.stream not in self._to_start and first is not None and record.stream == first.name:
                         self._shards.restart()
                     self._to_start.discard(record.stream)
+                    self._replica.begin_at(record.global_step)
                 self._run(self._core.handle(record))
             case Leased():
                 self._shards.leased(record, time.monotonic())

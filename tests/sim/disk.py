@@ -72,7 +72,7 @@ class SimWriting:
         if disk.peer.boot != self._life or not disk.peer.alive:
             return
         saved = SavedState(
-            format=1,
+            format=2,
             version="0",
             run=b"sim-run!",
             spec_digest=bytes(32),

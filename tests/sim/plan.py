@@ -119,11 +119,22 @@ def methods(rng: random.Random) -> tuple[Stream, ...]:
 
 def _streams(rng: random.Random) -> tuple[Stream, ...]:
     every = rng.choice([1, 2, 3, 5])
-    kind = rng.choice(["one", "one", "one", "late-adopt", "delayed", "two", "gradients", "ahead", "uneven"])
-    if kind == "two":
+    kind = rng.choice(
+        ["one", "one", "one", "late-adopt", "delayed", "fragments", "moments", "gradients", "ahead", "uneven"]
+    )
+    if kind == "fragments":
         return (
-            Stream("a", every=every + 1, offset=1),
-            Stream("b", every=every + 1, offset=every, delay=rng.choice([0, 1])),
+            Stream("a", fragment="balanced:0/2", every=every + 1, offset=1),
+            Stream(
+                "b", fragment="balanced:1/2", every=every + 1, offset=every, delay=rng.choice([0, 1, every]),
+                overdue=rng.choice(["wait", "continue"]), adopt="mix",
+            ),
+        )  # fmt: skip
+    if kind == "moments":
+        late = rng.choice(["rebase", "adopt"])
+        return (
+            Stream("param", every=every, late=late),
+            Stream("exp_avg", state="exp_avg", every=rng.choice([every, 2 * every]), late=late),
         )
     if kind == "gradients":
         return (Stream("grad", state="grad", every=1), Stream("param", every=4, late="adopt"))

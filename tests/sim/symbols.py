@@ -86,7 +86,7 @@ class SymbolicTensors:
         self.who = who
         self.streams = {stream.name: stream for stream in streams}
         self.chunks = {stream.name: stream_chunks(stream, manifest) for stream in streams}
-        self.phi: dict[str, list[str]] = {s.name: [""] * self.chunks[s.name] for s in streams if s.state == "param"}
+        self.phi: dict[str, list[str]] = {s.name: [""] * self.chunks[s.name] for s in streams if s.held}
         self.gradient: dict[str, Any] = {}
         self.regions = Regions()
         self._left: dict[str, Mark] = {}
@@ -164,7 +164,7 @@ class SymbolicTensors:
                 if not left.count:
                     self._turn(stream, left.phase)
             return 1.0, True
-        if self.streams[stream].state == "grad":
+        if not self.streams[stream].held:
             steps = out
         else:
             if out == "nan":
@@ -172,7 +172,7 @@ class SymbolicTensors:
             if out.base != self.regions.given[stream]:
                 raise Violation(f"{self.who} took a difference against a phi that its weights were not moved by")
             steps = out.steps
-        flaw = "" if self.streams[stream].state == "grad" else out.flaw
+        flaw = "" if not self.streams[stream].held else out.flaw
         contribution = Contribution(next(self._idents), self.who, steps, flaw)
         self._incoming[stream] = self.regions.taken_in[stream] = contribution
         self.note(stream, phase=STAGING, count=0, serial=offer.serial, offered=offer.tokens)
@@ -271,7 +271,7 @@ class SymbolicTensors:
         inside = any(mine is contribution for payload in payloads for _, mine in payload.inputs)
         if payloads and taken and not inside:
             raise Violation(f"{self.who} keeps the error of {contribution}, which the update does not hold")
-        if self.streams[stream].state == "grad":
+        if not self.streams[stream].held:
             self.gradient[stream] = tuple(payloads)
             return
         self.changes += 1
@@ -285,7 +285,7 @@ class SymbolicTensors:
         regions = self.regions
         turned = self._turned.pop(stream, None)
         self._left.pop(stream, None)
-        if self.streams[stream].state == "grad":
+        if not self.streams[stream].held:
             if kind == "grad":
                 regions.given[stream] = self.gradient[stream]
         else:

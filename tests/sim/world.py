@@ -611,7 +611,7 @@ class SimTrainer:
         self._waits = 0
         self._lead = next(s.name for s in self.world.streams if s.state == "param")
         self.reader = SimReader(self.world.data)
-        self._pending: set[str] = {s.name for s in self.world.streams if s.state == "param"}
+        self._pending: set[str] = {s.name for s in self.world.streams if s.held}
 
     def start(self) -> None:
         """Start the process; it attaches after a while."""
@@ -654,7 +654,7 @@ class SimTrainer:
     def _start_over(self) -> None:
         self.core = TrainerCore(self.world.streams)
         self.segment_path, self.offers, self.regions = "", {}, None
-        self._pending = {s.name for s in self.world.streams if s.state == "param"}
+        self._pending = {s.name for s in self.world.streams if s.held}
         self.phase = "between"
 
     def die(self) -> None:
@@ -744,7 +744,7 @@ class SimTrainer:
         self.segment_path = record.segment
         self._map(self.peer.tensors)
         if record.genesis:
-            for name in self._pending or (s.name for s in self.world.streams if s.state == "param"):
+            for name in self._pending or (s.name for s in self.world.streams if s.held):
                 self._write_initial(name)
             self._tell(0.001, GenesisWritten())
 
@@ -830,8 +830,7 @@ class SimTrainer:
 
     def _write(self, stream: str) -> None:
         assert self.regions is not None
-        state = next(s.state for s in self.world.streams if s.name == stream)
-        if state == "grad":
+        if not next(s.held for s in self.world.streams if s.name == stream):
             self.regions.out[stream] = self.gradient
         elif self.flaw == "nan":
             self.regions.out[stream] = "nan"
@@ -840,7 +839,7 @@ class SimTrainer:
 
     def _adopt(self, stream: str, kind: str, *, stepped: bool) -> None:
         assert self.regions is not None
-        if next(s.state for s in self.world.streams if s.name == stream) == "grad":
+        if not next(s.held for s in self.world.streams if s.name == stream):
             return
         given, out = self.regions.given[stream], self.regions.out.get(stream)
         late = next(s.late for s in self.world.streams if s.name == stream)
@@ -864,7 +863,7 @@ class World:
     def __init__(self, rng: random.Random, streams: tuple[Stream, ...], weather: Weather) -> None:
         self.rng = rng
         self.streams = streams
-        self.gradients = any(stream.state == "grad" for stream in streams)
+        self.gradients = any(not stream.held for stream in streams)
         self.net = Network(rng, weather)
         self.clocks = Clocks(self.net)
         self.calm = False

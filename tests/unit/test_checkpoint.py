@@ -14,6 +14,8 @@ from wantrain.errors import AddressInUseError, CheckpointError, WantrainError
 from wantrain.optimizers.stream import Stream
 from wantrain.peers.checkpoint import Entry, SavedStates, Shelf, Writing, entries, newest, read, saved_streams, scan
 from wantrain.peers.effects import BeginSave
+from wantrain.peers.export import export
+from wantrain.peers.layout import stream_tensors
 from wantrain.peers.engine import Engine
 from wantrain.peers.messages import TensorSpec
 from wantrain.peers.saved_state import MANIFEST_FILE, STATE_FILE, initial_difference
@@ -342,3 +344,72 @@ def test_errors_name_what_is_no_directory(tmp_path: Path) -> None:
         read(tmp_path)
     assert saved_streams((Stream("g", state="grad"),), MODEL) == ()
     assert newest(tmp_path) is None
+
+
+# ---- several streams
+
+FRAGMENTS = (
+    Stream("param-0", fragment="balanced:0/2", merge="nesterov", codec="fp32"),
+    Stream("param-1", fragment="balanced:1/2", merge="nesterov", codec="fp32"),
+    Stream("exp_avg", state="exp_avg", merge="mean", codec="fp32"),
+)
+
+
+def of_fragments(root: Path) -> Path:
+    where = Shelf(root, RUN, b"s" * 32, FRAGMENTS, 2)
+    at = {stream.name: 7 for stream in FRAGMENTS}
+    writing = where.begin(BeginSave(7, b"c" * 32, b"g" * 32, at, ""), MODEL)
+    *_, chunks = engine(*FRAGMENTS).save_steps(writing.write)
+    writing.finish(state_digest(chunks or ()))
+    writing.wait()
+    where.close()
+    return root / f"{7:09}"
+
+
+def values(state: Engine, streams: tuple[Stream, ...], slot: str) -> dict[str, torch.Tensor]:
+    """Per tensor of the model, from whichever of these streams it is in."""
+    found = {}
+    for stream in streams:
+        parts = stream_tensors(stream, MODEL)
+        sizes = [torch.Size(tensor.shape).numel() for tensor in parts]
+        pieces = state.vectors()[stream.name][slot].split(sizes)
+        found.update({tensor.name: piece for tensor, piece in zip(parts, pieces, strict=True)})
+    return found
+
+
+def test_a_state_of_fragments_and_moments_comes_back_to_the_bit(tmp_path: Path) -> None:
+    path = of_fragments(tmp_path)
+    other = engine(*FRAGMENTS, seed=2)
+    scan(path, read(path), other.vectors())
+    assert other.state_digest() == engine(*FRAGMENTS).state_digest()
+
+
+def test_an_export_of_fragments_has_every_parameter_once_and_no_moments(tmp_path: Path) -> None:
+    path, out = of_fragments(tmp_path), tmp_path / "model.safetensors"
+    assert export(path, read(path), out, "float32") == len(MODEL)
+    written, phi = load_file(out), values(engine(*FRAGMENTS), FRAGMENTS[:2], "phi")
+    assert set(written) == {tensor.name for tensor in MODEL}
+    assert all(torch.equal(written[name].reshape(-1), phi[name]) for name in phi)
+
+
+def test_a_run_of_fragments_begins_another_with_all_it_has_in_common(tmp_path: Path) -> None:
+    path = of_fragments(tmp_path)
+    target, said = initial(path, NESTEROV)
+    assert said == []
+    source = engine(*FRAGMENTS)
+    for slot in ("phi", "momentum"):
+        ours, theirs = values(target, (NESTEROV,), slot), values(source, FRAGMENTS[:2], slot)
+        assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    squares = Stream("exp_avg_sq", state="exp_avg_sq", merge="nonnegative-mean", codec="fp32")
+    target, said = initial(path, NESTEROV, FRAGMENTS[2], squares)
+    assert said == ["fresh-outer-state"]
+    assert torch.equal(target.phi("exp_avg"), source.phi("exp_avg"))
+    assert not target.phi("exp_avg_sq").any()
+
+
+def test_an_export_without_all_parameters_is_refused(tmp_path: Path) -> None:
+    path = of_fragments(tmp_path)
+    saved = read(path)
+    partial = saved.model_copy(update={"streams": saved.streams[1:]})
+    with pytest.raises(CheckpointError, match="holds no value of"):
+        export(path, partial, tmp_path / "out", None)

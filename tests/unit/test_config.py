@@ -19,7 +19,7 @@ RUN = f'[run]\nid = "00112233445566ff"\nowner = "{"ab" * 32}"\n'
 def test_smallest_spec_has_the_documented_defaults() -> None:
     spec = RunSpec.parse(RUN, "runs/tiny.toml")
     assert (spec.name, spec.run, spec.owner) == ("tiny", bytes.fromhex("00112233445566ff"), b"\xab" * 32)
-    assert (spec.method.name, spec.wire.codec) == ("diloco", "int8")
+    assert (spec.method.name, spec.wiring.codec) == ("diloco", "int8")
     assert (spec.coordinator.bind, spec.coordinator.advertise) == ("0.0.0.0:7700", "")
     assert spec.sync.model_dump() == {
         "quorum": 0.5,

@@ -380,6 +380,17 @@ def test_one_peer_gives_the_initial_state_and_only_when_it_was_asked() -> None:
     assert (one.core.head, one.core.chain(0)) == (0, CHAIN0)
 
 
+def test_a_model_that_the_method_cannot_cut_does_not_become_the_runs() -> None:
+    facts = replace(FACTS, streams=(Stream("param", fragment="strided:0/2"), Stream("rest", fragment="rest")))
+    one = Run(Coordinator(facts, History(1)))
+    one.tell("a", hello("a"))
+    one.report("a", -1, trainer="starting")
+    one.handle(Tick(), 1.0)
+    (refusal,) = of(Refused, one.tell("a", Genesis(MANIFEST, b"s" * 32), 1.1))
+    assert (refusal.code, "no blocks" in refusal.reason) == ("model", True)
+    assert one.core.head == -1
+
+
 def test_another_is_asked_when_the_first_has_no_trainer_any_more() -> None:
     one = Run(Coordinator(FACTS, History(1)))
     for peer in "ab":

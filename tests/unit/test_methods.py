@@ -108,7 +108,7 @@ def test_every_method_builds_streams_that_the_merge_rules_take(name: str) -> Non
         assert {key for key, _ in stream.merge_options} <= set(MERGES[stream.merge].options)
         assert list(stream.merge_options) == sorted(stream.merge_options)
         assert {stream: 1}[stream] == 1
-        assert stream.codec == "int8"
+        assert stream.codec in ("int8", "bf16")  # moments have values of too many magnitudes for int8
 
 
 @pytest.mark.parametrize("kind", [method.options for method in METHODS.values()], ids=METHODS)
@@ -145,6 +145,12 @@ def test_every_option_has_a_default_and_a_docstring(kind: type[Any]) -> None:
         ("local-sgd", "outer_lr", -1.0, "> 0"),
         ("local-sgd", "late", 0, "rebase, adopt"),
         ("ddp", "resync", 0, ">= 1"),
+        ("ddp", "moments", 1, "true or false"),
+        ("streaming-diloco", "fragments", 201, "<= 200"),
+        ("streaming-diloco", "alpha", 1.0, ">= 0 and < 1"),
+        ("streaming-diloco", "split", "even", "strided, sequential, balanced"),
+        ("local-adam", "every", 0, ">= 1"),
+        ("des-loc", "every_exp_avg", -1, ">= 0"),
         ("ddp", "weight", "token", "equal, tokens"),
     ],
 )

@@ -356,6 +356,15 @@ def test_a_peer_gives_the_initial_state_when_asked_and_goes_on_from_it() -> None
     assert not one.core.takes_genesis
 
 
+def test_a_model_that_the_method_cannot_cut_does_not_become_the_runs() -> None:
+    one = One(Stream("a", fragment="strided:0/2"), Stream("b", fragment="strided:1/2"))
+    one.do(CoordinatorLink(True))
+    one.do(TrainerAttached(b"trainer1", MANIFEST))
+    one.welcome(-1)
+    (refusal,) = of(RefuseTrainer, one.hear(WantGenesis()))
+    assert (refusal.code, "no blocks" in refusal.reason, "balanced" in refusal.hint) == ("model", True, True)
+
+
 def test_initial_weights_that_are_not_finite_are_refused() -> None:
     one = One()
     one.do(CoordinatorLink(True))

@@ -64,7 +64,7 @@ DIGESTS = (b"c" * 32,)
 
 def saved(number: int, **changes: Any) -> SavedState:
     made = SavedState(
-        format=1,
+        format=2,
         version="0",
         run=RUN,
         spec_digest=bytes(32),
@@ -72,7 +72,7 @@ def saved(number: int, **changes: Any) -> SavedState:
         chain=chain(number),
         genesis=CHAIN0,
         indices={"param": number},
-        streams=(SavedStream(name="param", slots=("phi",), tensors=("w",)),),
+        streams=(SavedStream(name="param", state="param", slots=("phi",), tensors=("w",)),),
         model=MANIFEST,
         state_digest=bytes(32),
         files={STATE_FILE: SavedFile(size_bytes=0, blake3=bytes(32))},

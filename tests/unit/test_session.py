@@ -8,7 +8,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -139,7 +139,7 @@ class Daemon(threading.Thread):
     def start_grants(self) -> list[Record]:
         grants: list[Record] = []
         for stream in self.streams:
-            if stream.state == "param":
+            if stream.held:
                 if self.initial is not None:
                     self.tensors.phi(stream.name).fill_(self.initial)
                 self.tensors.grant(stream.name, "start")
@@ -173,7 +173,7 @@ class Daemon(threading.Thread):
 
     def others(self, stream: Stream, chunk: int, inputs: list[tuple[float, Any]]) -> list[tuple[float, Any]]:
         """The inputs, and one whose every value is `foreign` if the sync is not the trainer's alone."""
-        if inputs and stream.state == "param":
+        if inputs and stream.held:
             return inputs
         begin, end = chunk_bounds(stream_elements(stream, self.manifest))[chunk]
         out = torch.empty(4 * (end - begin), dtype=torch.uint8)
@@ -430,6 +430,25 @@ def test_the_inner_optimizer_keeps_its_state(serve: Callable[..., Daemon]) -> No
             trainer.step()
     assert trainer.optimizer.state[trainer.model.first]["step"] == 4
     assert trainer.optimizer.state[trainer.model.first]["exp_avg"].any()
+
+
+def test_moments_that_the_run_exchanges_are_taken_over_with_the_runs_step_count(serve: Callable[..., Daemon]) -> None:
+    daemon, trainer = serve(MEAN, replace(MEAN, name="exp_avg", state="exp_avg"), initial=0.25), Trainer()
+    trainer.optimizer = torch.optim.AdamW(trainer.model.parameters())
+    with joined(daemon, trainer):
+        for parameter in (trainer.model.first, trainer.model.second):
+            assert torch.equal(trainer.optimizer.state[parameter]["exp_avg"], torch.full_like(parameter, 0.25))
+            assert trainer.optimizer.state[parameter]["step"] == 8
+        trainer.step()
+        trainer.step()
+        assert {record.stream for record in daemon.of(Contribute)} == {"param", "exp_avg"}
+        assert torch.equal(daemon.tensors.phi("exp_avg")[:15], trainer.optimizer.state[trainer.model.first]["exp_avg"].flatten())
+
+
+def test_moments_that_the_optimizer_does_not_keep_are_an_error_of_join(serve: Callable[..., Daemon]) -> None:
+    daemon = serve(MEAN, replace(MEAN, name="exp_avg", state="exp_avg"))
+    with pytest.raises(ConfigError, match="exp_avg, which SGD does not keep"):
+        joined(daemon, Trainer())
 
 
 def test_a_refused_contribution_is_an_error_of_the_step(serve: Callable[..., Daemon]) -> None:

@@ -191,3 +191,51 @@ def test_without_data_what_was_trained_is_staged_at_once_and_once() -> None:
     assert core.handle(OutOfData()) == []
     assert steps(core, 9) == []
     assert steps(core, 1) == [Stage("param", 2, 2), WAIT]
+
+
+def test_a_newcomer_falls_in_with_the_turns_of_the_others() -> None:
+    """They are at step 37: of three streams of period 10 the one of offset 7 has just been, that of offset 3 is next."""
+    streams = [Stream(f"param-{offset}", every=10, offset=offset) for offset in (3, 7, 0)]
+    core = TrainerCore(streams)
+    for stream, index in zip(streams, (4, 4, 3), strict=True):
+        core.handle(granted("start", stream=stream.name, index=index, step=37))
+    staged = []
+    for step in range(38, 60):
+        for effect in steps(core, 1):
+            if isinstance(effect, Stage):
+                staged.append((step, effect.stream))
+                core.handle(granted("merge", effect.serial, stream=effect.stream))
+    assert staged == [(40, "param-0"), (43, "param-3"), (47, "param-7"), (50, "param-0"), (53, "param-3"), (57, "param-7")]
+
+
+def test_a_trainer_that_continues_waits_only_when_the_stream_is_due_again() -> None:
+    core = started(Stream("param", every=5, delay=2, overdue="continue"))
+    assert steps(core, 5) == [Stage("param", 1, 1)]
+    assert steps(core, 4) == []
+    assert steps(core, 1) == [WAIT]
+    assert core.handle(granted("merge", 1)) == [Adopt("param", "merge", True), Stage("param", 2, 2)]
+
+
+def test_streams_are_under_way_at_the_same_time_and_waited_for_one_by_one() -> None:
+    first, second = Stream("a", every=6, offset=2, delay=3), Stream("b", every=6, offset=4, delay=3)
+    core = started(first, second)
+    assert steps(core, 4) == [Stage("a", 1, 1), Stage("b", 1, 1)]
+    assert core.outstanding == ("a", "b")
+    assert steps(core, 1) == [Wait(("a",))]
+    assert core.handle(granted("merge", 1, stream="a", step=2)) == [Adopt("a", "merge", True)]
+    assert steps(core, 1) == []
+    assert core.handle(granted("merge", 1, stream="b", step=4)) == [Adopt("b", "merge", True)]
+    assert core.global_step == core.step == 6
+
+
+def test_a_mean_gradient_that_is_not_to_be_had_leaves_the_periods_of_weights_alone() -> None:
+    core = started(Stream("grad", state="grad", every=1, late="adopt"), Stream("param", every=50))
+    for step in range(1, 4):
+        core.handle(BeforeStep())
+        core.handle(granted("grad", step, stream="grad", index=step))
+        core.handle(AfterStep())
+    left = core.steps_left
+    core.handle(BeforeStep())
+    core.handle(granted("start", stream="grad", index=9))
+    assert core._streams["param"].since == 3
+    assert core.steps_left <= left

@@ -14,9 +14,8 @@ from wantrain.cli.options import json_option, run_file_argument
 @click.option("--method", default="diloco", show_default=True, help="How peers train together; see the README.")
 @click.option(
     "--codec",
-    default="int8",
-    show_default=True,
-    help="Values on the wire: fp32, bf16, int8, int4, rms0.35+zstd, …",
+    default="",
+    help="Values on the wire: fp32, bf16, int8, int4, rms0.35+zstd, …  [default: the method's own]",
 )
 @click.option("--down", default="", help="Codec of what comes back.  [default: the same, int8 for less than 8 bits]")
 @click.option("--topology", default="auto", show_default=True, help="Way of the bytes: auto, direct, ring.")

@@ -7,12 +7,15 @@ from typing import Any, Generic, TypeVar
 
 from wantrain.errors import ConfigError
 from wantrain.optimizers.ddp import DdpOptions, ddp
+from wantrain.optimizers.des_loc import DesLocOptions, des_loc
 from wantrain.optimizers.diloco import DilocoOptions, diloco
 from wantrain.optimizers.eager import EagerOptions, eager
 from wantrain.optimizers.fedopt import FedAdagradOptions, FedAdamOptions, fedopt
+from wantrain.optimizers.local_adam import LocalAdamOptions, local_adam
 from wantrain.optimizers.local_sgd import LocalSgdOptions, local_sgd
 from wantrain.optimizers.options import nearest, read_options
 from wantrain.optimizers.stream import Stream, Wire
+from wantrain.optimizers.streaming_diloco import StreamingDilocoOptions, streaming_diloco
 
 Options = TypeVar("Options")
 
@@ -25,6 +28,8 @@ class Method(Generic[Options]):
     """Frozen dataclass of the method's options, with defaults."""
     streams: Callable[[Options, Wire], tuple[Stream, ...]]
     """From the options and the run's way of moving values to the streams."""
+    codec: str = "int8"
+    """Codec of contributions if the run names none."""
 
     def build(self, name: str, values: Mapping[str, object], wire: Wire) -> tuple[Stream, ...]:
         return self.streams(read_options(self.options, name, values), wire)
@@ -33,7 +38,10 @@ class Method(Generic[Options]):
 METHODS: dict[str, Method[Any]] = {
     "ddp": Method(DdpOptions, ddp),
     "local-sgd": Method(LocalSgdOptions, local_sgd),
+    "local-adam": Method(LocalAdamOptions, local_adam),
+    "des-loc": Method(DesLocOptions, des_loc),
     "diloco": Method(DilocoOptions, diloco),
+    "streaming-diloco": Method(StreamingDilocoOptions, streaming_diloco, codec="int4"),
     "eager": Method(EagerOptions, partial(eager, "eager")),
     "delayed": Method(EagerOptions, partial(eager, "delayed")),
     "fedadam": Method(FedAdamOptions, partial(fedopt, "adam")),
@@ -42,12 +50,21 @@ METHODS: dict[str, Method[Any]] = {
 }
 
 
+def method(name: str) -> Method[Any]:
+    """The method of that name.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if name not in METHODS:
+        raise ConfigError(f"unknown method {name!r}", hint=nearest(name, METHODS))
+    return METHODS[name]
+
+
 def build(name: str, options: Mapping[str, object], wire: Wire) -> tuple[Stream, ...]:
     """The streams of the method `name`, with `options` over its defaults.
 
     Raises:
         ConfigError: unknown method or option, or a value of the wrong type or out of range.
     """
-    if name not in METHODS:
-        raise ConfigError(f"unknown method {name!r}", hint=nearest(name, METHODS))
-    return METHODS[name].build(name, options, wire)
+    return method(name).build(name, options, wire)

@@ -26,9 +26,10 @@ class Stream:
 
     name: str
     state: str = "param"
-    """`param` (exchanged as the difference to the last committed value) or `grad` (as it is, before the inner step)."""
+    """What of each parameter: `param` (itself) or the name of what the inner optimizer keeps for it, such as `exp_avg`,
+    both exchanged as the difference to the last committed value; or `grad` (as it is, before the inner step)."""
     fragment: str = "all"
-    """Which tensors: `all`."""
+    """Which tensors; see `wantrain.optimizers.fragment.FRAGMENTS`."""
     every: int = 100
     """H: inner steps between two syncs of this stream, as its schedule makes more or less of it."""
     schedule: str = "fixed"
@@ -42,6 +43,13 @@ class Stream:
     answer: str = "result"
     """What a contribution is answered with: the `result` of its sync; or at once, with what is committed by then
     (`delayed`), or that and a guess at what its own sync will add (`eager`). Those wait for the sync before instead."""
+    overdue: str = "wait"
+    """What the trainer does when the delay is over: `wait`, or `continue` and adopt when it comes."""
+    adopt: str = "rebase"
+    """What it takes over: `rebase` (theta <- phi + own steps since staging) or `mix` (theta <- alpha * theta +
+    (1 - alpha) * phi)."""
+    alpha: float = 0.5
+    """Share of its own weights that `mix` keeps."""
     merge: str = "mean"
     """Outer rule by name; see `wantrain.optimizers.merge.MERGES`."""
     merge_options: tuple[tuple[str, float], ...] = ()
@@ -64,6 +72,16 @@ class Stream:
     """What a contribution counts: `equal` or `tokens` (since its last contribution)."""
 
     @property
+    def held(self) -> bool:
+        """Whether peers hold a committed value of it (phi) that newcomers take over: of all but gradients."""
+        return self.state != "grad"
+
+    @property
+    def nonnegative(self) -> bool:
+        """Whether no value of it may be below 0."""
+        return self.merge == "nonnegative-mean"
+
+    @property
     def codecs(self) -> tuple[str, str]:
         """Codecs of the way up and of the way down."""
         return self.codec, self.down or self.codec
@@ -76,6 +94,10 @@ class Stream:
     def due(self, step: int) -> bool:
         """Whether a stream of even rounds contributes after the trainer's own inner step `step` (>= 1)."""
         return step >= 1 and (step - self.offset) % self.every == 0
+
+    def steps(self, index: int) -> int:
+        """After which inner step of the run its sync `index` is due, counted from 1; 0 for none."""
+        return (index - 1) * self.every + (self.offset % self.every or self.every) if index > 0 else 0
 
 
 def lead(streams: Iterable[Stream]) -> Stream | None:

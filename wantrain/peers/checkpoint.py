@@ -56,7 +56,7 @@ _REPLACED = ".replaced-"
 _NAME = re.compile(r"\d{9,}")
 
 Vectors = Mapping[str, Mapping[str, Tensor]]
-"""Per `param` stream: fp32[elements] of each slot, `phi` first."""
+"""Per stream: fp32[elements] of each slot, `phi` first."""
 
 
 def saved_streams(streams: Sequence[Stream], model: Manifest) -> tuple[SavedStream, ...]:
@@ -64,11 +64,12 @@ def saved_streams(streams: Sequence[Stream], model: Manifest) -> tuple[SavedStre
     return tuple(
         SavedStream(
             name=stream.name,
+            state=stream.state,
             slots=(PHI, *merge(stream.merge).slots),
             tensors=tuple(tensor.name for tensor in stream_tensors(stream, model)),
         )
         for stream in streams
-        if stream.state == "param"
+        if stream.held
     )
 
 
@@ -197,7 +198,7 @@ def _read_into(file: io.BufferedReader, values: Tensor, source: Path) -> memoryv
 
 
 def read_initial(path: Path, saved: SavedState, streams: Sequence[SavedStream], into: Vectors, model: Manifest) -> bool:
-    """Take a saved state as the beginning of another run, tensor by tensor: whatever its streams were, by name.
+    """Take a saved state as the beginning of another run, tensor by tensor: whatever its fragments were, by name.
 
     Args:
         path: its directory, of which everything is checked first.
@@ -207,23 +208,24 @@ def read_initial(path: Path, saved: SavedState, streams: Sequence[SavedStream], 
         model: of the new run; `saved_state.initial_difference` has found that it fits.
 
     Returns:
-        Whether the outer state came along: streams with the same name and slots have it; otherwise it stays as it is.
+        Whether all of it was there: outer state comes along from streams with the same slots; what the inner optimizer
+        keeps, from streams of it. Anything else stays as it is.
 
     Raises:
         CheckpointError: it is damaged.
     """
     scan(path, saved)
     there = {(span.stream, span.slot, span.tensor.name): span.key for span in spans(saved.streams, saved.model)}
-    holder = {name: stream.name for stream in reversed(saved.streams) for name in stream.tensors}
-    slots = {stream.name: stream.slots for stream in saved.streams}
+    holder = {(stream.state, name): stream for stream in saved.streams for name in stream.tensors}
+    targets = {stream.name: stream for stream in streams}
     complete = True
     try:
         with safe_open(path / STATE_FILE, framework="pt") as file:
             for span in spans(streams, model):
                 name = span.tensor.name
-                source = span.stream if (span.stream, PHI, name) in there else holder[name]
-                same = slots[source] == next(s.slots for s in streams if s.name == span.stream)
-                key = there.get((source, span.slot, name)) if span.slot == PHI or same else None
+                source = holder.get((targets[span.stream].state, name))
+                fits = source is not None and (span.slot == PHI or source.slots == targets[span.stream].slots)
+                key = there[source.name, span.slot, name] if source is not None and fits else None
                 target = into[span.stream][span.slot][span.first : span.first + span.elements]
                 if key is None:
                     complete = False
@@ -299,7 +301,7 @@ class Shelf:
         for leftover in self.root.glob(f"{_UNFINISHED}*"):  # of a process that was killed: nobody else writes here
             shutil.rmtree(leftover, ignore_errors=True)
         saved = SavedState(
-            format=1,
+            format=2,
             version=__version__,
             run=self._run,
             spec_digest=self._spec_digest,

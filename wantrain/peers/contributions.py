@@ -184,7 +184,7 @@ class Contributions:
             return effects + [GrantAgain(name) for name in inheritance.again]
         trainer.again = trainer.again or inheritance is not None
         trainer.granted = dict(indices)
-        names = [name for name, stream in self._streams.items() if stream.state == "param" or trainer.again]
+        names = [name for name, stream in self._streams.items() if stream.held or trainer.again]
         step = self.tempo.global_step(indices)
         return effects + [Grant(name, "start", 0, indices[name], step, self.tempo.pace_s(name)) for name in names]
 
@@ -315,13 +315,15 @@ class Contributions:
         name, indices = event.stream, self._recovery.indices
         index = indices[name]
         self._trainer.granted[name] = index
-        if self._streams[name].state == "grad":
+        if not self._streams[name].held:
             # A mean gradient that a snapshot has skipped is not to be had any more: the trainer goes on with its own.
             kind = "grad" if self._gradients.get(name) == index else "start"
         else:
             kind = "merge" if taken or self._ahead(name) else "move"
         if not self._ahead(name):
-            return Grant(name, kind, event.serial, index, self.tempo.global_step(indices), self.tempo.pace_s(name))
+            # Of its own sync: others of other streams may have been decided while this one was under way.
+            step = self.tempo.step_of(name, index) if kind == "merge" else self.tempo.global_step(indices)
+            return Grant(name, kind, event.serial, index, step, self.tempo.pace_s(name))
         step = self.tempo.global_step({**indices, name: index + 1})  # its own sync counts already
         share = self._shares.get(name, 1.0 / self.crowd)
         return Grant(name, kind, event.serial, index, step, share=share)

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from wantrain.errors import ConfigError
 from wantrain.optimizers.stream import Stream, lead
 from wantrain.peers import rounds
 from wantrain.peers.chase import Chasers
@@ -32,7 +33,7 @@ from wantrain.peers.coordinator_events import (
     StoreFailed,
     Tick,
 )
-from wantrain.peers.layout import stream_chunks, stream_elements
+from wantrain.peers.layout import check_streams, stream_chunks, stream_elements
 from wantrain.peers.leases import Back, Leases
 from wantrain.peers.link_table import LinkTable
 from wantrain.peers.membership import (
@@ -520,6 +521,11 @@ class Coordinator:
     ) -> list[CoordinatorEffect]:
         if self.head >= 0 or peer != self._candidate or self.log.awaits(PersistGenesis):
             return []
+        try:
+            check_streams(self.facts.streams, manifest)
+        except ConfigError as error:
+            refusal = Refused("model", f"the model does not fit the run's method: {error.message}", error.hint)
+            return [Send(peer, refusal), Announce("refused", {"peer": peer, "reason": refusal.reason})]
         chain = first_link(self.facts.run, digest)
 
         def adopt(now: float) -> list[CoordinatorEffect]:

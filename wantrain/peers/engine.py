@@ -42,7 +42,7 @@ class Engine:
 
     Args:
         manifest: the run's model.
-        streams: the run's streams; `param` streams start with phi = 0.
+        streams: the run's streams; phi starts as 0.
 
     Raises:
         ConfigError: an unknown codec, merge rule or fragment.
@@ -52,8 +52,8 @@ class Engine:
         self.segment: Segment | None = None
         """Of the trainer that attached last."""
         self._vectors = {stream.name: vector_of(stream, stream_elements(stream, manifest)) for stream in streams}
-        self._params = [vector for vector in self._vectors.values() if vector.stream.state == "param"]
-        self._state_chunks = [(vector, bounds) for vector in self._params for bounds in vector.bounds]
+        self._held = [vector for vector in self._vectors.values() if vector.stream.held]
+        self._state_chunks = [(vector, bounds) for vector in self._held for bounds in vector.bounds]
         longest = max((chunk_elements(vector.elements) for vector in self._vectors.values()), default=0)
         self._mean, self._scratch = big(longest), big(longest)
         self._averager = Averager()
@@ -67,13 +67,13 @@ class Engine:
 
     @property
     def state_bytes(self) -> int:
-        """Size of the run's state: phi and outer state of all `param` streams."""
-        return sum(4 * tensor.numel() for vector in self._params for tensor in (vector.phi, *vector.slots))
+        """Size of the run's state: phi and outer state of all streams that hold one."""
+        return sum(4 * tensor.numel() for vector in self._held for tensor in (vector.phi, *vector.slots))
 
     @property
     def model_bytes(self) -> int:
         """Size of the model in fp32."""
-        return sum(4 * vector.elements for vector in self._params)
+        return sum(4 * vector.elements for vector in self._held if vector.stream.state == "param")
 
     @property
     def resident_bytes(self) -> int:
@@ -85,10 +85,10 @@ class Engine:
     def expected_bytes(self) -> int:
         """What `resident_bytes` comes to once a trainer has staged: for DiLoCo 4 times the fp32 size of the model.
 
-        out, given and phi of every `param` stream and each slot of its outer state, out and given of every `grad`
-        stream, int8 residuals where a codec needs them, three chunks of scratch (one in the trainer's segment) and the
-        most that was lent from the pool. A stream whose contributions are answered ahead has a copy of the contribution
-        besides, and with `eager` a momentum of its own.
+        out, given and phi of every stream and each slot of its outer state, of a `grad` stream only out and given, int8
+        residuals where a codec needs them, three chunks of scratch (one in the trainer's segment) and the most that was
+        lent from the pool. A stream whose contributions are answered ahead has a copy of the contribution besides, and
+        with `eager` a momentum of its own.
         """
         vectors = self._vectors.values()
         residuals = sum(vector.residual.full_bytes for vector in vectors if vector.residual is not None)
@@ -101,7 +101,7 @@ class Engine:
         return self.state_bytes + scratch + ahead
 
     def phi(self, stream: str) -> Tensor:
-        """fp32[elements]: the last committed value of a `param` stream, to read only."""
+        """fp32[elements]: the last committed value of a stream, to read only."""
         return self._vectors[stream].phi
 
     # ---- the trainer's memory
@@ -160,7 +160,7 @@ class Engine:
         Raises:
             CodecError: a weight is NaN or infinite; the state is then undefined.
         """
-        for vector in self._params:
+        for vector in self._held:
             vector.phi.copy_(self._trainer.out(vector.stream.name))
             if not all(_finite(vector.phi[start:stop]) for start, stop in vector.bounds):
                 raise CodecError(
@@ -200,7 +200,7 @@ class Engine:
         segment.note(stream, replace(mark, offered=offer.tokens if offer is not None else 0))
         square = 0.0
         for chunk, (start, stop) in enumerate(vector.bounds):
-            if vector.stream.state == "param" and chunk >= mark.count:
+            if vector.stream.held and chunk >= mark.count:
                 segment.subtract(stream, chunk, start, stop, STAGING)
             square += square_norm(out[start:stop])
         finite = math.isfinite(square)
@@ -232,7 +232,7 @@ class Engine:
         """
         vector, segment = self._vectors[stream], self._trainer
         turned = self._turned.pop(stream, None)
-        grad = vector.stream.state == "grad"
+        grad = not vector.stream.held
         if (kind == "grad") != grad and not (grad and kind == "start"):
             raise ProtocolBug(f"{kind} cannot be granted to stream {stream} of state {vector.stream.state}")
         if kind == "grad":
@@ -370,7 +370,7 @@ class Engine:
     def apply(
         self, stream: str, payloads: Sequence[Payload], skip: frozenset[int] = frozenset(), index: int = 1
     ) -> None:
-        """Run the outer update of a `param` stream on phi and its outer state; keep the mean of a `grad` stream.
+        """Run the outer update on phi and its outer state; of a `grad` stream keep the mean.
 
         Args:
             stream: its name.
@@ -381,7 +381,7 @@ class Engine:
         vector = self._vectors[stream]
         if len(payloads) != len(vector.bounds):
             raise ProtocolBug(f"an update of stream {stream} with {len(payloads)} of {len(vector.bounds)} chunks")
-        if vector.stream.state == "grad":
+        if not vector.stream.held:
             vector.mean = tuple(payloads)
             return
         options = {**vector.options, "index": float(index)}
@@ -433,7 +433,7 @@ class Engine:
             )
         residual.add(payloads)
 
-    # ---- the state, in chunks: those of the first `param` stream, then those of the next
+    # ---- the state, in chunks: those of the first stream that holds one, then those of the next
 
     def read_state(self, k: int) -> Payload:
         """State chunk k, copied: fp32[n] of phi, then fp32[n] of each slot of outer state. Lent until `release`."""
@@ -477,7 +477,7 @@ class Engine:
         What is given is the memory itself. The state must not change until the last step.
         """
         chunks: list[bytes] = []
-        for vector in self._params:
+        for vector in self._held:
             digests = [blake3() for _ in vector.bounds]
             for tensor in (vector.phi, *vector.slots):
                 for digest, (start, stop) in zip(digests, vector.bounds, strict=True):
@@ -489,10 +489,10 @@ class Engine:
         yield tuple(chunks)
 
     def vectors(self) -> dict[str, dict[str, Tensor]]:
-        """Per `param` stream: fp32[elements] of phi and of each slot of outer state by name, to be filled."""
+        """Per stream that holds one: fp32[elements] of phi and each slot of outer state by name, to be filled."""
         return {
             vector.stream.name: {PHI: vector.phi, **dict(zip(vector.rule.slots, vector.slots, strict=True))}
-            for vector in self._params
+            for vector in self._held
         }
 
     def state_digest(self) -> bytes:

@@ -31,12 +31,15 @@ def export(path: Path, saved: SavedState, out: Path, dtype: str | None) -> int:
         CheckpointError: a dtype that cannot be written, values that it cannot hold, or a file that cannot be written.
     """
     entries, sources, begin = [], [], 0
-    taken: set[str] = set()
-    for span in spans(saved.streams, saved.model):
-        name = span.tensor.name
-        if span.slot != PHI or name in taken:  # the first stream that holds a tensor speaks for it
-            continue
-        taken.add(name)
+    phi = [stream.name for stream in saved.streams if stream.state == "param"]
+    found = {span.tensor.name: span for span in spans(saved.streams, saved.model) if span.slot == PHI and span.stream in phi}
+    if absent := [tensor.name for tensor in saved.model if tensor.name not in found]:
+        raise CheckpointError(
+            f"{path} holds no value of {', '.join(absent[:3])}" + (", …" if absent[3:] else ""),
+            hint="it is not a whole state of a model; use another one",
+        )
+    for tensor in saved.model:
+        span, name = found[tensor.name], tensor.name
         wanted = dtype or span.tensor.dtype
         if wanted not in DTYPES:
             allowed = ", ".join(DTYPES)

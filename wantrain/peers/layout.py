@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 
 from wantrain.errors import ConfigError
+from wantrain.optimizers.fragment import members
 from wantrain.optimizers.stream import Stream
 from wantrain.peers.messages import TensorSpec
 from wantrain.transport.partition import chunk_bounds
@@ -18,11 +19,33 @@ def stream_tensors(stream: Stream, manifest: Sequence[TensorSpec]) -> tuple[Tens
     """The tensors of a stream's fragment, in manifest order.
 
     Raises:
-        ConfigError: the fragment is not known.
+        ConfigError: the fragment is not known, or the model cannot be cut this way.
     """
-    if stream.fragment != "all":
-        raise ConfigError(f"stream {stream.name}: unknown fragment {stream.fragment!r}", hint="use fragment 'all'")
-    return tuple(manifest)
+    tensors = tuple((tensor.name, tuple(tensor.shape)) for tensor in manifest)
+    return tuple(manifest[position] for position in members(stream.fragment, tensors))
+
+
+def check_streams(streams: Sequence[Stream], manifest: Sequence[TensorSpec]) -> None:
+    """Make sure that a model can be exchanged by these streams: each parameter in exactly one of every state.
+
+    Raises:
+        ConfigError: it cannot.
+    """
+    for state in dict.fromkeys(stream.state for stream in streams if stream.held):
+        holders: dict[str, str] = {}
+        for stream in streams:
+            for tensor in stream_tensors(stream, manifest) if stream.state == state else ():
+                if tensor.name in holders:
+                    raise ConfigError(
+                        f"{tensor.name} is in two streams of {state}: {holders[tensor.name]} and {stream.name}",
+                        hint="give [method] fragments that do not overlap",
+                    )
+                holders[tensor.name] = stream.name
+        if absent := [tensor.name for tensor in manifest if tensor.name not in holders]:
+            raise ConfigError(
+                f"no stream of {state} covers {', '.join(absent[:3])}" + (", …" if absent[3:] else ""),
+                hint="give [method] fragments that cover the whole model",
+            )
 
 
 def stream_elements(stream: Stream, manifest: Sequence[TensorSpec]) -> int:

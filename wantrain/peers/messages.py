@@ -628,7 +628,7 @@ class Attached:
 
 @dataclass(frozen=True, slots=True)
 class GenesisWritten:
-    """The initial weights are in the `out` region of every `param` stream."""
+    """The initial values are in the `out` region of every stream but those of gradients."""
 
 
 @dataclass(frozen=True, slots=True)

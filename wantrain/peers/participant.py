@@ -10,6 +10,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from wantrain.errors import ConfigError
 from wantrain.optimizers.stream import Stream
 from wantrain.peers.attempts import Attempts
 from wantrain.peers.contributions import Contributions
@@ -56,6 +57,7 @@ from wantrain.peers.events import (
     TrainerResumed,
     TrainerStarting,
 )
+from wantrain.peers.layout import check_streams
 from wantrain.peers.messages import (
     COORDINATOR,
     MAX_DIGESTS,
@@ -227,7 +229,7 @@ class Participant:
 
     @property
     def state_chunks(self) -> list[tuple[str, int]]:
-        """The state's chunks in order: (stream, chunk) of every `param` stream."""
+        """The state's chunks in order: (stream, chunk) of every stream that holds one."""
         return self._recovery.state_chunks
 
     @property
@@ -573,6 +575,10 @@ class Participant:
             return self._mine.answer(self._welcome.manifest)
         if not self._genesis_wanted or not self._mine.manifest:
             return []
+        try:
+            check_streams(self.facts.streams, self._mine.manifest)
+        except ConfigError as error:
+            return self._mine.refuse("model", f"the model does not fit the run's method: {error.message}", error.hint)
         if self._initial is not None:
             return self._give_initial(self._initial)
         return self._open(self._mine.manifest) + self._mine.answer(None)
@@ -683,7 +689,7 @@ class Participant:
         while not recovery.given_up:
             more, line = recovery.next_line(now)
             effects += more
-            if line is None or (self._saving.holds and self._streams[line.sync.stream].state == "param"):
+            if line is None or (self._saving.holds and self._streams[line.sync.stream].held):
                 break
             payloads = self._payloads(line)
             if payloads is None:
@@ -703,7 +709,7 @@ class Participant:
         payloads = self._attempts.update_of(record)
         if payloads is not None:
             return payloads
-        if self._streams[record.sync.stream].state == "grad":
+        if not self._streams[record.sync.stream].held:
             # Gradients leave nothing behind; only a trainer that has started needs them.
             needed = self._mine.started
         else:
@@ -721,7 +727,7 @@ class Participant:
         settled = self._mine.decide(record)
         if not payloads and self._recovery.chunks[name]:
             return settled
-        if self._streams[name].state == "grad":
+        if not self._streams[name].held:
             self._mine.gradient_came(name, record.sync.index)
         return [*settled, Apply(record, payloads, skip)]
 

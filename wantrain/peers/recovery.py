@@ -92,9 +92,9 @@ class Recovery:
 
     @property
     def state_chunks(self) -> list[tuple[str, int]]:
-        """The state's chunks in order: (stream, chunk) of every `param` stream."""
-        params = [name for name, stream in self._streams.items() if stream.state == "param"]
-        return [(name, chunk) for name in params for chunk in range(self.chunks[name])]
+        """The state's chunks in order: (stream, chunk) of every stream that holds one."""
+        held = [name for name, stream in self._streams.items() if stream.held]
+        return [(name, chunk) for name in held for chunk in range(self.chunks[name])]
 
     @property
     def has_begun(self) -> bool:
@@ -403,7 +403,7 @@ class Recovery:
         if update is None or update.record.number != record.number:
             return None
         enough = 1 if update.dropped else VAIN_ROUNDS
-        if self._streams[record.sync.stream].state == "grad" and update.vain >= enough:
+        if not self._streams[record.sync.stream].held and update.vain >= enough:
             return ()
         return update.payloads
 
@@ -470,7 +470,7 @@ class Recovery:
             return []
         vain = update.vain
         effects = update.handle(event, now)
-        if update.vain > vain and update.dropped and self._streams[update.record.sync.stream].state == "param":
+        if update.vain > vain and update.dropped and self._streams[update.record.sync.stream].held:
             self._chase.vain()
             self._floor = update.record.number
             return effects + self.snapshot_again(now)

@@ -1,8 +1,9 @@
 """What a saved state is: its manifest, checked when it is read, and where in its tensor file each tensor lies; pure.
 
-The tensor file is a safetensors file. Each `param` stream has phi and its outer state ("slots"), one after another and
-each in the order of the stream's tensors, so that a vector lies in one piece and can be written as it lies in memory.
-A tensor is called `<stream>.<slot>.<name in the model>`, such as `param.phi.encoder.weight`. All values are fp32.
+The tensor file is a safetensors file. Each stream but those of gradients has phi and its outer state ("slots"), one
+after another and each in the order of the stream's tensors, so that a vector lies in one piece and can be written as it
+lies in memory. A tensor is called `<stream>.<slot>.<name in the model>`, such as `param.phi.encoder.weight`. All values
+are fp32.
 """
 
 import json
@@ -46,9 +47,11 @@ class SavedFile(_Part):
 
 
 class SavedStream(_Part):
-    """A `param` stream: its slots, `phi` first, and which tensors of the model each of them covers, in order."""
+    """A stream: what of the parameters it is, its slots, `phi` first, and the tensors that each covers, in order."""
 
     name: Name
+    state: Name
+    """`param`, or what the inner optimizer keeps for each of them."""
     slots: Annotated[tuple[Name, ...], Field(min_length=1, max_length=16)]
     tensors: Annotated[tuple[Annotated[str, Field(max_length=512)], ...], Field(max_length=10_000)]
 
@@ -56,7 +59,7 @@ class SavedStream(_Part):
 class SavedState(_Part):
     """The manifest of a saved state: which place in which run's history it is, and what its files must be like."""
 
-    format: Literal[1]
+    format: Literal[2]
     """Of the two files; another one is refused."""
     version: Name
     """Of wantrain."""
@@ -198,7 +201,7 @@ def initial_difference(saved: SavedState, model: Sequence[TensorSpec], limit: in
 
     dtypes and order may differ: what is saved is fp32, and taken by name.
     """
-    covered = {name for stream in saved.streams for name in stream.tensors}
+    covered = {name for stream in saved.streams if stream.state == "param" for name in stream.tensors}
     theirs = {tensor.name: tensor for tensor in saved.model if tensor.name in covered}
     ours = {tensor.name: tensor for tensor in model}
     lines = [f"not in the model: {t.name} {list(t.shape)}" for t in theirs.values() if t.name not in ours]

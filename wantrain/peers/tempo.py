@@ -34,11 +34,13 @@ class Tempo:
         return self._pace_s.get(stream, 0.0)
 
     def global_step(self, indices: Mapping[str, int]) -> int:
-        """The run's step count: that of the stream that is furthest, H times its index where rounds are even."""
-        return max(
-            self._steps.get(name, 0) if stream.uneven else indices[name] * stream.every
-            for name, stream in self._streams.items()
-        )
+        """The run's step count: that of the stream that is furthest."""
+        return max(self.step_of(name, indices[name]) for name in self._streams)
+
+    def step_of(self, stream: str, index: int) -> int:
+        """The run's step count at a stream's sync `index`; where rounds are not even, at its last one."""
+        rule = self._streams[stream]
+        return self._steps.get(stream, 0) if rule.uneven else rule.steps(index)
 
 
 def steps_of(contributed: Iterable[int]) -> int:

@@ -102,6 +102,12 @@ class _Progress:
     index: int = 0
     granted: int = 0
 
+    @property
+    def slack(self) -> int:
+        """Inner steps that may be made while it is outstanding, before the trainer waits for it."""
+        delay = self.stream.delay if self.stream.overdue == "wait" else 0
+        return min(self.period, delay or self.period)
+
 
 class TrainerCore:
     """The core. `handle` is its only mutator."""
@@ -111,7 +117,7 @@ class TrainerCore:
         """Own inner steps."""
         self._base_step = 0
         self._own_since = 0
-        self._streams = {s.name: _Progress(s, period=s.offset or s.every) for s in streams}
+        self._streams = {s.name: _Progress(s, period=s.steps(1)) for s in streams}
 
     @property
     def global_step(self) -> int:
@@ -155,7 +161,7 @@ class TrainerCore:
     @property
     def wasted(self) -> tuple[int, str, int] | None:
         """If none of the inner steps made so far is in what was staged: their number, the stream due next, and when."""
-        due = [p for p in self._streams.values() if p.stream.state == "param"]
+        due = [p for p in self._streams.values() if p.stream.held]
         if not self.step or not due or any(p.serial for p in self._streams.values()):
             return None
         first = min(due, key=lambda p: p.period - p.since)
@@ -174,7 +180,7 @@ class TrainerCore:
                     if progress.stream.uneven and not progress.since:
                         progress.lr, progress.began_at = lr, self.global_step
                         self._plan(progress, 0.0)
-                return self._due("grad")
+                return self._before_step()
             case AfterStep(took_s, step_s):
                 self.step += 1
                 self._own_since += 1
@@ -183,7 +189,7 @@ class TrainerCore:
                     progress.spent_s += took_s
                     if SCHEDULES[progress.stream.schedule].adapts:
                         self._plan(progress, step_s)
-                return self._due("param")
+                return self._due()
             case Granted():
                 return self._granted(event)
             case WaitedLongEnough():
@@ -191,7 +197,7 @@ class TrainerCore:
                     self._streams[name].patient = False
                 return []
             case OutOfData():
-                ready = [p for p in self._streams.values() if p.stream.state == "param" and p.since]
+                ready = [p for p in self._streams.values() if p.stream.held and p.since]
                 return [effect for p in ready if not p.outstanding for effect in self._stage(p, block=False)]
 
     def _since(self, progress: _Progress) -> int:
@@ -200,8 +206,8 @@ class TrainerCore:
         Where every step is made together (a stream of gradients), the run's steps count, not the own ones: a newcomer's
         first period is what is left of the others', or it would wait for them at a step where they wait for it.
         """
-        lead = next((p.index for p in self._streams.values() if p.stream.state == "grad"), None)
-        if lead is None or progress.stream.state == "grad" or progress.outstanding:
+        lead = next((p.index for p in self._streams.values() if not p.stream.held), None)
+        if lead is None or not progress.stream.held or progress.outstanding:
             return progress.since + 1
         return max(0, lead - progress.index * progress.stream.every)
 
@@ -212,19 +218,21 @@ class TrainerCore:
         moment = Moment(progress.since, *times_s, progress.lr, progress.began_at)
         progress.period = round_steps(stream.schedule, stream.every, dict(stream.schedule_options), moment)
 
-    def _due(self, state: str) -> list[TrainerEffect]:
+    def _before_step(self) -> list[TrainerEffect]:
+        gradients = [p for p in self._streams.values() if not p.stream.held and not p.outstanding]
+        return [effect for p in gradients for effect in self._stage(p, block=True)] + self._wait()
+
+    def _due(self) -> list[TrainerEffect]:
         effects: list[TrainerEffect] = []
         for progress in self._streams.values():
             stream = progress.stream
-            if stream.state != state:
+            if not stream.held:
                 continue
-            if state == "grad":
-                if not progress.outstanding:
-                    effects += self._stage(progress, block=True)
-            elif progress.since >= progress.period and not progress.outstanding:
-                effects += self._stage(progress, block=stream.delay == 0)
-            elif progress.outstanding and progress.since >= min(progress.period, stream.delay or progress.period):
-                # The slack is used up: what was staged before has to come first.
+            if not progress.outstanding:
+                if progress.since >= progress.period:
+                    effects += self._stage(progress, block=stream.delay == 0)
+            elif progress.since >= progress.slack:
+                # What was staged before has to come first.
                 progress.blocking = True
         return effects + self._wait()
 
@@ -246,14 +254,18 @@ class TrainerCore:
         progress.pace_s = event.pace_s or progress.pace_s
         if event.kind == "start":
             progress.spent_s = 0.0
-            progress.since, progress.period = 0, progress.stream.offset or progress.stream.every
             progress.outstanding, progress.blocking, progress.patient = False, False, True
-            return self._adopted(progress, event, stepped=False)
+            effects = self._adopted(progress, event, stepped=False)
+            if progress.stream.held:
+                self._fall_in()
+            else:
+                progress.since = 0
+            return effects
         if not progress.outstanding or event.serial != progress.serial:
             return []
         progress.outstanding, progress.patient = False, True
         stepped = progress.since > 0
-        if progress.stream.state == "grad" and stepped:
+        if not progress.stream.held and stepped:
             progress.index = event.index
             return self._wait()  # the mean of a step that was made alone
         effects = self._adopted(progress, event, stepped=stepped)
@@ -262,13 +274,20 @@ class TrainerCore:
             blocked = progress.blocking and progress.since >= progress.period
             effects += self._stage(progress, block=False)
             progress.blocking = blocked
-        elif progress.stream.state == "param" and progress.since >= progress.period:
+        elif progress.stream.held and progress.since >= progress.period:
             effects += self._stage(progress, block=progress.stream.delay == 0)
         return effects + self._wait()
 
+    def _fall_in(self) -> None:
+        """Begin where the run is: of its streams the one is due first that comes first at the others, too."""
+        held = [progress for progress in self._streams.values() if progress.stream.held]
+        step = max(progress.stream.steps(progress.index) for progress in held)
+        for progress in held:
+            progress.since, progress.period = 0, max(1, progress.stream.steps(progress.index + 1) - step)
+
     def _adopted(self, progress: _Progress, event: Granted, *, stepped: bool) -> list[TrainerEffect]:
         progress.index = event.index
-        if progress.stream.state == "param":
+        if progress.stream.held:
             self._base_step = event.global_step
             self._own_since = progress.since if event.kind == "merge" else 0
         elif event.kind == "start":

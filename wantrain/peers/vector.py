@@ -40,7 +40,7 @@ class Vector:
     elements: int
     bounds: list[tuple[int, int]]
     phi: Tensor
-    """fp32[elements], the last committed value of a `param` stream; fp32[0] for a `grad` stream."""
+    """fp32[elements], the last committed value; fp32[0] for a `grad` stream."""
     slots: tuple[Tensor, ...]
     """Outer state, each like phi."""
     starts: tuple[float, ...]
@@ -107,7 +107,6 @@ def vector_of(stream: Stream, elements: int) -> Vector:
     options = {**rule.options, **dict(stream.merge_options)}
     up, down = stream.codecs
     bounds = chunk_bounds(elements)
-    param = stream.state == "param"
     return Vector(
         stream=stream,
         up=codec(up),
@@ -116,9 +115,9 @@ def vector_of(stream: Stream, elements: int) -> Vector:
         options=options,
         elements=elements,
         bounds=bounds,
-        phi=big(elements if param else 0),
-        slots=tuple(big(elements) for _ in rule.slots) if param else (),
-        starts=rule.start(options) if param else (),
+        phi=big(elements if stream.held else 0),
+        slots=tuple(big(elements) for _ in rule.slots) if stream.held else (),
+        starts=rule.start(options) if stream.held else (),
         residual=Residual(codec(up), bounds) if format_of(up).error_feedback else None,
         ahead=Ahead(elements, rule, eager=stream.answer == "eager") if stream.answer != "result" else None,
     )
