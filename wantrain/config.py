@@ -84,7 +84,7 @@ class MethodSection(Section):
     """What is exchanged and how it is merged: the method's name; all other keys are options of that method."""
 
     name: str = "diloco"
-    """Method, such as diloco, streaming-diloco or ddp; default "diloco". The keys below are the options of this method."""
+    """Method: diloco, streaming-diloco, ddp, …; default "diloco". The keys below are the options of this method."""
     options: dict[str, bool | int | float | str] = {}
     """Options of the method, checked by `wantrain.optimizers.method.build`; default: the method's own."""
 
@@ -101,7 +101,7 @@ class WireSection(Section):
     """How values are written on the wire."""
 
     codec: str = ""
-    """Codec of contributions: fp32, bf16, int8, int4, … (`wantrain bench codecs`); default "": the method's, often int8."""
+    """Codec of contributions: fp32, bf16, int8, … (`wantrain bench codecs`); default "": the method's, mostly int8."""
     down: str = ""
     """Codec of what comes back; default "": the same, or int8 where the contributions' has fewer than 8 bits."""
     topology: Literal["auto", "direct", "ring"] = "auto"

@@ -1,6 +1,7 @@
 """What the inner optimizer keeps for each parameter (moments, momentum), as far as the run exchanges it."""
 
 from collections.abc import Collection, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,9 +15,9 @@ STEP = "step"
 class InnerState:
     """The state of a torch optimizer by parameter and key, such as `exp_avg` of Adam or `momentum_buffer` of SGD.
 
-    An optimizer makes its state at its first step. Where there is none yet it is made by a step with gradients, learning
-    rate and weight decay of 0, which changes no weight and leaves all zero (after torch.distributed.checkpoint). The
-    step count becomes the run's, so that a newcomer's moments count as being as old as they are.
+    An optimizer makes its state at its first step. Where there is none yet it is made by a step with gradients,
+    learning rate and weight decay of 0, which changes no weight and leaves all zero (after
+    torch.distributed.checkpoint). The step count becomes the run's: a newcomer's moments are as old as everybody's.
     """
 
     def __init__(self, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> None:
@@ -45,7 +46,9 @@ class InnerState:
             for key in sorted(keys):
                 value = state.get(key)
                 if not isinstance(value, Tensor) or value.shape != parameter.shape or value.is_complex():
-                    kept = ", ".join(k for k, v in state.items() if isinstance(v, Tensor) and v.shape == parameter.shape)
+                    kept = ", ".join(
+                        k for k, v in state.items() if isinstance(v, Tensor) and v.shape == parameter.shape
+                    )
                     raise ConfigError(
                         f"the run exchanges {key}, which {type(self._optimizer).__name__} does not keep for {name}",
                         hint=f"it keeps {kept or 'nothing of that shape'}: take another optimizer, or another method",
@@ -71,7 +74,9 @@ def _make_state(optimizer: torch.optim.Optimizer, fresh: Collection[nn.Parameter
     """One step, of these parameters only, with gradients, learning rate and weight decay of 0."""
     every = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     gradients = [parameter.grad for parameter in every]
-    options = [{key: group[key] for key in ("lr", "weight_decay") if key in group} for group in optimizer.param_groups]
+    options: list[dict[str, Any]] = [
+        {key: group[key] for key in ("lr", "weight_decay") if key in group} for group in optimizer.param_groups
+    ]
     wanted = {id(parameter) for parameter in fresh}
     try:
         for parameter in every:

@@ -14,9 +14,9 @@ from wantrain.errors import AddressInUseError, CheckpointError, WantrainError
 from wantrain.optimizers.stream import Stream
 from wantrain.peers.checkpoint import Entry, SavedStates, Shelf, Writing, entries, newest, read, saved_streams, scan
 from wantrain.peers.effects import BeginSave
+from wantrain.peers.engine import Engine
 from wantrain.peers.export import export
 from wantrain.peers.layout import stream_tensors
-from wantrain.peers.engine import Engine
 from wantrain.peers.messages import TensorSpec
 from wantrain.peers.saved_state import MANIFEST_FILE, STATE_FILE, initial_difference
 from wantrain.transport.digest import state_digest
@@ -143,7 +143,7 @@ def edited(path: Path, **changes: Any) -> None:
 @pytest.mark.parametrize(
     "changes",
     [
-        {"format": 2},
+        {"format": 1},
         {"number": -1},
         {"chain": b"short"},
         {"files": {}},

@@ -45,7 +45,9 @@ def test_balanced_fragments_are_about_as_large() -> None:
 @given(count=st.integers(2, 9), width=st.integers(1, 5), rest=st.integers(1, 3))
 def test_fragments_are_the_whole_model_without_overlap(names: list[str], count: int, width: int, rest: int) -> None:
     tensors = [tensor for k in range(count) for tensor in block(f"h.{k}", width)]
-    model = tuple(TensorSpec(name, shape, "float32") for name, shape in [*tensors, *[(f"x{k}", (3,)) for k in range(rest)]])
+    model = tuple(
+        TensorSpec(name, shape, "float32") for name, shape in [*tensors, *[(f"x{k}", (3,)) for k in range(rest)]]
+    )
     rules = ["strided", "sequential"] if "rest" in names else ["balanced"]
     for rule in rules:
         cuts = [*(f"{rule}:{k}/2" for k in range(2)), *(["rest"] if "rest" in names else [])]

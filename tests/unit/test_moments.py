@@ -92,7 +92,9 @@ def test_local_adam_is_adam_with_weights_and_moments_averaged_every_h_steps(run:
             own = [phi - flat(values(*peer)[which]) for peer in peers]
             phi.sub_((own[1] + own[0]).add_(own[2]).div_(3.0))
             for peer in peers:
-                for target, part in zip(values(*peer)[which], phi.split([t.numel() for t in values(*peer)[which]]), strict=True):
+                for target, part in zip(
+                    values(*peer)[which], phi.split([t.numel() for t in values(*peer)[which]]), strict=True
+                ):
                     target.data.copy_(part.view_as(target))
     for worker, peer in zip(lockstep.workers, peers, strict=True):
         assert torch.equal(flat(worker.model.parameters()), flat(peer[0].parameters()))

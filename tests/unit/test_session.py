@@ -442,7 +442,9 @@ def test_moments_that_the_run_exchanges_are_taken_over_with_the_runs_step_count(
         trainer.step()
         trainer.step()
         assert {record.stream for record in daemon.of(Contribute)} == {"param", "exp_avg"}
-        assert torch.equal(daemon.tensors.phi("exp_avg")[:15], trainer.optimizer.state[trainer.model.first]["exp_avg"].flatten())
+        assert torch.equal(
+            daemon.tensors.phi("exp_avg")[:15], trainer.optimizer.state[trainer.model.first]["exp_avg"].flatten()
+        )
 
 
 def test_moments_that_the_optimizer_does_not_keep_are_an_error_of_join(serve: Callable[..., Daemon]) -> None:

@@ -29,8 +29,8 @@ class Scalars(nn.Module):
         self.head = nn.Parameter(torch.full((), value))
 
     def values(self) -> Tensor:
-        """fp32[3]: a scalar of each fragment."""
-        return torch.stack([p.detach() for name, p in self.named_parameters() if not name.endswith("b")])
+        """fp32[3]: a scalar of each fragment, and that of the rest."""
+        return torch.stack([self.blocks[0]["a"], self.blocks[1]["a"], self.head]).detach()
 
 
 def streams(**options: Any) -> tuple[Stream, ...]:
@@ -67,7 +67,9 @@ def test_fragments_take_turns_spread_over_the_period() -> None:
     assert [row.name for row in rows] == ["param-0", "param-1", "param-2", "param-rest"]
     assert [row.offset for row in rows] == [25, 50, 75, 0]
     assert [row.fragment for row in rows] == ["strided:0/3", "strided:1/3", "strided:2/3", "rest"]
-    assert {(row.every, row.delay, row.adopt, row.alpha, row.merge) for row in rows} == {(100, 1, "mix", 0.5, "nesterov")}
+    assert {(row.every, row.delay, row.adopt, row.alpha, row.merge) for row in rows} == {
+        (100, 1, "mix", 0.5, "nesterov")
+    }
     assert rows[0].merge_options == (("lr", 0.4), ("momentum", 0.9))
     balanced = build("streaming-diloco", {"every": 100, "fragments": 3, "split": "balanced"}, EXACT)
     assert [(row.fragment, row.offset) for row in balanced] == [
@@ -77,7 +79,10 @@ def test_fragments_take_turns_spread_over_the_period() -> None:
 
 @pytest.mark.parametrize(
     ("options", "said"),
-    [({"every": 3, "fragments": 3}, "every is 3.* one step for each of 4 fragments"), ({"every": 9, "delay": 10}, "delay")],
+    [
+        ({"every": 3, "fragments": 3}, "every is 3.* one step for each of 4 fragments"),
+        ({"every": 9, "delay": 10}, "delay"),
+    ],
 )
 def test_options_that_leave_no_turn_are_refused(options: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
@@ -106,7 +111,9 @@ def test_the_exact_course_of_scalars(run: Run) -> None:
 
 
 def test_after_a_delay_a_share_of_the_own_weights_is_kept_and_phi_is_the_outer_result(run: Run) -> None:
-    rows = tuple(replace(row, merge="mean", merge_options=(("lr", 1.0),)) for row in streams(every=6, delay=2, alpha=0.25))
+    rows = tuple(
+        replace(row, merge="mean", merge_options=(("lr", 1.0),)) for row in streams(every=6, delay=2, alpha=0.25)
+    )
     lockstep = run(rows, late_steps=1)
     worker = lockstep.workers[0]
     for _ in range(2):

@@ -8,7 +8,7 @@ layer), the outermost counts. Blocks are numbered in the order of the model's pa
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import lru_cache
 
 from wantrain.errors import ConfigError
@@ -91,7 +91,7 @@ def _balanced(tensors: Tensors, part: int, parts: int) -> list[int]:
 
 def _blocks_for(tensors: Tensors, parts: int) -> tuple[tuple[int, ...], ...]:
     found = blocks(tensors)
-    if not found and name != "all":
+    if not found:
         raise ConfigError(
             "the model has no blocks: nowhere are there two of the same kind under one name with numbers, such as "
             "layers.0. and layers.1.",

@@ -28,6 +28,7 @@ def local_adam(options: LocalAdamOptions, wire: Wire) -> tuple[Stream, ...]:
     param = Stream(
         name="param",
         every=options.every,
+        merge_options=(("lr", 1.0),),
         codec=wire.codec,
         down=wire.down,
         topology=wire.topology,

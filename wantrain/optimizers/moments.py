@@ -18,6 +18,4 @@ def moments(param: Stream, wire: Wire, every: int, every_sq: int) -> tuple[Strea
         param, name="exp_avg", state="exp_avg", every=every, merge="mean", merge_options=(), codec=codec, down=codec,
         late="adopt",
     )  # fmt: skip
-    return first, replace(
-        first, name="exp_avg_sq", state="exp_avg_sq", every=every_sq, merge="nonnegative-mean"
-    )
+    return first, replace(first, name="exp_avg_sq", state="exp_avg_sq", every=every_sq, merge="nonnegative-mean")

@@ -3,6 +3,9 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+MOST_STREAMS = 200
+"""What the memory shared with a trainer has room to list, and messages have."""
+
 
 @dataclass(frozen=True, slots=True)
 class Wire:

@@ -5,10 +5,7 @@ from typing import Annotated, Literal
 
 from wantrain.errors import ConfigError
 from wantrain.optimizers.options import Range
-from wantrain.optimizers.stream import Stream, Wire
-
-MOST_FRAGMENTS = 200
-"""What the table of streams in the memory shared with a trainer, and the messages that list all streams, have room for."""
+from wantrain.optimizers.stream import MOST_STREAMS, Stream, Wire
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,7 +14,7 @@ class StreamingDilocoOptions:
 
     every: Annotated[int, Range(1, 10**9)] = 100
     """H: inner steps between two syncs of a fragment; the fragments take turns within it."""
-    fragments: Annotated[int, Range(1, MOST_FRAGMENTS)] = 4
+    fragments: Annotated[int, Range(1, MOST_STREAMS)] = 4
     """P: into how many fragments the blocks go; the paper has 3 blocks in each."""
     split: Literal["strided", "sequential", "balanced"] = "strided"
     """Block l goes to fragment l mod P, runs of blocks go together (what is in no block makes one more fragment in both

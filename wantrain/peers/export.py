@@ -32,7 +32,9 @@ def export(path: Path, saved: SavedState, out: Path, dtype: str | None) -> int:
     """
     entries, sources, begin = [], [], 0
     phi = [stream.name for stream in saved.streams if stream.state == "param"]
-    found = {span.tensor.name: span for span in spans(saved.streams, saved.model) if span.slot == PHI and span.stream in phi}
+    found = {
+        span.tensor.name: span for span in spans(saved.streams, saved.model) if span.slot == PHI and span.stream in phi
+    }
     if absent := [tensor.name for tensor in saved.model if tensor.name not in found]:
         raise CheckpointError(
             f"{path} holds no value of {', '.join(absent[:3])}" + (", …" if absent[3:] else ""),
