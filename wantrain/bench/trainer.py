@@ -102,7 +102,7 @@ def measure(every: int, rounds: int, progress: Callable[[str], None]) -> dict[st
         beside = _Beside(Path(folder), stream)
         beside.start()
         link = ZmqLink(LOCAL_RUN)
-        swarm = Swarm(link, Replica(loop.model), wait_ceiling_s=WAIT_CEILING_S)
+        swarm = Swarm(link, Replica(loop.model, loop.optimizer), wait_ceiling_s=WAIT_CEILING_S)
         timings: list[float] = []
 
         def timed(hook: Callable[..., None]) -> Callable[..., None]:

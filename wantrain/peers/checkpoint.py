@@ -209,7 +209,7 @@ def read_initial(path: Path, saved: SavedState, streams: Sequence[SavedStream], 
 
     Returns:
         Whether all of it was there: outer state comes along from streams with the same slots; what the inner optimizer
-        keeps, from streams of it. Anything else stays as it is.
+        keeps, from streams of it, or is 0. Other outer state stays as it is.
 
     Raises:
         CheckpointError: it is damaged.
@@ -229,6 +229,8 @@ def read_initial(path: Path, saved: SavedState, streams: Sequence[SavedStream], 
                 target = into[span.stream][span.slot][span.first : span.first + span.elements]
                 if key is None:
                     complete = False
+                    if span.slot == PHI:
+                        target.zero_()
                 else:
                     target.copy_(file.get_tensor(key).reshape(-1))
     except (SafetensorError, OSError) as error:

@@ -173,7 +173,7 @@ class Engine:
 
     def begin_outer_state(self) -> None:
         """Fill all outer state with what it is at the start of a run."""
-        for vector in self._params:
+        for vector in self._held:
             for slot, value in zip(vector.slots, vector.starts, strict=True):
                 slot.fill_(value)
 
