@@ -162,6 +162,11 @@ class RobustSection(Section):
         if (self.merge, self.clip) == ("mean", "none"):
             return stream
         asked = f'merge = "{self.merge}" with clip = "{self.clip}"'
+        if stream.gossip:
+            raise ConfigError(
+                f"[robust] {asked} and a method that exchanges in pairs: of two nobody can tell which is false",
+                hint='set merge = "mean" and clip = "none" in [robust], or use another method',
+            )
         if stream.topology == "ring":
             raise ConfigError(
                 f'[robust] {asked} and topology = "ring": in a ring nobody sees more than sums of contributions',

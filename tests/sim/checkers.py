@@ -8,14 +8,23 @@ from wantrain.peers.messages import CommitRecord
 
 
 class Checkers:
-    """Agreement, all or nothing, surviving inputs; liveness is checked at the end of a run by the world."""
+    """Agreement, all or nothing, surviving inputs; liveness is checked at the end of a run by the world.
 
-    def __init__(self) -> None:
+    Args:
+        gossip: whether every peer has a state of its own, so that equal history does not mean equal state.
+    """
+
+    def __init__(self, *, gossip: bool = False) -> None:
+        self.gossip = gossip
+        self.entered: dict[str, tuple[int, int]] = {}
+        """Gossip, by peer: the log number and the index at which its state began, or was read from its disk."""
+        self.own_lines: dict[str, set[bytes]] = defaultdict(set)
+        """Gossip, by peer: the links of the lines that it has applied since."""
         self.durable: dict[int, CommitRecord] = {}
         """The commit log as it stands on the coordinator's disk, by number."""
         self.chains: dict[bytes, CommitRecord] = {}
         """Every line that was ever durable, by its link of the chain."""
-        self.syncs: dict[tuple[str, int], int] = {}
+        self.syncs: dict[tuple[str, int, int], int] = {}
         self.state_at: dict[bytes, tuple[str, dict[str, tuple[str, ...]]]] = {}
         self.update_at: dict[bytes, tuple[str, tuple[SumOf, ...]]] = {}
         self.taken: dict[tuple[str, int], int] = {}
@@ -34,7 +43,7 @@ class Checkers:
             raise Violation(f"commit {record.number} was made twice")
         if record.number != len(self.durable) + 1:
             raise Violation(f"commit {record.number} follows {len(self.durable)}")
-        key = (record.sync.stream, record.sync.index)
+        key = self._key(record)
         if key in self.syncs:
             raise Violation(f"sync {key} was committed as {self.syncs[key]} and as {record.number}")
         self.syncs[key] = record.number
@@ -44,12 +53,16 @@ class Checkers:
         for peer in record.contributors:
             self.commits_of[peer] += 1
 
+    def _key(self, record: CommitRecord) -> tuple[str, int, int]:
+        """A sync; pairs that know nothing of each other may have the same index."""
+        return record.sync.stream, record.sync.index, record.sync.attempt if self.gossip else 0
+
     def rewound(self, after: int) -> None:
         """Lines were given up because nobody held them any more."""
         self.rewinds += 1
         for number in [n for n in self.durable if n > after]:
             record = self.durable.pop(number)
-            del self.syncs[record.sync.stream, record.sync.index]
+            del self.syncs[self._key(record)]
         self.taken = {step: number for step, number in self.taken.items() if number <= after}
 
     # ---- peers
@@ -57,6 +70,8 @@ class Checkers:
     def saved(self, who: str, chain: bytes, chunks: tuple[str, ...]) -> None:
         """A peer has saved its state. Guarantee 1 holds for what is on disk, too, whatever happened meanwhile."""
         self.saves += 1
+        if self.gossip:
+            return
         first, known = self.state_at.get(chain, ("", {}))
         if known and sum(known.values(), ()) != chunks and not any(chunk.startswith("!") for chunk in chunks):
             raise Violation(f"{who} has saved another state than {first} had with the same history")
@@ -68,6 +83,7 @@ class Checkers:
             raise Violation(f"{who} applied {record.sync} which was never committed")
         if known != record:
             raise Violation(f"{who} applied {record}, committed was {known}")
+        self.own_lines[who].add(record.chain)
         if not payloads:
             return
         first, update = self.update_at.setdefault(record.chain, (who, tuple(payloads)))
@@ -96,6 +112,8 @@ class Checkers:
 
     def state(self, who: str, chain: bytes, tensors: SymbolicTensors) -> None:
         """Guarantee 1: equal history means equal state, bit for bit."""
+        if self.gossip:
+            return
         state = {name: tuple(phi) for name, phi in tensors.phi.items()}
         first, known = self.state_at.setdefault(chain, (who, state))
         if known != state:
@@ -105,3 +123,20 @@ class Checkers:
         """Guarantee 3: every attempt of a sync uses the same input."""
         if self.used.setdefault((who, sync), contribution.ident) != contribution.ident:
             raise Violation(f"{who} used different inputs for attempts of {sync[1]}#{sync[2]}")
+
+    # ---- gossip
+
+    def enters(self, who: str, number: int, index: int) -> None:
+        """A peer's state begins anew: another's at this number of the log, or its own as it was saved there."""
+        self.entered[who] = number, index
+        self.own_lines[who] = set()
+
+    def both_or_neither(self, who: str) -> None:
+        """Guarantees 1 and 2 per exchange: whoever is at rest has applied every line that its state is in, no other."""
+        number, index = self.entered.get(who, (0, 0))
+        later = [r for r in self.durable.values() if r.number > number and r.sync.index > index]
+        expected = {record.chain: record for record in later if who in record.contributors}
+        if expected.keys() != self.own_lines[who]:
+            missing = [str(record.sync) for chain, record in expected.items() if chain not in self.own_lines[who]]
+            surplus = [str(self.chains[chain].sync) for chain in self.own_lines[who] - expected.keys()]
+            raise Violation(f"{who} has not applied {missing}, and applied {surplus} without being in it")

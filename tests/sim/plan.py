@@ -10,7 +10,8 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Self
 
 from tests.sim.network import Weather
-from wantrain.optimizers.stream import Stream
+from wantrain.optimizers.noloco import NolocoOptions, noloco
+from wantrain.optimizers.stream import Stream, Wire
 
 FAULTY_S = 10.0
 """Virtual seconds in which faults strike."""
@@ -23,6 +24,8 @@ UNEVEN: tuple[dict[str, Any], ...] = (
     {"schedule": "dynamic"},
     {"schedule_options": (("total", 20.0),)},
 )
+GOSSIP = 0.2
+"""Share of runs whose peers exchange in pairs, each with a state of its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +116,8 @@ def _fault(rng: random.Random, kinds: tuple[str, ...]) -> Fault:
 
 def methods(rng: random.Random) -> tuple[Stream, ...]:
     """The streams of a run, with a topology drawn for each; where that is direct the average is a robust one."""
+    if rng.random() < GOSSIP:
+        return noloco(NolocoOptions(every=rng.choice([1, 2, 3, 5])), Wire("fp32"))
     streams = [replace(stream, topology=rng.choice(["auto", "direct", "ring"])) for stream in _streams(rng)]
     return tuple(replace(s, average="median") if s.topology == "direct" else s for s in streams)
 

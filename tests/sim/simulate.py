@@ -121,6 +121,9 @@ def _comes_to_rest(world: World) -> None:
             resting_since = head, world.net.now
         if reason and world.net.now > deadline:
             raise Violation(reason)
+    for peer in world.peers.values():
+        if world.gossip and peer.alive:
+            world.checkers.both_or_neither(peer.name)
     _nothing_lost(world)
 
 
@@ -132,6 +135,8 @@ def _unrest(world: World) -> str:
         core = peer.shell.core
         if not core.complete or core.applied != head:
             return f"{peer.name} rests at {core.applied} of {head}: {core.waiting(peer.now)}"
+        if world.gossip:
+            continue
         if peer.tensors is None or peer.tensors.phi != alive[0].tensors.phi:
             return f"{peer.name} and {alive[0].name} rest with different states"
         if peer.tensors.tainted and not world.doubtful:
@@ -152,7 +157,8 @@ def _nothing_lost(world: World) -> None:
     lead = next(stream.name for stream in world.streams if stream.state == "param")
     assert world.coordinator.core is not None
     committed = {step for stream, step in world.checkers.taken if stream == lead}
-    world.data.check(world.coordinator.core.leases, committed, complete=not dropping)
+    # Where every peer has a state of its own, what all have lost that were in a sync is lost, though it is committed.
+    world.data.check(world.coordinator.core.leases, committed, complete=not dropping and not world.gossip)
     if dropping or world.checkers.rewinds:
         return
     for peer in world.peers.values():

@@ -280,6 +280,14 @@ class SymbolicTensors:
             if chunk not in skip:
                 phi[chunk] = link(phi[chunk], payload)
 
+    def agree(self, stream: str, payloads: Sequence[SumOf]) -> None:
+        self._settled.pop(stream)
+        self.changes += 1
+        self.phi[stream] = [link("consensus", payload) for payload in payloads]
+
+    def spread(self, stream: str, payloads: Sequence[SumOf]) -> float:
+        return 0.0
+
     def grant(self, stream: str, kind: str, answer: Granted | None = None, count: int = 0, share: float = 1.0) -> None:
         assert answer is not None
         regions = self.regions

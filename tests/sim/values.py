@@ -242,12 +242,15 @@ class ValueWorld(World):
         """Everything that was carried since `listen`, to be delivered once more."""
         self._listening = False
         self._newest = (0, 0)
-        streams = (Stream(STREAM, every=1, topology=topology, codec=codec),)
-        super().__init__(random.Random(f"{topology} {codec}"), streams, Weather())
+        super().__init__(random.Random(f"{topology} {codec}"), self.method(topology, codec), Weather())
         assert stream_chunks(self.streams[0], SimTrainer.manifest) == 3
         self._carry, self.net.carry = self.net.carry, self._carried
         for k in range(PEERS):
             self.net.at(0.1 * k, lambda: self.join(self.new_name()))
+
+    def method(self, topology: str, codec: str) -> tuple[Stream, ...]:
+        """The run's streams: one, which is exchanged after every step."""
+        return (Stream(STREAM, every=1, topology=topology, codec=codec),)
 
     def somebody_changed(self) -> None:
         pass

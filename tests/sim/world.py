@@ -562,6 +562,8 @@ class SimPeer:
         pass
 
     def note(self, event: str, details: dict[str, Any]) -> None:
+        if self.world.gossip and event in ("snapshot", "loaded"):
+            self.world.checkers.enters(self.name, details["number"], max(self.shell.core.indices.values()))
         self.discards += event in ("refetch", "repair", "start-over", "contribution-dropped")
         if self.world.trace.on:
             self.world.trace.add(self.world.net.now, self.name, f"{event} {details}")
@@ -870,7 +872,8 @@ class World:
         """Whether the last fault is over."""
         self.trace = Trace()
         self.reached = Reached()
-        self.checkers = Checkers()
+        self.gossip = any(stream.gossip for stream in streams)
+        self.checkers = Checkers(gossip=self.gossip)
         self.data = DataChecker(rng.choice([60, 400]), POLICY.suspect_ceiling_s)
         self.peers: dict[str, SimPeer] = {}
         self.refuse_send = 0.0

@@ -101,7 +101,7 @@ def test_ddp_averages_gradients_and_now_and_then_the_weights() -> None:
 
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_builds_streams_that_the_merge_rules_take(name: str) -> None:
-    streams = build(name, {}, Wire("int8"))
+    streams = build(name, {}, Wire("fp32"))
     assert any(stream.state == "param" for stream in streams), "a newcomer starts from a param stream"
     assert len({stream.name for stream in streams}) == len(streams)
     for stream in streams:

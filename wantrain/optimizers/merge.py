@@ -15,6 +15,7 @@ from wantrain.optimizers.delayed_nesterov import DelayedNesterov
 from wantrain.optimizers.heavy_ball import HeavyBall
 from wantrain.optimizers.mean import Mean
 from wantrain.optimizers.nesterov import Nesterov
+from wantrain.optimizers.noloco import NoLoCo
 from wantrain.optimizers.nonnegative_mean import NonnegativeMean
 
 
@@ -46,7 +47,7 @@ class Merge(Protocol):
 
 MERGES: dict[str, Merge] = {
     rule.name: rule
-    for rule in (Mean(), NonnegativeMean(), Nesterov(), HeavyBall(), adam(), yogi(), adagrad(), DelayedNesterov())
+    for rule in (Mean(), NonnegativeMean(), Nesterov(), HeavyBall(), adam(), yogi(), adagrad(), DelayedNesterov(), NoLoCo())
 }
 
 

@@ -13,6 +13,7 @@ from wantrain.optimizers.eager import EagerOptions, eager
 from wantrain.optimizers.fedopt import FedAdagradOptions, FedAdamOptions, fedopt
 from wantrain.optimizers.local_adam import LocalAdamOptions, local_adam
 from wantrain.optimizers.local_sgd import LocalSgdOptions, local_sgd
+from wantrain.optimizers.noloco import NolocoOptions, noloco
 from wantrain.optimizers.options import nearest, read_options
 from wantrain.optimizers.stream import Stream, Wire
 from wantrain.optimizers.streaming_diloco import StreamingDilocoOptions, streaming_diloco
@@ -47,6 +48,7 @@ METHODS: dict[str, Method[Any]] = {
     "fedadam": Method(FedAdamOptions, partial(fedopt, "adam")),
     "fedyogi": Method(FedAdamOptions, partial(fedopt, "yogi")),
     "fedadagrad": Method(FedAdagradOptions, partial(fedopt, "adagrad")),
+    "noloco": Method(NolocoOptions, noloco, codec="fp32"),
 }
 
 

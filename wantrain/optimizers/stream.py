@@ -58,7 +58,7 @@ class Stream:
     merge_options: tuple[tuple[str, float], ...] = ()
     """Options of the rule as (name, value), sorted, so that a stream can be hashed and compared."""
     topology: str = "auto"
-    """Who sends what to whom: `direct`, `ring`, or `auto` to let each sync choose."""
+    """Who sends what to whom: `direct`, `ring`, or `auto` to let each sync choose; `pair`: in random pairs."""
     codec: str = "int8"
     """Codec of the way up: contributions."""
     down: str = ""
@@ -93,6 +93,11 @@ class Stream:
     def uneven(self) -> bool:
         """Whether rounds differ in length, so that the commit log has to say how far the run is."""
         return self.schedule != "fixed" or bool(self.schedule_options)
+
+    @property
+    def gossip(self) -> bool:
+        """Whether every peer has a phi of its own: a sync is an exchange of two, and of no others' concern."""
+        return self.topology == "pair"
 
     def due(self, step: int) -> bool:
         """Whether a stream of even rounds contributes after the trainer's own inner step `step` (>= 1)."""

@@ -43,10 +43,12 @@ class Attempts:
     Args:
         me: this peer.
         indices: last applied sync of every stream; the participant's own, only read here.
+        gossip: streams whose syncs are not of all peers, so that their indices may leave some out.
     """
 
     me: str
     indices: Mapping[str, int]
+    gossip: frozenset[str] = frozenset()
     running: dict[str, Attempt] = field(default_factory=dict)
     _over: dict[str, int] = field(default_factory=dict)
     """Per stream: attempts up to this number are over for this peer."""
@@ -64,8 +66,11 @@ class Attempts:
 
     def is_new(self, start: Start) -> bool:
         """Whether a START is for the sync that comes next, and for a later attempt than any seen here."""
-        sync = start.sync
-        return self.indices.get(sync.stream, -2) + 1 == sync.index and sync.attempt > self.latest(sync.stream)
+        return self._is_next(start.sync) and start.sync.attempt > self.latest(start.sync.stream)
+
+    def _is_next(self, sync: SyncId) -> bool:
+        last = self.indices.get(sync.stream)
+        return last is not None and (last + 1 == sync.index or (sync.stream in self.gossip and sync.index > last))
 
     def latest(self, stream: str) -> int:
         """The latest attempt of the stream that was seen here; 0 if none."""
@@ -142,7 +147,7 @@ class Attempts:
         return []
 
     def _is_early(self, sync: SyncId) -> bool:
-        if len(self._early) >= MAX_EARLY or self.indices.get(sync.stream, -2) + 1 != sync.index:
+        if len(self._early) >= MAX_EARLY or not self._is_next(sync):
             return False
         running = self.running.get(sync.stream)
         return sync.attempt > max(self._over.get(sync.stream, 0), running.sync.attempt if running is not None else 0)

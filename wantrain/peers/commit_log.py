@@ -92,13 +92,16 @@ class CommitLog:
         digest: bytes,
         steps: int = 0,
         pace_s: float = 0.0,
+        *,
+        consensus: bool = False,
     ) -> CommitRecord:
         """The line that comes after all lines, also those that are being written; `steps`: of this sync alone."""
         waiting = [persist.record for persist, _ in self._pending if isinstance(persist, PersistCommit)]
         number, chain = (waiting[-1].number, waiting[-1].chain) if waiting else (self.head, self.chain(self.head))
         before = self.newest.get(sync.stream)
         steps += before.steps if before is not None else 0
-        return CommitRecord(number + 1, sync, contributors, weights, digest, next_link(chain, digest), steps, pace_s)
+        link = next_link(chain, digest)
+        return CommitRecord(number + 1, sync, contributors, weights, digest, link, steps, pace_s, consensus)
 
     def append(self, record: CommitRecord) -> None:
         """The line is durable."""

@@ -72,6 +72,7 @@ class Contributions:
         self._me = me
         self._name = name
         self._streams = {stream.name: stream for stream in streams}
+        self._gossip = frozenset(stream.name for stream in streams if stream.gossip)
         self._recovery = recovery
         self._attempts = attempts
         self._trainer: _Trainer | None = None
@@ -127,7 +128,7 @@ class Contributions:
         """A trainer that has outlived its daemon came back."""
         self.attached(event.boot, event.manifest)
         assert self._trainer is not None
-        self._trainer.inheritance = Inheritance(self._me, event.held, event.received, event.indices)
+        self._trainer.inheritance = Inheritance(self._me, event.held, event.received, event.indices, self._gossip)
 
     @property
     def inheritance(self) -> Inheritance | None:
@@ -263,6 +264,8 @@ class Contributions:
     def decide(self, record: CommitRecord) -> list[Effect]:
         """A sync is committed: what was staged for it is decided."""
         sync = record.sync
+        if sync.stream in self._gossip and self._me not in record.contributors:
+            return []
         self.tempo.committed(record)
         shares = dict(zip(record.contributors, record.weights, strict=False))
         mine, total = shares.get(self._me), sum(shares.values())

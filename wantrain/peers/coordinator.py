@@ -74,6 +74,7 @@ from wantrain.peers.messages import (
     Welcome,
 )
 from wantrain.peers.offences import Offences
+from wantrain.peers.pairing import Pairing
 from wantrain.peers.planner import Planner
 from wantrain.peers.save_duty import SaveDuty
 from wantrain.peers.state_votes import StateVotes
@@ -138,10 +139,12 @@ class Coordinator:
         self.epoch = history.epoch
         self.log = CommitLog(history)
         self.membership = Membership(facts.policy, history.view)
-        self.rounds: dict[str, rounds.Round] = {}
+        self.rounds: dict[str, rounds.Round | Pairing] = {}
         self.links = LinkTable()
         self.offences = Offences()
         self.leases = Leases(history.leases, facts.policy.suspect_ceiling_s, self.name_of)
+        self._gossip = any(stream.gossip for stream in facts.streams)
+        """Whether every peer has a state of its own."""
         first = lead(facts.streams)
         self._lead = "" if first is None else first.name
         """The stream whose commits confirm what its contributors have drawn of the data."""
@@ -323,6 +326,8 @@ class Coordinator:
 
     def _welcome(self, peer: str) -> Welcome:
         indices = {stream.name: self.log.committed[stream.name] for stream in self.facts.streams}
+        # A newcomer's first sync comes after all that a former process of it may have been in.
+        indices |= {name: current.index - 1 for name, current in self.rounds.items() if isinstance(current, Pairing)}
         head = self.head
         self._revision += 1
         newest = self.log.newest
@@ -399,7 +404,7 @@ class Coordinator:
         self.links.reported(peer, report.paths, report.unreached)
         refetch = self._foreign_history(report)
         behind = self.head - report.log_number
-        current = not refetch and report.log_number >= 0 and behind <= 2 * len(self.facts.streams)
+        current = not refetch and report.log_number >= 0 and behind <= self._few
         effects = self._member(Heard(peer, report, current), now)
         self.saves.reported(peer, -1 if refetch else report.saved)
         if not refetch and report.saved > (before.saved if before is not None else -1):
@@ -452,6 +457,11 @@ class Coordinator:
             return f"another history up to log number {report.log_number}"
         return ""
 
+    @property
+    def _few(self) -> int:
+        """How many lines of the log are written in the time of one sync of every stream and one more."""
+        return 2 * len(self.facts.streams) * max(1, len(self.membership.members) if self._gossip else 1)
+
     def _outdated(
         self, peer: str, number: int, chain: bytes, reason: str, now: float, stands: bytes = b""
     ) -> list[CoordinatorEffect]:
@@ -465,7 +475,7 @@ class Coordinator:
     def _compare_state(self, peer: str, report: Report, now: float) -> list[CoordinatorEffect]:
         """Who holds another state than most at its log number fetches anew what differs, even if further by now."""
         number = report.state_number
-        if number < 0 or number != report.log_number or not report.state_digest:
+        if self._gossip or number < 0 or number != report.log_number or not report.state_digest:
             return []
         verdict = self._votes.vote(peer, number, report.state_digest, self.membership.members, now)
         effects: list[CoordinatorEffect] = []
@@ -490,7 +500,7 @@ class Coordinator:
     def _lease(self, peer: str, report: Report, now: float) -> list[CoordinatorEffect]:
         """What a report says of the trainer as a reader of data, and the answers to what it asks."""
         round_now = self.rounds.get(self._lead)
-        busy = round_now.start.contributors if round_now is not None and round_now.start is not None else ()
+        busy = round_now.busy if round_now is not None else ()
         staged = {line.drawn.reader for line in report.syncs if line.stream == self._lead and line.staged}
         back = self.leases.reported(peer, report.reader, staged, busy=peer in busy, now=now)
         effects = self._write_leases(back)
@@ -566,6 +576,18 @@ class Coordinator:
         for stream in self.facts.streams:
             elements, chunks = stream_elements(stream, self.manifest), stream_chunks(stream, self.manifest)
             planner = Planner(stream, elements, chunks, self.links)
+            if stream.gossip:
+                self.rounds[stream.name] = Pairing(
+                    stream.name,
+                    planner.plan,
+                    [record for record in self.records if record.sync.stream == stream.name],
+                    self.facts.policy,
+                    self._next_attempt,
+                    self.name_of,
+                    offences=self.offences,
+                    together=planner.together,
+                )
+                continue
             self.rounds[stream.name] = rounds.Round(
                 stream.name,
                 planner.plan,
@@ -644,7 +666,7 @@ class Coordinator:
         known = [self.membership.peers[peer].report for peer in start.contributors if peer in self.membership.peers]
         pace_s = pace_of(report.step_s for report in known if report is not None)
         made = (start.contributors, start.weights, done.digest, done.steps, pace_s)
-        record = self.log.next_record(start.sync, *made)
+        record = self.log.next_record(start.sync, *made, consensus=start.consensus)
         if start.sync.stream == self._lead:
             self.leases.committed(record.number, done.drawn)
         timing = {
@@ -658,6 +680,8 @@ class Coordinator:
 
         def announce(now: float) -> list[CoordinatorEffect]:
             self.log.append(record)
+            if isinstance(current := self.rounds.get(start.sync.stream), Pairing):
+                current.committed(record)
             self.offences.contributed(start.contributors)
             self._timing[record.number] = {**timing, "committed_at": now}
             self._timing.pop(record.number - TIMINGS_KEPT, None)
@@ -666,7 +690,9 @@ class Coordinator:
             commit = Commit((record,), self.head)
             effects: list[CoordinatorEffect] = [Send(peer, commit) for peer in self.membership.alive]
             effects.append(Announce("commit", details))
-            return effects + self._round(start.sync.stream, rounds.Persisted(), now)
+            if record.consensus:
+                effects += self._save_if_due(now)  # before anybody goes on from there
+            return effects + self._round(start.sync.stream, rounds.Persisted(start.sync.attempt), now)
 
         return self.log.write(PersistCommit(record, self.leases.rows()), announce)
 
@@ -690,7 +716,15 @@ class Coordinator:
 
     def _save_if_due(self, now: float) -> list[CoordinatorEffect]:
         effects: list[CoordinatorEffect] = []
-        for ask in self.saves.tick(self.head, self.membership.members, now):
+        members, least = self.membership.members, 0
+        for pairing in [current for current in self.rounds.values() if isinstance(current, Pairing)]:
+            members, least = self._savers(pairing), pairing.agreed
+            if not members:
+                return []
+        asks = self.saves.tick(self.head, members, now, least=least)
+        for pairing in [current for current in self.rounds.values() if isinstance(current, Pairing)]:
+            pairing.held_back = self.saves.writer
+        for ask in asks:
             leases = self.leases.snapshot(ask.number)
             extra = json.dumps({"leases": leases}) if leases else ""
             if len(extra) > MAX_EXTRA:
@@ -700,16 +734,30 @@ class Coordinator:
             effects.append(Send(ask.peer, SaveState(ask.number, extra)))
         return effects
 
+    def _savers(self, pairing: Pairing) -> tuple[str, ...]:
+        """Who may save the state of a gossip run: who still is where all replicas have come to one; else they have to.
+
+        Whoever does it is in no exchange until it is done.
+        """
+        agreed = pairing.agreed_still(self.membership.members)
+        writing = self.saves.writer in agreed
+        pending = self.saves.pending(self.head)
+        pairing.held_back = self.saves.writer if pending and writing else ""
+        pairing.wants_consensus = (
+            pending and not writing and not (agreed and pairing.agreed >= self.saves.due(self.head))
+        )
+        return agreed if pending and not pairing.wants_consensus else ()
+
     def _drop_cut_off(self, now: float) -> list[CoordinatorEffect]:
         """Who is cut off and behind holds the run's state no longer: nobody is to fetch the old one from it."""
-        cut_off, oldest = self.cut_off(), self.head - 2 * len(self.facts.streams)
+        cut_off, oldest = self.cut_off(), self.head - self._few
         reports = self.membership.reports if cut_off else {}
         behind = [peer for peer in cut_off if peer in reports and reports[peer].log_number < oldest]
         return [effect for peer in behind for effect in self._member(Outdated(peer), now)]
 
     def _say_why(self) -> list[CoordinatorEffect]:
         """Tell those who are ready for whom they wait."""
-        told = {peer: current.reason for current in self.rounds.values() if current.reason for peer in current.ready}
+        told = {peer: why for current in self.rounds.values() for peer, why in current.told().items()}
         told |= self.cut_off()
         return [Send(peer, Waiting(reason)) for peer, reason in told.items()]
 

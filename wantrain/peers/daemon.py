@@ -415,6 +415,8 @@ class PeerDaemon:
         stats["bytes_received"] = float(sum(counter.bytes_received for counter in counters))
         stats["fetched_bytes"] = float(self.peer.fetched_bytes)
         stats["pause_s"] = self.peer.pause_s
+        if self.peer.spread is not None:
+            stats["replica_spread"] = self.peer.spread
         stats["dropped"], stats["unasked"] = float(self._drops.total), float(self.peer.unasked)
         stats["peak_bytes"] = float(peak_bytes())
         if engine is not None:

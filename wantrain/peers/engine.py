@@ -16,6 +16,7 @@ from blake3 import blake3
 from torch import Tensor
 
 from wantrain.errors import CodecError, ProtocolBug, WantrainError
+from wantrain.optimizers.noloco import NoLoCo
 from wantrain.optimizers.stream import Stream
 from wantrain.peers.averaging import Averager, sees_all
 from wantrain.peers.inheritance import GRANTED, MERGING, MOVING, STAGING, STARTING, Held, Mark
@@ -293,7 +294,7 @@ class Engine:
         """
         vector = self._vectors[stream]
         start, stop = vector.bounds[chunk]
-        if vector.up.name == PLAIN:
+        if vector.up.name == PLAIN and not vector.stream.gossip:
             if not vector.used.finite:
                 raise not_finite(PLAIN)
             return bytes_of(vector.used.values[start:stop])
@@ -391,6 +392,35 @@ class Engine:
                 vector.down.decode(as_tensor(payload), mean)
                 slots = tuple(slot[start:stop] for slot in vector.slots)
                 vector.rule.apply(vector.phi[start:stop], mean, slots, options, scratch)
+        vector.decided = None
+
+    def agree(self, stream: str, payloads: Sequence[Payload]) -> None:
+        """Let a gossip stream's phi become the mean that these chunks hold, as all who took part in it do."""
+        vector = self._vectors[stream]
+        if not isinstance(vector.rule, NoLoCo):
+            raise ProtocolBug(f"stream {stream} has a common phi already")
+        for (start, stop), payload in zip(vector.bounds, payloads, strict=True):
+            mean = self._mean[: stop - start]
+            vector.down.decode(as_tensor(payload), mean)
+            slots = tuple(slot[start:stop] for slot in vector.slots)
+            vector.rule.agree(vector.phi[start:stop], mean, slots, vector.options)
+        vector.decided = None
+
+    def spread(self, stream: str, payloads: Sequence[Payload]) -> float:
+        """Estimate of the replicas' standard deviation, from the mean of a pair that this peer's contribution is in.
+
+        Of two independent replicas theta_i - theta_j has a root mean square of sqrt(2) times that, and v_i - mean v,
+        which is known here, is half of it. To be called before `apply`; 0.0 if the contribution is not known any more.
+        """
+        vector, square = self._vectors[stream], 0.0
+        if vector.decided is None or not isinstance(vector.rule, NoLoCo):
+            return 0.0
+        for (start, stop), payload in zip(vector.bounds, payloads, strict=True):
+            mean, own = self._mean[: stop - start], self._scratch[: stop - start]
+            vector.down.decode(as_tensor(payload), mean)
+            vector.rule.offer(vector.phi[start:stop], vector.decided.values[start:stop], vector.options, own)
+            square += square_norm(own.sub_(mean))
+        return math.sqrt(2.0 * square / max(vector.elements, 1))
 
     # ---- error feedback
 
@@ -404,6 +434,7 @@ class Engine:
             vector.residual.settle(vector.used.values if taken else None, (self._mean, self._scratch))
         if vector.ahead is not None and vector.contribution is not None:
             vector.ahead.settle(keep=not taken and vector.stream.late == "rebase")
+        vector.decided = vector.contribution if taken and vector.stream.gossip else None
         vector.contribution = None  # and with it the memory of a trainer that is gone
 
     def forget_residuals(self) -> None:

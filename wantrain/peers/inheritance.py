@@ -79,12 +79,14 @@ class Inheritance:
         held: what the former daemon left.
         received: per stream, the Granted messages that the trainer has received.
         indices: per stream, the last sync that the trainer has adopted.
+        gossip: streams of which lines that do not name this peer are of no concern here.
     """
 
     me: str
     held: Held
     received: Mapping[str, int]
     indices: Mapping[str, int]
+    gossip: frozenset[str] = frozenset()
     next: int = 0
     """The next line to read."""
     foreign: str = ""
@@ -125,7 +127,7 @@ class Inheritance:
             self._chain = record.chain
             self.next += 1
             for stream, pending in self.pending.items():
-                if stream == record.sync.stream:
+                if stream == record.sync.stream and (stream not in self.gossip or self.me in record.contributors):
                     pending.observe(record, self.me)
 
     def known(self, applied: int, head: int, genesis: bytes) -> bool:

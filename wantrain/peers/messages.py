@@ -95,6 +95,8 @@ class CommitRecord:
     """Inner steps of the run up to this sync, as its stream counts them."""
     pace_s: Measured = 0.0
     """Seconds of an inner step of the fastest contributor; 0 if unknown."""
+    consensus: Flag = False
+    """Of a gossip stream: everybody in it took over the mean itself, whereas a pair moves towards its mean."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -434,6 +436,8 @@ class Start:
     receivers: Peers
     shards: Annotated[tuple[Count, ...], Field(max_length=MAX_PEERS)]
     topology: Annotated[str, Field(strict=True, pattern="^(direct|ring)$")] = "direct"
+    consensus: Flag = False
+    """See `CommitRecord.consensus`."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -151,8 +151,9 @@ class Participant:
         self.log = UpdateLog(facts.keep_bytes, facts.keep_updates)
         self.left = False
         self._neighbours = Neighbours(facts.me, facts.hello.address)
-        self._recovery = Recovery(facts.streams, COORDINATOR)
-        self._attempts = Attempts(facts.me, self._recovery.indices)
+        self._recovery = Recovery(facts.streams, COORDINATOR, facts.me)
+        gossip = frozenset(stream.name for stream in facts.streams if stream.gossip)
+        self._attempts = Attempts(facts.me, self._recovery.indices, gossip)
         self._mine = Contributions(facts.me, facts.hello.name, facts.streams, self._recovery, self._attempts)
         self._wants = Wants()
         self._saving = Saving(facts.saved, [stream.name for stream in facts.streams])
@@ -691,6 +692,9 @@ class Participant:
             effects += more
             if line is None or (self._saving.holds and self._streams[line.sync.stream].held):
                 break
+            if recovery.passes(line):
+                recovery.pass_by(line, now)
+                continue
             payloads = self._payloads(line)
             if payloads is None:
                 effects += recovery.fetch(line, now)
@@ -722,7 +726,7 @@ class Participant:
         self._saving.moved_on()
         attempt = self._attempts.of(record.sync)
         alone = record.contributors == (self.facts.me,) and attempt is not None and not attempt.start.receivers
-        self._sole = record.number if alone else 0
+        self._sole = record.number if alone and not self._streams[name].gossip else 0
         self._attempts.close(name)
         settled = self._mine.decide(record)
         if not payloads and self._recovery.chunks[name]:

@@ -110,6 +110,8 @@ class Tensors(Protocol):
     def digest(self, payload: Payload) -> bytes: ...
     def size_bytes(self, payload: Payload) -> int: ...
     def apply(self, stream: str, payloads: Sequence[Payload], skip: frozenset[int], index: int) -> None: ...
+    def agree(self, stream: str, payloads: Sequence[Payload]) -> None: ...
+    def spread(self, stream: str, payloads: Sequence[Payload]) -> float: ...
     def grant(
         self, stream: str, kind: str, answer: Granted | None = None, count: int = 0, share: float = 1.0
     ) -> None: ...
@@ -182,6 +184,8 @@ class Peer:
         self.tensors: Tensors | None = None
         self.values: dict[str, float] = {}
         """Numbers from the trainer's `swarm.log`."""
+        self.spread: float | None = None
+        """Of a gossip stream: the replicas' standard deviation, estimated from the last pair that it was in."""
         self._around = around
         self._streams = {stream.name: stream for stream in core.facts.streams}
         self._events: deque[Event] = deque()
@@ -514,7 +518,12 @@ class Peer:
 
     def _apply(self, effect: Apply) -> None:
         record = effect.record
-        self._tensors.apply(record.sync.stream, effect.payloads, effect.skip, record.sync.index)
+        if record.consensus:
+            self._tensors.agree(record.sync.stream, effect.payloads)
+        else:
+            if self._streams[record.sync.stream].gossip and len(record.contributors) > 1:
+                self.spread = self._tensors.spread(record.sync.stream, effect.payloads)
+            self._tensors.apply(record.sync.stream, effect.payloads, effect.skip, record.sync.index)
         size_bytes = sum(map(self._tensors.size_bytes, effect.payloads))
         self.core.log.append(record, effect.payloads, size_bytes)
         self._digest = None

@@ -51,7 +51,7 @@ class Planner:
         peers = frozenset((*contributors, *receivers))
         chunk_bytes = max(bits(up), bits(down)) * self.elements / 8 / max(self.chunks, 1)
         choice = choose(
-            "direct" if direct else self.stream.topology,
+            "direct" if direct or self.stream.gossip else self.stream.topology,
             contributors,
             receivers,
             chunks=self.chunks,

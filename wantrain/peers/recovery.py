@@ -34,9 +34,10 @@ class Recovery:
     Args:
         streams: the run's streams.
         coordinator: name under which the coordinator is told things.
+        me: this peer.
     """
 
-    def __init__(self, streams: Sequence[Stream], coordinator: str) -> None:
+    def __init__(self, streams: Sequence[Stream], coordinator: str, me: str = "") -> None:
         self.applied = -1
         """Last commit applied to the state at hand; -1 before there is a state."""
         self.chain = b""
@@ -55,6 +56,7 @@ class Recovery:
         """Whether the run has given up the history that this peer stood in: then only `reset` helps."""
         self._streams = {stream.name: stream for stream in streams}
         self._coordinator = coordinator
+        self._me = me
         self._records: dict[int, CommitRecord] = {}
         self._anchor: Position | None = None
         """A known place in the history, to tell from it what a snapshot contains."""
@@ -255,7 +257,11 @@ class Recovery:
             self.given_up = self._own_anchor
             return self.snapshot_again(now), []
         sign = -1 if base < anchor.number else 1
-        for name in self.indices:
+        for name, stream in self._streams.items():
+            if stream.gossip:  # at least that of any line up to here that names this peer: none of them is its own
+                above = [record.sync.index for record in between if record.sync.stream == name]
+                self.indices[name] = max([anchor.indices[name], *above])
+                continue
             self.indices[name] = anchor.indices[name] + sign * sum(record.sync.stream == name for record in between)
         skipped = between if self._own_anchor and sign > 0 else []
         self.applied, self.chain, self._anchor, self._own_anchor = base, chain, None, False
@@ -392,6 +398,22 @@ class Recovery:
         del self._records[record.number]
         return ([] if self.complete else self.snapshot_again(now)), None
 
+    def passes(self, record: CommitRecord) -> bool:
+        """Whether a line leaves this peer's state as it is: an exchange of others, or of a former state of this peer.
+
+        That one was lost, with the state that was made of it; the indices of a state begin behind it.
+        """
+        if not self._streams[record.sync.stream].gossip:
+            return False
+        return self._me not in record.contributors or record.sync.index <= self.indices[record.sync.stream]
+
+    def pass_by(self, record: CommitRecord, now: float) -> None:
+        """Go past such a line. The state's digest is what it was."""
+        number, digest = self.state_digest
+        self._move_to(record, now)
+        if number == record.number - 1:
+            self.state_digest = (record.number, digest)
+
     def covered(self, record: CommitRecord) -> bool:
         """Whether every chunk of the line's stream was fetched at this line or later: there is nothing to replay."""
         chunks = [k for k, (stream, _) in enumerate(self.state_chunks) if stream == record.sync.stream]
@@ -421,16 +443,19 @@ class Recovery:
             for k, (stream, chunk) in enumerate(self.state_chunks)
             if stream == record.sync.stream and self._taken.get(k, (-1, b""))[0] >= record.number
         )
-        self.applied, self.chain = record.number, record.chain
         self.indices[record.sync.stream] = record.sync.index
-        del self._records[record.number]
         if self._update is not None:
             self._chase.update.add(now - self._update.begun_at)
         self._update = None
+        self._move_to(record, now)
+        return skip
+
+    def _move_to(self, record: CommitRecord, now: float) -> None:
+        self.applied, self.chain = record.number, record.chain
+        del self._records[record.number]
         self._leave_behind()
         self._moved_at = now
         self._resumed = self._resumed and self.applied < self.head
-        return skip
 
     def update_came(self, event: FromPeer, number: int, chunk: int, now: float) -> list[Effect]:
         """A chunk of the update that is being fetched."""
@@ -468,6 +493,9 @@ class Recovery:
         update = self._update
         if update is None:
             return []
+        if isinstance(event, catchup.Sources) and self._streams[update.record.sync.stream].gossip:
+            holders = update.record.contributors  # nobody else has it
+            event = replace(event, peers=tuple(peer for peer in event.peers if peer in holders))
         vain = update.vain
         effects = update.handle(event, now)
         if update.vain > vain and update.dropped and self._streams[update.record.sync.stream].held:
@@ -490,7 +518,22 @@ class Recovery:
         if replaying and now - self._moved_at >= STUCK_S:
             self.given_up = self._own_anchor
             effects += self.snapshot_again(now)
-        return effects + self._despair(now) + self._ask_lines(now)
+        return effects + self._enter_anew(now) + self._despair(now) + self._ask_lines(now)
+
+    def _enter_anew(self, now: float) -> list[Effect]:
+        """Of a gossip stream, an update that nobody keeps any more: take over another peer's state, as a newcomer does.
+
+        The other one of the pair may have applied it; so this peer's own state, which has not, is not to be used on.
+        While there is no other state to be had this one is better than none, and the run may yet go back to it.
+        """
+        update = self._update
+        if update is None or not self._sources or not self._streams[update.record.sync.stream].gossip:
+            return []
+        if set(update.record.contributors) != {self._me} and now - self._moved_at < STUCK_S:
+            return []
+        self._floor = update.record.number
+        note = Note("enters-anew", {"number": update.record.number, "reason": "nobody keeps the update any more"})
+        return [note, *self.snapshot_again(now)]
 
     def _ask_lines(self, now: float) -> list[Effect]:
         """Ask for lines of the commit log that are missing: around a snapshot, or in a gap."""

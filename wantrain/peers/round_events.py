@@ -50,7 +50,9 @@ class Seen:
 
 @dataclass(frozen=True, slots=True)
 class Persisted:
-    """The commit is durable."""
+    """The commit of this attempt is durable."""
+
+    attempt: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -76,6 +76,8 @@ class Round:
         weighted: whether contributions count by the weights that peers report.
         offences: who has contributed what cannot be used; the run's, for all streams.
         together: how many of some contributors could go on with each other.
+        moves: how long attempts took so far, if others have made some already.
+        consensus: whether those in it are to agree on one value; see `CommitRecord.consensus`.
     """
 
     def __init__(
@@ -90,6 +92,8 @@ class Round:
         weighted: bool = True,
         offences: Offences | None = None,
         together: Callable[[tuple[str, ...]], int] = len,
+        moves: Duration | None = None,
+        consensus: bool = False,
     ) -> None:
         self.stream = stream
         self.index = index
@@ -104,6 +108,7 @@ class Round:
         self._weighted = weighted
         self._offences = offences or Offences()
         self._together = together
+        self._consensus = consensus
         self._view = 0
         self._live: dict[str, None] = {}
         """Peers of the view, in order."""
@@ -125,7 +130,7 @@ class Round:
         """In the longest of their contributions."""
         self._started_at = 0.0
         self._progress_at = 0.0
-        self._move = Duration()
+        self._move = moves or Duration()
         self._choice = Choice("direct", (), (), (), 0.0, "")
         self._direct_only = False
         """Whether a ring has stalled in this sync, which does not show who stalls it."""
@@ -176,6 +181,15 @@ class Round:
         if self.phase is Phase.GATHERING:
             return tuple(self._late) if self._ready else ()
         return tuple(self._undone)
+
+    @property
+    def busy(self) -> tuple[str, ...]:
+        """Contributors to what is moved or committed now."""
+        return self.start.contributors if self.start is not None else ()
+
+    def told(self) -> dict[str, str]:
+        """What those who are ready may be told about why nothing happens."""
+        return dict.fromkeys(self.ready, self.reason) if self.reason else {}
 
     def age_s(self, now: float) -> float:
         """Seconds since the sync's first peer was ready, or the attempt was started."""
@@ -337,6 +351,7 @@ class Round:
             receivers=choice.receivers,
             shards=choice.shards,
             topology=choice.topology,
+            consensus=self._consensus,
         )
         self.phase = Phase.MOVING
         self._started_at = self._progress_at = now

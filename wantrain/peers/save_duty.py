@@ -54,6 +54,10 @@ class SaveDuty:
         regular = head - head % self.every if self.every and head >= self.every else -1
         return max(regular, min(self._demanded, head))
 
+    def pending(self, head: int) -> bool:
+        """Whether a state is due and not on disk yet."""
+        return self.due(head) > (self._done if self._done <= head else -1)
+
     def demand(self, head: int) -> None:
         """The state as it is now is wanted."""
         self._demanded = head
@@ -71,13 +75,14 @@ class SaveDuty:
         if peer == self.writer:
             self._replace(reason)
 
-    def tick(self, head: int, members: Sequence[str], now: float) -> list[Ask]:
+    def tick(self, head: int, members: Sequence[str], now: float, *, least: int = 0) -> list[Ask]:
         """Ask somebody if a state is due.
 
         Args:
             head: last committed log number.
             members: who holds the run's state.
             now: time in seconds.
+            least: the state is to be one of this log number or a later one, also if an earlier one is due.
         """
         number = self.due(head)
         if self._done > head:  # the log went back
@@ -94,7 +99,7 @@ class SaveDuty:
             able = [peer for peer in sorted(members) if peer not in self._tried]
             if able:
                 turn = number // self.every if self.every else number
-                self.writer, self.number = able[turn % len(able)], number
+                self.writer, self.number = able[turn % len(able)], max(number, least)
                 self._began_at = self._asked_at = now
                 return [Ask(self.writer, number)]
             if self._tried:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from wantrain.errors import ProtocolBug
 from wantrain.optimizers.merge import Merge, merge
+from wantrain.optimizers.noloco import NoLoCo
 from wantrain.optimizers.stream import Stream
 from wantrain.peers.ahead import Ahead
 from wantrain.peers.residual import Residual
@@ -53,6 +54,8 @@ class Vector:
     """The last update of a `grad` stream, encoded; it is decoded straight into the trainer's memory."""
     incoming: StagedValues | None = None
     contribution: StagedValues | None = None
+    decided: StagedValues | None = None
+    """Of a gossip stream: the contribution that the update to be applied next has in it."""
 
     @property
     def used(self) -> StagedValues:
@@ -68,10 +71,14 @@ class Vector:
     def own(self, chunk: int, out: Tensor) -> Tensor:
         """fp32[n] of what this peer contributes to a chunk: what was staged, with the residual if there is one.
 
-        The latter is made in `out`, fp32 of n or more; what was staged is never changed.
+        Without a common phi it is what the rule makes of it. That, or the sum with the residual, is made in `out`, fp32
+        of n or more; what was staged is never changed.
         """
         start, stop = self.bounds[chunk]
         values = self.used.values[start:stop]
+        if isinstance(self.rule, NoLoCo):
+            self.rule.offer(self.phi[start:stop], values, self.options, out[: stop - start])
+            return out[: stop - start]
         return values if self.residual is None else self.residual.add_to(chunk, values, out)
 
     def add(self, chunk: int, weight: float, payload: Payload | None, total: Tensor, scratch: Tensor) -> None:

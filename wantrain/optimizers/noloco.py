@@ -1,0 +1,116 @@
+"""NoLoCo: gossip in random pairs, every peer with weights and momentum of its own (arXiv 2506.10911)."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated
+
+import torch
+from torch import Tensor
+
+from wantrain.errors import ConfigError
+from wantrain.optimizers.options import Range
+from wantrain.optimizers.stream import Stream, Wire
+
+WHOLE_VALUES = ("fp32", "bf16")
+"""Formats that bear weights as they are. There is no common phi that a difference could be taken to."""
+
+
+@dataclass(frozen=True, slots=True)
+class NolocoOptions:
+    """Options of `noloco`. The paper's: every 50, alpha 0.5, beta 0.7, gamma as beta; inner gradients clipped to 1."""
+
+    every: Annotated[int, Range(1, 10**9)] = 50
+    """H: inner steps between two exchanges of a peer."""
+    alpha: Annotated[float, Range(0, 1, open_high=True)] = 0.5
+    """Momentum of each peer's own outer steps."""
+    beta: Annotated[float, Range(0, 1000, open_low=True)] = 0.7
+    """Weight of the pair's mean outer gradient."""
+    gamma: Annotated[float, Range(0, 1000, open_low=True)] = 0.7
+    """Pull towards the pair's mean; under 2 * (1 - alpha**2), or the replicas fly apart."""
+
+
+def noloco(options: NolocoOptions, wire: Wire) -> tuple[Stream, ...]:
+    """One stream, exchanged in pairs that are drawn at random; a peer without a partner takes the step alone.
+
+    d_i <- alpha d_i + beta mean_j(theta_j - phi_j) + gamma (mean_j phi_j - phi_i); phi_i <- phi_i + d_i;
+    theta_i <- phi_i: the paper's outer step, with means over the pair. The mean of all phi_i follows heavy ball on the
+    mean outer gradient.
+
+    Raises:
+        ConfigError: the replicas would fly apart, or the codec is too coarse for weights.
+    """
+    bound = 2 * (1 - options.alpha**2)
+    if options.gamma >= bound:
+        raise ConfigError(
+            f"noloco: gamma is {options.gamma}; allowed with alpha = {options.alpha}: a number < {bound:.4g}, which is "
+            "2 * (1 - alpha**2): beyond it the replicas move apart by themselves",
+            hint="lower gamma or alpha; the paper's are 0.7 and 0.5",
+        )
+    for codec in (wire.codec, wire.down or wire.codec):
+        if codec.partition("+")[0] not in WHOLE_VALUES:
+            raise ConfigError(
+                f"noloco: codec is {codec!r}; allowed: {' or '.join(WHOLE_VALUES)}, as peers exchange weights and not "
+                "differences to a value that both hold",
+                hint='leave codec out of [wire], or set it to "fp32"; bf16 loses what moves a weight by less than 0.2 %',
+            )
+    return (
+        Stream(
+            name="param",
+            every=options.every,
+            merge=NoLoCo.name,
+            merge_options=(("alpha", options.alpha), ("beta", options.beta), ("gamma", options.gamma)),
+            codec=wire.codec,
+            down=wire.down,
+            topology="pair",
+        ),
+    )
+
+
+class NoLoCo:
+    """The rule of a pair, with one value on the wire: v_j = (gamma / beta) phi_j - (phi_j - theta_j).
+
+    As beta mean(theta - phi) + gamma mean(phi) = beta mean(v), the step of peer i is d_i <- alpha d_i +
+    beta (mean v - (gamma / beta) phi_i); phi_i <- phi_i + d_i. With gamma = beta, v_j is theta_j.
+    """
+
+    name = "noloco"
+    slots: tuple[str, ...] = ("momentum",)
+    options: Mapping[str, float] = {"alpha": 0.5, "beta": 0.7, "gamma": 0.7}
+
+    def start(self, options: Mapping[str, float]) -> tuple[float, ...]:
+        return (0.0,)
+
+    def offer(self, phi: Tensor, delta: Tensor, options: Mapping[str, float], out: Tensor) -> None:
+        """out <- v, what a peer sends. All are fp32[n]; delta is phi - theta."""
+        if options["gamma"] == options["beta"]:
+            torch.sub(phi, delta, out=out)
+        else:
+            torch.mul(phi, options["gamma"] / options["beta"], out=out)
+            out.sub_(delta)
+
+    def apply(
+        self, phi: Tensor, delta: Tensor, state: tuple[Tensor, ...], options: Mapping[str, float], scratch: Tensor
+    ) -> None:
+        """One step; see `merge.Merge`. What it gets as `delta` is the mean of v over the group."""
+        (momentum,) = state
+        momentum.mul_(options["alpha"])
+        if options["gamma"] == options["beta"]:
+            delta.sub_(phi)
+        else:
+            torch.mul(phi, options["gamma"] / options["beta"], out=scratch)
+            delta.sub_(scratch)
+        delta.mul_(options["beta"])
+        momentum.add_(delta)
+        phi.add_(momentum)
+
+    def agree(self, phi: Tensor, mean: Tensor, state: tuple[Tensor, ...], options: Mapping[str, float]) -> None:
+        """All replicas become one: phi <- (beta / gamma) mean of v, d <- 0.
+
+        That is a plain outer step of rate beta / gamma from the mean of all phi; with gamma = beta, the mean of theta.
+        """
+        (momentum,) = state
+        if options["gamma"] == options["beta"]:
+            phi.copy_(mean)
+        else:
+            torch.mul(mean, options["beta"] / options["gamma"], out=phi)
+        momentum.zero_()
