@@ -512,7 +512,8 @@ class Recovery:
             effects += self._fetch_state(catchup.Sources(self._sources, self._liars), now)
         self._chase.look(self.applied, self.head, complete=self.complete, now=now)
         self._resumed = self._resumed and self.applied < self.head and now - self._moved_at < STUCK_S
-        if self.applied >= 0 and self._chase.leap(self.head - self.applied):
+        gossip = any(stream.gossip for stream in self._streams.values())  # whose own state is not to be had elsewhere
+        if self.applied >= 0 and not gossip and self._chase.leap(self.head - self.applied):
             effects += self.snapshot_again(now)
         replaying = self._state is not None and not self._state.missing and not self.complete
         if replaying and now - self._moved_at >= STUCK_S:
