@@ -47,7 +47,17 @@ class Merge(Protocol):
 
 MERGES: dict[str, Merge] = {
     rule.name: rule
-    for rule in (Mean(), NonnegativeMean(), Nesterov(), HeavyBall(), adam(), yogi(), adagrad(), DelayedNesterov(), NoLoCo())
+    for rule in (
+        Mean(),
+        NonnegativeMean(),
+        Nesterov(),
+        HeavyBall(),
+        adam(),
+        yogi(),
+        adagrad(),
+        DelayedNesterov(),
+        NoLoCo(),
+    )
 }
 
 
