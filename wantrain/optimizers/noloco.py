@@ -51,7 +51,7 @@ def noloco(options: NolocoOptions, wire: Wire) -> tuple[Stream, ...]:
             raise ConfigError(
                 f"noloco: codec is {codec!r}; allowed: {' or '.join(WHOLE_VALUES)}, as peers exchange weights and not "
                 "differences to a value that both hold",
-                hint='leave codec out of [wire], or set it to "fp32"; bf16 loses what moves a weight by less than 0.2 %',
+                hint='leave codec out of [wire], or set it to "fp32"; bf16 loses what moves a weight by under 0.2 %',
             )
     return (
         Stream(
