@@ -134,6 +134,7 @@ class Coordinator:
     def __init__(self, facts: RunFacts, history: History) -> None:
         self.facts = facts
         self.epoch = history.epoch
+        self._admitted = history.names
         self.log = CommitLog(history)
         self.membership = Membership(facts.policy, history.view)
         self.rounds: dict[str, rounds.Round] = {}
@@ -201,7 +202,7 @@ class Coordinator:
     def name_of(self, peer: str) -> str:
         """A peer's name for people."""
         known = self.membership.peers.get(peer)
-        return known.hello.name if known else peer
+        return known.hello.name if known else self._admitted.get(peer, peer)
 
     def timing(self, number: int) -> dict[str, Any]:
         """How commit `number` went: topology, gather_s, move_s, predicted_s, committed_at; empty for old commits."""
