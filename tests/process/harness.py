@@ -23,6 +23,7 @@ from wantrain.errors import UnreachableError
 from wantrain.lab import Lab
 from wantrain.new_run import create_run
 from wantrain.peers.messages import Commit, CommitRecord, unpack
+from wantrain.peers.place import remove_leftovers, segment_directory
 from wantrain.peers.status import query
 from wantrain.peers.store import Store
 from wantrain.transport.digest import next_link
@@ -102,9 +103,9 @@ class Run:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
-        if self.folder.exists():
-            (self.folder / "stop").touch()  # for a trainer whose daemon is gone, which is in no process group any more
         self._children.__exit__(kind, error, _)
+        for note in self.folder.rglob("scratch"):  # of a killed daemon, whose trainer may be in no process group
+            remove_leftovers(note.parent, segment_directory())
         if self._asker is not None:
             self._asker.kill()
             self._asker.communicate()

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import re
 import shutil
 import socket
 import sys
@@ -19,6 +20,13 @@ from wantrain.transport.wire import PROTOCOL_VERSION
 
 NOTHING = ("--", "true")
 """A training command for those who never get to it."""
+OTHER_DEFAULTS = """
+from dataclasses import replace
+import wantrain.config as config
+build = config.build
+config.build = lambda *method: tuple(replace(stream, every=stream.every + 1) for stream in build(*method))
+"""
+"""A version of the program in which an option means something else."""
 
 
 @pytest.fixture(scope="module")
@@ -190,6 +198,15 @@ def test_another_protocol_in_the_hello(run: Run) -> None:
     said = refused(run, 3, run.invite, prepare="import wantrain.peers.admission as a; a.PROTOCOL_VERSION = 99")
     assert f"the run speaks protocol {PROTOCOL_VERSION}" in said
     assert "this peer 99" in said
+
+
+@pytest.mark.scenario(21)
+def test_options_that_come_to_something_else(run: Run) -> None:
+    said = refused(run, 3, run.invite, prepare=OTHER_DEFAULTS, training=("--", "sleep", "600"))
+    named = re.search(r"the run's options come to (\w+) .* on this peer to (\w+) ", said)
+    assert named is not None, said
+    assert named[1] == RunSpec.load(run.run_file).digest.hex()[:16] != named[2]
+    run.until(lambda: f"on this peer to {named[2]}" in str(run.events("coordinator", "refused")), "both name both")
 
 
 # ---- training commands

@@ -1,37 +1,40 @@
-"""The coordinator is killed at a chosen instant, or away for a while: nothing is forgotten, who has slack trains on."""
+"""The coordinator is killed, away or cannot write for a while: nothing is forgotten, and trainers go on meanwhile."""
 
+import resource
 import signal
+import sqlite3
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 
 import pytest
 
 from tests.conftest import Measured
-from tests.process.harness import Run
+from tests.process.harness import EVERY, Run
 from wantrain.config import store_path
 from wantrain.peers.store import Store
 
-SLACK = {"method": {"every": 2000, "delay": 2000}}
-"""Ten seconds and more of training until a result is missed: longer than it takes to start the coordinator again."""
+SLACK = {"method": {"every": 400, "delay": 400}}
+MOMENTS = {"persist": 7, "persisted": 15, "send": 23}
+"""Where in the commit of line 8, 16 or 24 the coordinator is killed, and the newest line that it had announced."""
 
 
 @pytest.mark.scenario(6)
-@pytest.mark.parametrize("moment", ["persist", "persisted", "send"])
-def test_a_coordinator_killed_around_a_commit_forgets_none_and_makes_none_twice(
-    new_run: Callable[..., Run], moment: str
-) -> None:
+def test_a_coordinator_killed_around_a_commit_forgets_none_and_makes_none_twice(new_run: Callable[..., Run]) -> None:
     run = new_run()
-    run.kill("coordinator")
-    run.coordinator(environment={"WANTRAIN_KILL_COORDINATOR_AT": f"8:{moment}"})
-    run.peer("anna")
-    run.peer("bert")
-    assert run.exit_code("coordinator") == -signal.SIGKILL
-    with Store(store_path(run.run_file)) as store:
-        lines = store.commits(1, store.head())
-    assert len(lines) == (7 if moment == "persist" else 8)
-    assert run.head == 7  # the eighth was not announced
+    for moment, announced in MOMENTS.items():
+        run.kill("coordinator")
+        run.coordinator(environment={"WANTRAIN_KILL_COORDINATOR_AT": f"{announced + 1}:{moment}"})
+        if moment == "persist":
+            run.peer("anna")
+            run.peer("bert")
+        assert run.exit_code("coordinator") == -signal.SIGKILL
+        with Store(store_path(run.run_file)) as store:
+            lines = store.commits(1, store.head())
+        assert len(lines) == announced + (moment != "persist")
+        assert run.head == announced
     run.coordinator()
-    run.until_commits(5, "anna", "bert", after=8)
+    run.until_commits(5, "anna", "bert", after=len(lines))
     with Store(store_path(run.run_file)) as store:
         assert store.commits(1, len(lines)) == lines
     run.assert_parity("anna", "bert")
@@ -41,19 +44,71 @@ def test_a_coordinator_killed_around_a_commit_forgets_none_and_makes_none_twice(
 @pytest.mark.scenario(6)
 def test_training_does_not_stop_while_the_coordinator_is_away(new_run: Callable[..., Run], measured: Measured) -> None:
     run = new_run(options=SLACK)
-    run.peer("anna")
-    run.peer("bert")
-    run.until_commits(1, "anna", "bert")
+    names = ("anna", "bert")
+    for name in names:
+        run.peer(name)
+    run.until_commits(1, *names)
     before = waited_s(run)
     run.kill("coordinator")
-    killed_at = time.monotonic()
-    run.coordinator()
+    killed_at, steps = time.monotonic(), {name: run.steps(name) for name in names}
+    run.until(lambda: all(run.steps(name) > steps[name] + 200 for name in names), "they train on without it")
     away_s = time.monotonic() - killed_at
-    run.until_commits(1, "anna", "bert")
+    run.pause()  # how long it takes to start a coordinator here is not to decide whether the slack is enough
+    run.coordinator()
+    run.until(lambda: sum(p["state"] == "member" for p in run.status().get("peers", [])) == 2, "both are back")
+    run.resume()
+    run.until_commits(1, *names)
     pause_s = max(after - before[name] for name, after in waited_s(run).items())
-    measured(6, "coordinator away, with a method that has more slack than that", away_s, "s")
+    measured(6, "training while the coordinator was away, with a method that has more slack than that", away_s, "s")
     measured(6, "pause of the trainers meanwhile", pause_s, "s")
     assert pause_s == 0.0
+    run.stop(*names)
+
+
+@contextmanager
+def no_room(run: Run) -> Iterator[None]:
+    """The coordinator's files cannot grow beyond the one that grows fastest, the database's log of writes."""
+    pid, path = run.pid("coordinator"), store_path(run.run_file)
+    most_bytes = path.with_name(path.name + "-wal").stat().st_size
+    before = resource.prlimit(pid, resource.RLIMIT_FSIZE, (most_bytes, resource.RLIM_INFINITY))
+    yield
+    resource.prlimit(pid, resource.RLIMIT_FSIZE, before)
+
+
+@contextmanager
+def locked(run: Run) -> Iterator[None]:
+    """Another process writes to the database, and does not end."""
+    with closing(sqlite3.connect(store_path(run.run_file), isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        yield
+
+
+@pytest.mark.scenario(7)
+@pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="only Linux limits the files of a running process")
+def test_a_coordinator_that_cannot_write_says_so_and_decides_nothing_until_it_can(
+    new_run: Callable[..., Run], measured: Measured
+) -> None:
+    run = new_run(options={"sync": {"wait_ceiling_s": 1.0}})
+    run.peer("anna")
+    run.peer("bert")
+    run.until_commits(5, "anna", "bert")
+    for trouble, words in ((no_room, "the disk"), (locked, "it is locked by another process")):
+        with trouble(run):
+            run.until(lambda words=words: words in run.status().get("reason", ""), f"status says that {words} is why")
+            head, steps = run.head, {name: run.steps(name) for name in ("anna", "bert")}
+            run.until(lambda steps=steps: all(run.steps(n) > steps[n] + 2 * EVERY for n in steps), "both train on")
+            assert words in run.events("coordinator", "store-failed")[-1]["reason"]
+            assert run.head == head
+            failing_since = run.events("coordinator", "store-failed")[-1]["time_unix"]
+            room_again = time.time()
+        (commit, *_) = run.until_commits(3, "anna", "bert", after=head)
+        assert commit["number"] == head + 1
+        assert commit["time_unix"] > failing_since
+        measured(
+            7, f"first commit after the coordinator could write again ({words})", commit["time_unix"] - room_again, "s"
+        )
+    assert run.events("coordinator", "lost") == []
+    run.assert_parity("anna", "bert")
     run.stop("anna", "bert")
 
 

@@ -87,6 +87,10 @@ def test_daemon_and_trainer_that_are_both_killed_begin_anew(new_run: Callable[..
 
 def left_behind(run: Run, *names: str) -> list[Path]:
     """Sockets and shared memory of peers that have ended."""
-    scratches = [Path((run.folder / name / "scratch").read_text()) for name in names]
+    return left_of([Path((run.folder / name / "scratch").read_text()) for name in names])
+
+
+def left_of(scratches: list[Path]) -> list[Path]:
+    """What is there of scratch directories and the shared memory that belongs to them."""
     segments = [path for scratch in scratches for path in segment_directory().glob(f"{scratch.name}-*")]
     return [scratch for scratch in scratches if scratch.exists()] + segments

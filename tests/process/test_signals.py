@@ -1,58 +1,63 @@
 """Ctrl-C, SIGTERM and a second signal: peers, trainers and coordinators end within a bound and leave nothing behind."""
 
 import signal
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 from tests.process.harness import Run
-from tests.process.test_reattach import left_behind, trainer_of
+from tests.process.test_reattach import left_behind, left_of, trainer_of
 from wantrain.peers.orphan import started_at
 from wantrain.peers.status import address_path
 
 
 @pytest.mark.scenario(24)
-@pytest.mark.parametrize(("number", "group"), [(signal.SIGINT, True), (signal.SIGTERM, False)])
-def test_a_peer_that_is_told_to_go_leaves_in_order_and_nothing_behind(
-    new_run: Callable[..., Run], number: int, group: bool
-) -> None:
+def test_who_is_told_to_go_leaves_in_order_and_nothing_behind(new_run: Callable[..., Run]) -> None:
     run = new_run()
     run.peer("anna")
-    run.peer("bert")
-    run.until_commits(3, "anna", "bert")
-    trainer = trainer_of(run, "bert")
-    run.signal("bert", number, group=group)  # a terminal sends its SIGINT to daemon and trainer
-    assert run.exit_code("bert") == 0
-    assert [event["name"] for event in run.events("coordinator", "left")] == ["bert"]
-    assert not started_at(trainer)
-    assert left_behind(run, "bert") == []
-    run.until_commits(3, "anna")
-    run.signal("coordinator", number)
-    assert run.exit_code("coordinator") == 0
-    assert not address_path(run.run_file).exists()
-    run.coordinator()
-    run.until_commits(2, "anna")
+    told = {"bert": (signal.SIGINT, True), "carl": (signal.SIGTERM, False)}
+    for name in told:
+        run.peer(name)
+    run.until_commits(3, "anna", *told)
+    for name, (number, group) in told.items():
+        trainer = trainer_of(run, name)
+        run.signal(name, number, group=group)  # a terminal sends its SIGINT to daemon and trainer
+        assert run.exit_code(name) == 0
+        assert [event["name"] for event in run.events("coordinator", "left")][-1] == name
+        assert not started_at(trainer)
+        assert left_behind(run, name) == []
+        run.until_commits(3, "anna")
+        run.signal("coordinator", number)
+        assert run.exit_code("coordinator") == 0
+        assert not address_path(run.run_file).exists()
+        run.coordinator()
+        run.until_commits(2, "anna")
+    assert len(run.events("coordinator", "left")) == len(told)
     run.assert_parity("anna")
     run.stop("anna")
 
 
 @pytest.mark.scenario(24)
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_second_signal_ends_a_peer_and_its_trainer_at_once(new_run: Callable[..., Run], number: int) -> None:
+def test_a_second_signal_ends_a_peer_and_its_trainer_at_once(new_run: Callable[..., Run]) -> None:
     run = new_run()
-    run.peer("anna")
-    run.until_commits(2, "anna")
+    told = {"anna": signal.SIGTERM, "bert": signal.SIGINT}
+    for name in told:
+        run.peer(name)
+    run.until_commits(2, *told)
     run.signal("coordinator", signal.SIGSTOP)
-    run.until(lambda: "waiting" in run.log("anna"), "it has something in flight that nobody decides about")
-    trainer = trainer_of(run, "anna")
-    run.signal("anna", number)
-    run.until(lambda: run.events("anna", "leaving"), "it takes its leave")
-    run.signal("anna", number)
-    assert run.exit_code("anna") == 128 + number
-    run.until(lambda: not started_at(trainer), "its trainer is gone")
-    assert left_behind(run, "anna") == []
+    run.until(lambda: all("waiting" in run.log(name) for name in told), "something is in flight that nobody decides")
+    for name, number in told.items():
+        trainer = trainer_of(run, name)
+        run.signal(name, number)
+        run.until(lambda name=name: run.events(name, "leaving"), "it takes its leave")
+        run.signal(name, number)
+        assert run.exit_code(name) == 128 + number
+        run.until(lambda trainer=trainer: not started_at(trainer), "its trainer is gone")
+        assert left_behind(run, name) == []
     run.signal("coordinator", signal.SIGCONT)
-    run.assert_one_history("anna")
+    run.assert_one_history(*told)
 
 
 @pytest.mark.scenario(24)
@@ -65,3 +70,52 @@ def test_a_peer_that_has_not_joined_yet_ends_at_once(new_run: Callable[..., Run]
         run.signal(name, number)
         assert run.exit_code(name) == 128 + number
         assert left_behind(run, name) == []
+
+
+@pytest.mark.scenario(24)
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="only Linux shows whose child a process was")
+@pytest.mark.parametrize("signals", [1, 3])
+def test_a_demo_that_is_told_to_go_leaves_no_process_and_no_memory_behind(tmp_path: Path, signals: int) -> None:
+    with Run(tmp_path) as run:
+        out = tmp_path / "out"
+        run.start(
+            "demo", sys.executable, "-m", "wantrain", "demo", "--peers", "2", "--no-churn", "--out", out, "--json"
+        )
+        homes = [out / "peer-1", out / "peer-2"]
+        # Once in the middle of training, once while it is still starting.
+        reached = attached if signals == 1 else starting
+        run.until(lambda: all(map(reached, homes)), "both peers are there")
+        scratches = [Path((home / "scratch").read_text()) for home in homes]
+        run.until(lambda: len(family(tmp_path)) >= 6, "the demo, the coordinator, two daemons and their trainers")
+        for _ in range(signals):
+            run.signal("demo", signal.SIGINT)
+        assert run.exit_code("demo") == 128 + signal.SIGINT
+        run.until(lambda: not family(tmp_path), "all that it had started is gone")
+        assert left_of(scratches) == []
+
+
+def starting(home: Path) -> bool:
+    """Whether a peer of the demo has a place for its trainer."""
+    return (home / "scratch").exists() and bool((home / "scratch").read_text())
+
+
+def attached(home: Path) -> bool:
+    """Whether a peer of the demo has its trainer."""
+    events = home.with_name(f"{home.name}.events.jsonl")
+    return events.exists() and '"attached"' in events.read_text()
+
+
+def family(folder: Path) -> list[int]:
+    """Live processes with the environment of a run in this folder."""
+    mark = f"XDG_STATE_HOME={folder / 'state'}\0".encode()
+    return [
+        int(path.name) for path in Path("/proc").glob("[0-9]*") if mark in environ(path) and started_at(int(path.name))
+    ]
+
+
+def environ(process: Path) -> bytes:
+    """A process's environment; nothing of one that is gone or another user's."""
+    try:
+        return (process / "environ").read_bytes()
+    except OSError:
+        return b""

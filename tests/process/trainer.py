@@ -11,7 +11,9 @@ import argparse
 import sys
 import time
 import zlib
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -20,6 +22,27 @@ import wantrain
 STEP_S = 0.004
 TOLD_EVERY = 25
 """Inner steps between two writes of the count."""
+
+
+class Descent(torch.optim.Optimizer):
+    """Plain gradient descent. PyTorch's own imports its compiler when it is first used, which takes seconds."""
+
+    def __init__(self, parameters: Iterable[torch.Tensor], lr: float) -> None:
+        super().__init__(parameters, {"lr": lr})
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        self.param_groups.append({**self.defaults, "params": list(param_group["params"])})
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                parameter.grad = None
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                parameter.sub_(parameter.grad, alpha=group["lr"])
 
 
 def main() -> None:
@@ -34,8 +57,11 @@ def main() -> None:
     torch.manual_seed(zlib.crc32(options.name.encode()))
     layers = [torch.nn.Linear(16, options.hidden), torch.nn.Tanh(), torch.nn.Linear(options.hidden, 4)]
     model = torch.nn.Sequential(*layers)
-    optimizer = torch.optim.SGD(model.parameters(), lr=1.6 / options.hidden)  # wider ones bear less
+    optimizer = Descent(model.parameters(), lr=1.6 / options.hidden)  # wider ones bear less
     inputs, targets = torch.randn(64, 16), torch.randn(64, 4)
+    torch.nn.functional.mse_loss(
+        model(inputs), targets
+    ).backward()  # the first pass takes long, and nobody waits for it
     swarm = wantrain.join(model, optimizer)
     samples = swarm.shard(range(options.samples), epochs=1) if options.samples else None
     stop, pause = options.folder / "stop", options.folder / "pause"

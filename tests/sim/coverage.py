@@ -54,13 +54,16 @@ def summary(transitions: Iterable[Transition]) -> str:
 
 
 class Reached:
-    """Notes every transition that the cores of one run make."""
+    """Notes every transition that the cores of one run make, if it is `on`."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, on: bool) -> None:
+        self._on = on
         self.transitions: set[Transition] = set()
 
     def watch_participant(self, core: Participant) -> None:
         """Note what this participant does from now on."""
+        if not self._on:
+            return
         handle, note = core.handle, self.transitions.add
         state = _participant(core)
 
@@ -76,6 +79,8 @@ class Reached:
 
     def watch_coordinator(self, core: Coordinator) -> None:
         """Note what this coordinator, its membership and its rounds do from now on."""
+        if not self._on:
+            return
         handle, note, watched_rounds, state = core.handle, self.transitions.add, {}, _coordinator(core)
         self._watch_membership(core.membership)
 

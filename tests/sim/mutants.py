@@ -192,6 +192,18 @@ class _NeverSuspects(Coordinator):
         super().__init__(replace(facts, policy=replace(policy, deadline_ceiling_s=3600.0)), history)
 
 
+class _GoesAheadOfAll(Coordinator):
+    """Lets a peer commit what most of the others do not get."""
+
+    def cut_off(self) -> dict[str, str]:
+        return {}
+
+    def _open_rounds(self) -> None:
+        super()._open_rounds()
+        for current in self.rounds.values():
+            current._gives_to_few = lambda behind: ""
+
+
 class _HasNoPatience(Coordinator):
     """Gives the samples of a trainer that lives to others, as soon as it has no others."""
 
@@ -245,6 +257,7 @@ MUTANTS: dict[str, type[World]] = {
     "starts over when somebody joins": _peers(core_class=_StartsOver),
     "waits for the late without a bound": _coordinator(type("_Sim", (SimCoordinator,), {"core_class": _WaitsForEver})),
     "never suspects the frozen": _coordinator(type("_Sim", (SimCoordinator,), {"core_class": _NeverSuspects})),
+    "commits what most do not get": _coordinator(type("_Sim", (SimCoordinator,), {"core_class": _GoesAheadOfAll})),
     "gives away what others hold": _coordinator(type("_Sim", (SimCoordinator,), {"core_class": _HasNoPatience})),
     "takes all that was leased for used": _coordinator(type("_Sim", (SimCoordinator,), {"core_class": _CountsTooMuch})),
     "forgets the leases on restart": _coordinator(_ForgetsLeases),
@@ -255,6 +268,7 @@ CAUGHT_BY = {
     "starts over when somebody joins": "join: ",
     "waits for the late without a bound": "hang: ",
     "never suspects the frozen": "freeze: ",
+    "commits what most do not get": "isolated: ",
     "gives away what others hold": "sample ",
     "takes all that was leased for used": "count as used",
     "forgets the leases on restart": "sample ",

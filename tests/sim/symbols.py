@@ -9,6 +9,7 @@ import itertools
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Any
 
 from wantrain.errors import CodecError
@@ -17,6 +18,9 @@ from wantrain.peers.inheritance import GRANTED, MERGING, MOVING, STAGING, STARTI
 from wantrain.peers.layout import stream_chunks
 from wantrain.peers.messages import Contribute, Granted, TensorSpec
 from wantrain.transport.digest import state_digest
+
+CACHED = 512
+"""Chunks whose digests and links are remembered: peers go through the same ones at about the same time."""
 
 
 class Violation(AssertionError):  # noqa: N818 - it is a finding, not an error of the program
@@ -42,6 +46,9 @@ class Contribution:
     flaw: str = ""
     """part: it does not encode; sum: a sum with it does not."""
 
+    def __hash__(self) -> int:
+        return self.ident
+
 
 @dataclass(frozen=True, slots=True)
 class PartOf:
@@ -60,9 +67,16 @@ class SumOf:
     final: bool = True
 
 
+@lru_cache(maxsize=CACHED)
 def link(previous: str, what: object) -> str:
     """The next state of a chunk. What comes from a flipped bit is marked with "!", which the tested code cannot see."""
     return "!" * previous.startswith("!") + hashlib.blake2b(f"{previous}|{what}".encode(), digest_size=12).hexdigest()
+
+
+@lru_cache(maxsize=CACHED)
+def digest_of(payload: object) -> bytes:
+    """Digest of a chunk; every peer asks for that of the same ones."""
+    return hashlib.sha256(repr(payload).encode()).digest()
 
 
 @dataclass(slots=True)
@@ -261,7 +275,7 @@ class SymbolicTensors:
         return None if kinds and payload.chunk == chunk else "not a chunk of this stream"
 
     def digest(self, payload: object) -> bytes:
-        return hashlib.sha256(repr(payload).encode()).digest()
+        return digest_of(payload)
 
     def size_bytes(self, payload: object) -> int:
         return 100

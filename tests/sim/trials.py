@@ -51,6 +51,23 @@ def _black_hole(world: World, alive: list[SimPeer]) -> _Set:
     return _Set(others, lambda: world.net.cut.difference_update(pairs))
 
 
+def _isolated(world: World, alive: list[SimPeer]) -> _Set:
+    """One that no other peer can reach, and that is ready sooner than they; the coordinator reaches all of them."""
+    lone, *others = alive
+    names = [peer.name for peer in others]
+    pairs = {(lone.name, name) for name in names} | {(name, lone.name) for name in names}
+    world.net.cut |= pairs
+    for peer in others:
+        peer.slowness = 20.0
+
+    def mend() -> None:
+        world.net.cut.difference_update(pairs)
+        for peer in others:
+            peer.slowness = 1.0
+
+    return _Set(others, mend)
+
+
 def _hang(world: World, alive: list[SimPeer]) -> _Set:
     """A trainer that takes a thousand times as long for a step; its daemon is well."""
     slow, *others = alive
@@ -64,6 +81,7 @@ TRIALS: dict[str, tuple[Callable[[World, list[SimPeer]], _Set], int, float]] = {
     "freeze": (_freeze, 2, POLICY.suspect_ceiling_s),
     "crash": (_crash, 2, POLICY.suspect_ceiling_s),
     "black hole": (_black_hole, 3, 2 * POLICY.deadline_ceiling_s),
+    "isolated": (_isolated, 3, 2 * POLICY.deadline_ceiling_s),
     "hang": (_hang, 2, 0.0),
 }
 
@@ -75,8 +93,6 @@ def stand_trial(world: World, kind: str) -> None:
     world.rng.shuffle(alive)
     if len(alive) < peers or not all(peer.trainer is not None and peer.trainer.started for peer in alive):
         return
-    if kind == "black hole" and any(peer.outbound for peer in alive):
-        return  # that could leave one who has the newest update without any way to the others
     if len(world.holders()) < len(alive) or any(peer.tensors.tainted for peer in alive):
         return  # it is not well yet
     if kind == "black hole" and any(peer.outbound for peer in alive):

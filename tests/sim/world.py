@@ -63,6 +63,8 @@ RUN = b"sim-run!"
 TICK_S = 0.4
 SAYS_WHY_AFTER_S = 3.0
 SILENT_TICKS = 8
+DEAF_TICKS = 10
+"""A connection that nothing passes, be it one way, counts as broken after so many ticks."""
 DRY_S = 0.1
 """How often a trainer looks for samples when it has none."""
 MANIFEST: Manifest = (TensorSpec("weight", (16384, 2), "float32"), TensorSpec("bias", (100,), "float32"))
@@ -337,6 +339,10 @@ class SimPeer:
         self.outbound = world.rng.random() < world.outbound
         """Whether it can only dial out: no message passes between two of those."""
         self.paths: dict[str, LinkReport] = {}
+        self._progress: Progress | None = None
+        """What the daemon was last told of links."""
+        self._deaf: dict[str, int] = {}
+        """Ticks in which nothing could pass between here and a peer."""
 
     @property
     def now(self) -> float:
@@ -367,7 +373,7 @@ class SimPeer:
             self.name, RUN, hello, self.world.streams, POLICY.heartbeat_s, 10**9, self.keep_updates,
             saved=self.disk.found, saves_at_end=self.world.save_every > 0,
         )  # fmt: skip
-        self.tensors = None
+        self.tensors = self._progress = None
         core = self.core_class(facts)
         self.world.reached.watch_participant(core)
         self.shell = self.shell_class(core, self, self.disk)
@@ -435,7 +441,10 @@ class SimPeer:
             if self.world.rng.random() < 0.05:
                 self.paths = self._paths()
             step_s = self.trainer.pace_s if self.trainer is not None else 0.0
-            self.shell.handle(Progress(-1.0, {}, self.paths, self._reached(), step_s), now)
+            progress = Progress(-1.0, {}, self.paths, self._reached(), step_s)
+            if progress != self._progress:
+                self._progress = progress
+                self.shell.handle(progress, now)
             self.shell.tick(now)
             # A state is saved in the middle of other things, a few steps at a time.
             while self.shell.idle_work(now) and (self.world.rng.random() < 0.8 or not self.shell.core.saving):
@@ -465,9 +474,24 @@ class SimPeer:
 
     def _reached(self) -> frozenset[str]:
         """To whom a connection is up; now and then one is missing for a moment."""
-        world = self.world
-        reached = [name for name, peer in world.peers.items() if peer.alive and world.meet(self.name, name)]
-        return frozenset(name for name in reached if world.rng.random() >= world.flicker)
+        world, mine = self.world, self.name
+        reached = [name for name, peer in world.peers.items() if peer.alive and world.meet(mine, name)]
+        if world.net.cut or self._deaf:
+            self._listen(reached)
+            reached = [name for name in reached if self._deaf.get(name, 0) < DEAF_TICKS]
+        if world.flicker:
+            reached = [name for name in reached if world.rng.random() >= world.flicker]
+        return frozenset(reached)
+
+    def _listen(self, reached: list[str]) -> None:
+        """Notice connections that are dead, and those that are not any more."""
+        cut, mine = self.world.net.cut, self.name
+        deaf = {name: self._deaf.get(name, 0) + 1 for name in reached if {(mine, name), (name, mine)} & cut}
+        broken = [name for name, ticks in deaf.items() if ticks == DEAF_TICKS]
+        again = [name for name, ticks in self._deaf.items() if ticks >= DEAF_TICKS and name not in deaf]
+        self._deaf = deaf
+        for name in self.dialled.intersection(broken + again):
+            self.world.net.on(mine, 0.0, lambda b=self.boot, n=name: self.link(b, n, up=n in again))
 
     def coordinator_link(self, *, up: bool) -> None:
         """The connection to the coordinator comes up or breaks, a little later."""
@@ -862,7 +886,9 @@ class World:
     coordinator_class = SimCoordinator
     peer_class = SimPeer
 
-    def __init__(self, rng: random.Random, streams: tuple[Stream, ...], weather: Weather) -> None:
+    def __init__(
+        self, rng: random.Random, streams: tuple[Stream, ...], weather: Weather, *, watched: bool = False
+    ) -> None:
         self.rng = rng
         self.streams = streams
         self.gradients = any(not stream.held for stream in streams)
@@ -871,7 +897,7 @@ class World:
         self.calm = False
         """Whether the last fault is over."""
         self.trace = Trace()
-        self.reached = Reached()
+        self.reached = Reached(on=watched)
         self.gossip = any(stream.gossip for stream in streams)
         self.checkers = Checkers(gossip=self.gossip)
         self.data = DataChecker(rng.choice([60, 400]), POLICY.suspect_ceiling_s)

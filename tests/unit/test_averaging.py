@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.unit.test_engine import written
 from wantrain.config import RunSpec
 from wantrain.errors import CodecError, ConfigError, ProtocolBug
 from wantrain.optimizers.average import AVERAGES, CLIPS, average
@@ -42,14 +43,6 @@ def make(tmp_path: Path) -> Make:
 
 def gaussian(seed: int) -> Tensor:
     return torch.randn(SIZE, generator=torch.Generator().manual_seed(seed))
-
-
-def written(name: str, values: Tensor) -> list[Payload]:
-    chunks: list[Payload] = []
-    for begin, end in BOUNDS:
-        out = torch.empty(codec(name).max_bytes(end - begin), dtype=torch.uint8)
-        chunks.append(out[: codec(name).encode(values[begin:end], out)].numpy().data)
-    return chunks
 
 
 def read(name: str, payload: Payload, size: int) -> Tensor:

@@ -272,17 +272,20 @@ def test_what_one_who_left_still_says_changes_nothing() -> None:
 
 @pytest.mark.scenario(21)
 @pytest.mark.parametrize(
-    ("changes", "code"),
+    ("changes", "code", "both"),
     [
-        ({"protocol": PROTOCOL_VERSION + 1}, "protocol"),
-        ({"spec_digest": b"other"}, "spec"),
-        ({"codecs": ("fp32",)}, "codec"),
+        ({"protocol": PROTOCOL_VERSION + 1}, "protocol", (str(PROTOCOL_VERSION), str(PROTOCOL_VERSION + 1))),
+        ({"spec_digest": b"other"}, "spec", (b"spec".hex(), b"other".hex())),
+        ({"codecs": ("fp32",)}, "codec", ("int8", "fp32")),
     ],
 )
-def test_a_peer_that_does_not_fit_is_refused_with_a_next_step(changes: dict[str, Any], code: str) -> None:
+def test_a_peer_that_does_not_fit_is_refused_with_both_sides_named_and_a_next_step(
+    changes: dict[str, Any], code: str, both: tuple[str, str]
+) -> None:
     one = run("a")
     (refused,) = of(Refused, one.tell("b", hello("b", **changes)))
     assert refused.code == code
+    assert all(side in refused.reason for side in both)
     assert refused.hint
     assert "b" not in one.core.membership.peers
 
@@ -416,6 +419,15 @@ def test_lines_that_nobody_holds_are_given_up_only_after_a_long_wait() -> None:
             assert one.core.head == 3
     assert [w.after for w in one.written if isinstance(w, PersistRewind)] == [2]
     assert (one.core.head, one.core.rounds["param"].index) == (2, 3)
+
+
+def test_who_is_awaited_after_a_restart_is_named_although_it_has_not_come_back() -> None:
+    known = replace(history(3), names={"a": "anna", "b": "bert"})
+    one = Run(Coordinator(FACTS, known))
+    one.tell("b", hello("b"))
+    one.report("b", 2, 1.0)
+    one.handle(Tick(), 1.0)
+    assert "unless anna comes back" in one.core.reason()
 
 
 def test_a_peer_that_still_holds_the_head_keeps_the_lines() -> None:

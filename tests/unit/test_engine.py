@@ -79,8 +79,9 @@ def encoded(stream: Stream, values: Tensor) -> list[Payload]:
 
 
 def written(name: str, values: Tensor) -> list[Payload]:
+    """Encoded chunk by chunk."""
     chunks: list[Payload] = []
-    for begin, end in BOUNDS:
+    for begin, end in chunk_bounds(values.numel()):
         out = torch.empty(codec(name).max_bytes(end - begin), dtype=torch.uint8)
         chunks.append(out[: codec(name).encode(values[begin:end], out)].numpy().data)
     return chunks

@@ -140,6 +140,11 @@ class One:
         sync = SyncId("param", index, attempt)
         return self.hear(Start(sync, 1, tuple(names), (1.0,) * len(names), tuple(others), shards))
 
+    def heartbeat(self) -> list[Effect]:
+        """So much later that a report is due whatever has happened."""
+        self.now += self.core.facts.heartbeat_s
+        return self.do(Tick())
+
     def stage(self, serial: int = 1, boot: bytes = b"trainer1", *, finite: bool = True) -> list[Effect]:
         return self.do(Staged(boot, "param", serial, 10, 1.0, 1.0, finite))
 
@@ -187,6 +192,15 @@ def test_a_contribution_is_reported_moved_and_applied_only_after_its_commit() ->
     assert [apply.payloads for apply in of(Apply, effects)] == [("sum",)]
 
 
+def test_that_an_attempt_has_begun_or_a_state_was_digested_is_told_with_the_next_heartbeat() -> None:
+    one = joined()
+    one.stage()
+    assert told(Report, [*one.start(5, "bm"), *one.do(StateDigested(0, b"s" * 32))]) == []
+    (report,) = told(Report, one.heartbeat())
+    assert [(line.phase, line.attempt) for line in report.syncs] == [("moving", 5)]
+    assert (report.state_number, report.state_digest) == (0, b"s" * 32)
+
+
 @pytest.mark.parametrize(("contributors", "kind"), [(("b", "me"), "merge"), (("b",), "move")])
 def test_the_trainer_learns_whether_its_contribution_was_in(contributors: tuple[str, ...], kind: str) -> None:
     one = joined()
@@ -217,8 +231,8 @@ def test_after_an_abort_the_same_contribution_goes_into_the_next_attempt() -> No
     one = joined()
     one.stage()
     one.start(5, "bm")
-    effects = one.hear(Abort(SyncId("param", 1, 5), "lost b"))
-    assert lines_of(effects) == [("ready", 0)]
+    one.hear(Abort(SyncId("param", 1, 5), "lost b"))
+    assert lines_of(one.heartbeat()) == [("ready", 0)]
     effects = one.start(6, "m")
     assert of(ReduceChunk, effects)[0].inputs == ((1.0, None),)
     assert of(UseStage, effects) == []
@@ -693,7 +707,8 @@ def test_a_contribution_says_what_of_the_data_it_contains() -> None:
     drawn = Drawn(b"reader-1", {"d": 7})
     (report,) = reports(one.do(Staged(b"trainer1", "param", 1, 10, 1.0, 1.0, True, drawn)))
     assert report.syncs[0].drawn == drawn
-    (report,) = reports(one.start(5, "bm"))
+    one.start(5, "bm")
+    (report,) = reports(one.heartbeat())
     assert (report.syncs[0].phase, report.syncs[0].drawn) == ("moving", drawn)
 
 

@@ -1,11 +1,14 @@
 """A peer's place on its machine: one process at a time, one identity, and nothing left by one that was killed."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from wantrain.errors import AddressInUseError, ConfigError
-from wantrain.peers.place import open_place, scratch_directory
+from wantrain.peers.orphan import note_trainer, started_at
+from wantrain.peers.place import open_place, remove_leftovers, scratch_directory
 
 RUN = bytes(range(8))
 
@@ -73,3 +76,29 @@ def test_the_next_process_removes_what_a_killed_one_left_but_nothing_of_a_live_o
                 assert place.path.exists()
         alive.__exit__(None, None, None)
     assert not directory.exists()
+
+
+def test_what_is_left_where_no_process_follows_is_removed_with_its_trainer_but_nothing_of_a_live_one(
+    tmp_path: Path,
+) -> None:
+    segments = tmp_path / "shm"
+    segments.mkdir()
+    with open_place(RUN, tmp_path / "home", None) as place, scratch_directory(place, segments) as directory:
+        (segments / f"{directory.name}-1").touch()
+        remove_leftovers(place.path, segments)
+        assert directory.exists()
+        assert list(segments.iterdir())
+
+        abandoned = tmp_path / "wantrain-killed"
+        abandoned.mkdir()
+        (abandoned / "lock").touch()
+        (segments / "wantrain-killed-1").touch()
+        (place.path / "scratch").write_text(str(abandoned))
+        with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as trainer:
+            note_trainer(abandoned, trainer.pid)
+            remove_leftovers(place.path, segments)
+            assert not started_at(trainer.pid)
+        assert not abandoned.exists()
+        assert [path.name for path in segments.iterdir()] == [f"{directory.name}-1"]
+        remove_leftovers(place.path, segments)
+        remove_leftovers(tmp_path / "nowhere", segments)

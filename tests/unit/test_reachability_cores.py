@@ -52,6 +52,21 @@ def test_whom_nobody_reaches_is_not_waited_for_and_is_told_why() -> None:
     assert any("c is cut off" in said for said in words)
 
 
+@pytest.mark.scenario(4, 18)
+def test_the_many_go_on_without_one_whom_none_of_them_reaches_and_it_does_not_go_ahead_of_them() -> None:
+    one = run("a", "b", "c")
+    one.report("a", 3, syncs=ready(4), unreached=("b", "c"))
+    assert one.core.cut_off().keys() == {"a"}
+    for second in range(1, 20):
+        one.handle(Tick(), float(second))
+        one.report("a", 3, now=float(second), syncs=ready(4), unreached=("b", "c"))
+        for peer in "bc":
+            one.report(peer, 3, now=float(second))
+    one.report("b", 3, now=20.0, syncs=ready(4))
+    start = of(Start, one.report("c", 3, now=20.1, syncs=ready(4)))[0]
+    assert (start.contributors, start.receivers) == (("b", "c"), ())
+
+
 @pytest.mark.scenario(18)
 def test_who_is_cut_off_and_far_behind_is_no_source_of_the_state_until_it_is_not() -> None:
     one = behind_nat("b", "c")

@@ -185,6 +185,18 @@ def test_if_nobody_holds_the_state_any_more_the_false_one_is_kept() -> None:
     assert (one.complete, one.applied, one.chain, one.indices) == (True, 2, chain(2), {"param": 2})
 
 
+def test_if_nobody_holds_what_is_right_any_more_the_false_one_is_kept() -> None:
+    one, givers = newcomer()
+    one.digested(2, state_digest(digests(0, 1)), digests(0, 1))
+    one.repair(2, chain(2), state_digest(digests()), 1.0)
+    one.digests_came("b", 2, b"".join(digests()), 1.1)
+    give(one, "c" if givers[1] == "b" else "b", 1)
+    one.sources_changed((), 100.0)
+    assert notes("false-state-kept", one.tick(1.9 + STUCK_S)) == []
+    assert notes("false-state-kept", one.tick(2.0 + STUCK_S)) != []
+    assert (one.complete, one.applied, one.chain, one.indices) == (True, 2, chain(2), {"param": 2})
+
+
 def test_without_digests_of_its_own_there_is_nothing_to_compare() -> None:
     one, _ = newcomer()
     assert one.repair(2, chain(2), state_digest(digests()), 1.0) is None

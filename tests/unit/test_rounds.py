@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -242,6 +243,76 @@ def test_a_receiver_that_is_stuck_is_left_behind_and_the_sync_commits() -> None:
     effects = current.handle(Tick(), 5.0)
     assert isinstance(effects[0], LeftBehind)
     assert isinstance(effects[1], Persist)
+
+
+def isolated(trains: str) -> Round:
+    """Of three peers `a` has gone ahead alone after the grace time, and the two others get nothing from it."""
+    current = round_of("abc", eta=dict.fromkeys(trains))
+    start = starts([*current.handle(ready("a"), 0.0), *current.handle(Tick(), 10.0)])["a"]
+    assert (start.contributors, start.receivers) == (("a",), ("b", "c"))
+    current.handle(done("a", 1), 10.1)
+    for peer in "bc":
+        current.handle(moving(peer, 1, waiting_for="a"), 10.1)
+    return current
+
+
+@pytest.mark.scenario(4)
+def test_who_gives_its_update_to_few_of_those_that_train_is_left_out_and_the_others_go_on_together() -> None:
+    current = isolated("abc")
+    effects = current.handle(Tick(), 15.2)
+    assert aborts(effects)[0].dropped == ("a",)
+    assert not starts(effects)
+    assert not starts(current.handle(ready("a"), 15.3))
+    current.handle(ready("b"), 16.0)
+    start = starts(current.handle(ready("c"), 17.0))["b"]
+    assert (start.contributors, start.receivers) == (("b", "c"), ())
+
+
+@pytest.mark.scenario(4)
+def test_who_gives_its_update_to_few_goes_on_alone_if_nobody_else_has_come_by_the_next_time() -> None:
+    current = isolated("abc")
+    current.handle(Tick(), 15.2)
+    current.handle(ready("a"), 15.3)
+    assert not starts(current.handle(Tick(), 25.2))
+    assert starts(current.handle(Tick(), 25.3))["a"].contributors == ("a",)
+    current.handle(done("a", 2), 25.4)
+    for peer in "bc":
+        current.handle(moving(peer, 2, waiting_for="a"), 25.4)
+    left = [effect for at_s in (30.5, 30.6) for effect in current.handle(Tick(), at_s)]
+    assert [type(effect) for effect in left] == [LeftBehind, LeftBehind, Persist]
+
+
+@pytest.mark.scenario(4)
+def test_as_many_as_lack_an_update_hold_it_so_it_is_committed() -> None:
+    current = isolated("ab")
+    left = [effect for at_s in (15.2, 15.3) for effect in current.handle(Tick(), at_s)]
+    assert [type(effect) for effect in left] == [LeftBehind, LeftBehind, Persist]
+
+
+def apart(live: str, cut_off: str) -> Cast:
+    trains = live.replace(cut_off, "")
+    return Cast(1, tuple(live), frozenset(live), dict.fromkeys(trains), cut_off=frozenset(cut_off))
+
+
+@pytest.mark.scenario(4, 18)
+def test_who_is_cut_off_is_not_in_a_sync_of_the_others_and_does_not_go_ahead_of_them() -> None:
+    current = round_of("abc")
+    current.handle(apart("abc", "c"), 0.0)
+    current.handle(ready("c"), 0.0)
+    assert not starts(current.handle(Tick(), 59.9))
+    assert current.reason == "c cut off; waiting for a, b"
+    current.handle(ready("a"), 60.0)
+    start = starts(current.handle(ready("b"), 60.1))["a"]
+    assert (start.contributors, start.receivers) == (("a", "b"), ())
+
+
+@pytest.mark.scenario(4, 18)
+@pytest.mark.parametrize(("trains", "now"), [("ab", 60.0), ("", 10.0)])
+def test_who_is_cut_off_goes_on_if_nobody_else_does(trains: str, now: float) -> None:
+    current = round_of("abc")
+    current.handle(replace(apart("abc", "c"), expected=dict.fromkeys(trains)), 0.0)
+    current.handle(ready("c"), 0.0)
+    assert starts(current.handle(Tick(), now))["c"].contributors == ("c",)
 
 
 @pytest.mark.scenario(4)

@@ -433,6 +433,15 @@ def test_the_log_stays_as_it_is_for_long_while_somebody_is_away_who_may_have_mor
     assert rewinds(run, ceiling_s - 1.0) == []
 
 
+@pytest.mark.scenario(20)
+def test_after_a_time_in_which_the_coordinator_stood_still_it_waits_anew_before_the_log_goes_back() -> None:
+    run = stranded(2, "b")
+    ceiling_s = FACTS.policy.deadline_ceiling_s
+    assert rewinds(run, 0.0) == rewinds(run, 1.0) == rewinds(run, 2 * ceiling_s) == []
+    went = [(second, to) for second in range(int(ceiling_s) + 2) for to in rewinds(run, 2 * ceiling_s + second)]
+    assert went == [(int(ceiling_s), 2)]
+
+
 @pytest.mark.scenario(22)
 def test_the_log_stays_as_it_is_while_somebody_has_the_next_update_in_hand() -> None:
     done = SyncReport("param", 3, "done", attempt=3, digest=b"d" * 32)

@@ -8,9 +8,10 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 import torch
@@ -78,6 +79,8 @@ class Daemon(threading.Thread):
         self.refuse_attach: Refused | None = None
         self.mute = False
         self.failure: BaseException | None = None
+        self.listening = threading.Event()
+        self._attached: set[bytes] = set()
         self.pending: list[Granted] = []
         self.release = threading.Event()
         """Set: grants that were held back (answer "later") go out."""
@@ -85,11 +88,14 @@ class Daemon(threading.Thread):
 
     def run(self) -> None:
         link = ZmqLink(LOCAL_RUN, bind=self.address)
+        self.listening.set()
         try:
             while not self.stopping.is_set():
                 for event in link.poll(0.01):
                     assert isinstance(event, Received), event
                     record = unpack(event.message)
+                    if self.asked_again(record):
+                        continue
                     self.received.append(record)
                     for reply in () if self.mute else self.react(record):
                         assert link.reply(event.connection, pack(reply))
@@ -105,6 +111,14 @@ class Daemon(threading.Thread):
             self.failure = error
         finally:
             link.close(linger_s=1.0)
+
+    def asked_again(self, record: Record) -> bool:
+        """Whether a trainer presents itself that was answered before: it may ask again before it hears the answer."""
+        if not isinstance(record, Attach):
+            return False
+        again = record.boot in self._attached
+        self._attached.add(record.boot)
+        return again
 
     def sent(self, record: Record) -> None:
         if isinstance(record, Granted) and self.tensors.segment is not None:
@@ -220,41 +234,48 @@ class Trainer:
         return {value for p in self.model.parameters() if p.requires_grad for value in p.detach().flatten().tolist()}
 
 
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    """A short path: that of a socket may have 103 bytes."""
-    path = Path(tempfile.mkdtemp(prefix="wantrain-"))
-    yield path
-    shutil.rmtree(path)
+D = TypeVar("D", bound=Daemon)
 
 
-@pytest.fixture
-def serve(folder: Path) -> Iterator[Callable[..., Daemon]]:
-    """Starts the daemon; it is stopped at the end, and must not have failed."""
-    running: list[Daemon] = []
+@contextmanager
+def served(kind: type[D]) -> Iterator[Callable[..., D]]:
+    """Makes daemons in a folder of their own; they are stopped at the end, and must not have failed."""
+    folder, made = Path(tempfile.mkdtemp(prefix="wantrain-")), []  # a short path: that of a socket may have 103 bytes
 
-    def start(*streams: Stream, **options: Any) -> Daemon:
-        running.append(Daemon(folder, *streams, **options))
-        return running[-1]
+    def make(*streams: Stream, **options: Any) -> D:
+        made.append(kind(folder, *streams, **options))
+        return made[-1]
 
-    yield start
-    for daemon in running:
+    yield make
+    for daemon in made:
         if daemon.is_alive():
             daemon.stop()
         if daemon.engine is not None:
             daemon.engine.close()
         assert daemon.failure is None
+    shutil.rmtree(folder)
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[..., Daemon]]:
+    with served(Daemon) as make:
+        yield make
 
 
 def joined(daemon: Daemon, trainer: Trainer) -> Swarm:
     daemon.start()
+    assert daemon.listening.wait(DEADLINE_S)
     return wantrain.join(trainer.model, trainer.optimizer, daemon=daemon.address)
 
 
-def until(condition: Callable[[], object], what: str) -> None:
+def until(
+    condition: Callable[[], object], what: str, meanwhile: Callable[[], object] = lambda: time.sleep(0.001)
+) -> None:
+    """Wait for the condition, and do something between two looks at it."""
     deadline = time.monotonic() + DEADLINE_S
     while not condition():
         assert time.monotonic() < deadline, f"no {what} in {DEADLINE_S} s"
+        meanwhile()
 
 
 # ---- joining
@@ -533,7 +554,7 @@ def test_a_daemon_that_is_lost_between_syncs_is_noticed(
     daemon, trainer = serve(Stream("param", every=10**6, merge="mean", codec="fp32")), Trainer()
     with joined(daemon, trainer) as swarm:
         daemon.stop()
-        until(lambda: (trainer.step(), swarm.alone)[1], "notice")
+        until(lambda: swarm.alone, "notice", trainer.step)
 
 
 # ---- logging, leaving, data
@@ -652,8 +673,8 @@ def test_a_daemon_that_is_started_again_gets_the_trainer_as_it_is(
         second = serve(MEAN, answer=lambda _: "merge", initial=5.0)
         monkeypatch.setattr(second, "react", grown(second))
         second.start()
-        until(lambda: (time.sleep(0.01), trainer.step(), not swarm.alone)[2], "an answer")
-        until(lambda: (time.sleep(0.01), trainer.step(), swarm.round > 4)[2], "the grant")
+        until(lambda: not swarm.alone, "answer", trainer.step)
+        until(lambda: swarm.round > 4, "grant", trainer.step)
         (attach, *_) = second.of(Attach)
         assert attach.received == {"param": 1}
         assert attach.indices == {"param": 4}
@@ -666,7 +687,7 @@ def test_a_daemon_that_is_started_again_gets_the_trainer_as_it_is(
 
 
 def test_a_daemon_that_cannot_go_on_gives_the_runs_weights_anew(
-    serve: Callable[..., Daemon], folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    serve: Callable[..., Daemon], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(session, "LOST_PATIENCE_S", 0.2)
     monkeypatch.setattr(session, "LOOK_EVERY_S", 0.0)
@@ -675,12 +696,12 @@ def test_a_daemon_that_cannot_go_on_gives_the_runs_weights_anew(
     with joined(first, trainer) as swarm:
         trainer.step()
         first.stop()
-        (folder / "segment").rename(folder / "former")
+        (first.folder / "segment").rename(first.folder / "former")
         second = serve(quiet, initial=50.0)
-        second.folder = folder / "second"
+        second.folder = first.folder / "second"
         second.folder.mkdir()
         second.start()
-        until(lambda: (time.sleep(0.01), trainer.step(), second.of(Attach))[2], "an answer")
-        until(lambda: (time.sleep(0.01), trainer.step(), trainer.values <= set(range(51)))[2], "the run's weights")
+        until(lambda: second.of(Attach), "question", trainer.step)
+        until(lambda: trainer.values <= set(range(51)), "weights of the run", trainer.step)
         assert "starts again from the run's weights" in caplog.text
         assert not swarm.alone

@@ -1,7 +1,5 @@
 """`swarm.shard`: samples by leases from the daemon, the end of an epoch, data of other kinds, and files of tokens."""
 
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -11,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.unit.test_session import MEAN, Daemon, Trainer, joined
+from tests.unit.test_session import MEAN, Daemon, Trainer, joined, served
 from wantrain import TokenFile, session
 from wantrain.errors import ConfigError
 from wantrain.optimizers.stream import Stream
@@ -48,21 +46,8 @@ class LeasingDaemon(Daemon):
 
 @pytest.fixture
 def serve() -> Iterator[Callable[..., LeasingDaemon]]:
-    """Starts the daemon; it is stopped at the end, and must not have failed."""
-    folder, running = Path(tempfile.mkdtemp(prefix="wantrain-")), []
-
-    def start(*streams: Stream, **options: Any) -> LeasingDaemon:
-        running.append(LeasingDaemon(folder, *streams, **options))
-        return running[-1]
-
-    yield start
-    for daemon in running:
-        if daemon.is_alive():
-            daemon.stop()
-        if daemon.engine is not None:
-            daemon.engine.close()
-        assert daemon.failure is None
-    shutil.rmtree(folder)
+    with served(LeasingDaemon) as make:
+        yield make
 
 
 def test_samples_come_in_the_runs_order(serve: Callable[..., LeasingDaemon]) -> None:

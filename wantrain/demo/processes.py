@@ -27,8 +27,16 @@ class Children:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for name in list(self._running):
-            self.kill(name)
+        interrupt: KeyboardInterrupt | None = None
+        left = list(self._running)
+        while left:
+            try:
+                self.kill(left[-1])
+                left.pop()
+            except KeyboardInterrupt as second:  # all the same nothing may outlive the demo
+                interrupt = second
+        if interrupt is not None:
+            raise interrupt
 
     def start(
         self,

@@ -18,6 +18,7 @@ from wantrain.demo.processes import Children, json_lines
 from wantrain.demo.report import STALL_S, Json, Recording
 from wantrain.errors import ConfigError, UnreachableError, WantrainError
 from wantrain.new_run import create_run
+from wantrain.peers.place import remove_leftovers, segment_directory
 from wantrain.peers.status import query
 
 EVERY = 20
@@ -89,7 +90,7 @@ def run_demo(options: DemoOptions) -> int:
         raise ConfigError(f"{folder} already holds a run", hint="name another folder with --out")
     folder.mkdir(parents=True, exist_ok=True)
     shown = display.make(json=options.json)
-    with _terminated_like_ctrl_c(), Children(folder) as children:
+    with _terminated_like_ctrl_c(), _nothing_left_in_memory(folder), Children(folder) as children:
         demo = Demo(options, folder, children, shown)
         try:
             demo.run()
@@ -313,6 +314,16 @@ def _tell(options: DemoOptions, recording: Recording, summary: Json, folder: Pat
     if missing:
         console.print(missing, markup=False, highlight=False, soft_wrap=True)
     return 0 if summary["ok"] else 1
+
+
+@contextmanager
+def _nothing_left_in_memory(folder: Path) -> Iterator[None]:
+    """At the end, remove what killed peers had shared with their trainers: no process comes after them to do it."""
+    try:
+        yield
+    finally:
+        for home in folder.glob("peer-*/"):
+            remove_leftovers(home, segment_directory())
 
 
 @contextmanager

@@ -32,6 +32,8 @@ class History:
     records: tuple[CommitRecord, ...] = ()
     leases: Mapping[str, str] = field(default_factory=dict)
     """Rows of the data leases."""
+    names: Mapping[str, str] = field(default_factory=dict)
+    """Names of all that were ever admitted, by peer: one that is awaited may not have come back yet."""
 
 
 class CommitLog:

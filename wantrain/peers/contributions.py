@@ -104,6 +104,11 @@ class Contributions:
         """What is staged and not decided, by stream."""
         return {name: stage.event for name, stage in self._stages.items() if not stage.decided}
 
+    def has_staged(self, stream: str) -> bool:
+        """Whether something is staged for the stream and not decided."""
+        stage = self._stages.get(stream)
+        return stage is not None and not stage.decided
+
     @property
     def outstanding(self) -> bool:
         """Whether anything is staged."""

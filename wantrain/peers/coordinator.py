@@ -137,6 +137,7 @@ class Coordinator:
     def __init__(self, facts: RunFacts, history: History) -> None:
         self.facts = facts
         self.epoch = history.epoch
+        self._admitted = history.names
         self.log = CommitLog(history)
         self.membership = Membership(facts.policy, history.view)
         self.rounds: dict[str, rounds.Round | Pairing] = {}
@@ -163,6 +164,8 @@ class Coordinator:
         """Since when nobody has the state at the head of the log while somebody has an older one."""
         self._stranded_head = -1
         """The newest line at that time: behind a run that commits fast everybody is a line late all the time."""
+        self._looked_at = 0.0
+        """When that was looked at last: after a time in which this process stood still the wait begins anew."""
         self._awaited: list[str] = []
         """While stranded: who is away and might come back with what is missing."""
         self._behind, self._blind = _Lacks(), _Lacks()
@@ -206,7 +209,7 @@ class Coordinator:
     def name_of(self, peer: str) -> str:
         """A peer's name for people."""
         known = self.membership.peers.get(peer)
-        return known.hello.name if known else peer
+        return known.hello.name if known else self._admitted.get(peer, peer)
 
     def timing(self, number: int) -> dict[str, Any]:
         """How commit `number` went: topology, gather_s, move_s, predicted_s, committed_at; empty for old commits."""
@@ -610,7 +613,8 @@ class Coordinator:
         expected = {one.peer: one.expected_at for one in seen if one.trains}
         abreast = frozenset(one.peer for one in seen if one.abreast)
         chasing = self._chasers.waited_for(now)
-        cast = rounds.Cast(self.membership.view, self.membership.members, abreast, expected, chasing)
+        view, live = self.membership.view, self.membership.members
+        cast = rounds.Cast(view, live, abreast, expected, chasing, frozenset(cut_off))
         effects: list[CoordinatorEffect] = []
         for stream in list(self.rounds):
             effects += self._round(stream, cast, now)
@@ -763,6 +767,9 @@ class Coordinator:
 
     def _rescue(self, now: float) -> list[CoordinatorEffect]:
         """If everybody who held the head of the log is gone for good, go back to the newest state that is held."""
+        policy = self.facts.policy
+        stood_still = now - self._looked_at > 2 * policy.heartbeat_s
+        self._looked_at = now
         if self.head < 0 or self.log.awaits(PersistCommit, PersistGenesis, PersistRewind, PersistDropGenesis):
             self._stranded_at = None
             return []
@@ -775,11 +782,10 @@ class Coordinator:
         if self.head in held or not (held or (self.head == 0 and trains)):
             self._stranded_at = None
             return []
-        if self._stranded_at is None or self._stranded_head != self.head:
+        if self._stranded_at is None or self._stranded_head != self.head or stood_still:
             self._stranded_at, self._stranded_head = now, self.head
         after = max(held, default=-1)
         self._awaited = self._may_hold(after)
-        policy = self.facts.policy
         usual_s = policy.grace_floor_s + 2 * policy.heartbeat_s
         if now - self._stranded_at < (policy.deadline_ceiling_s if self._awaited else usual_s):
             return []

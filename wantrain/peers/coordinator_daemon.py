@@ -188,8 +188,9 @@ class CoordinatorDaemon:
     def _history(self) -> co.History:
         store = self.store
         epoch, (view, _), genesis = store.begin_epoch(), store.last_view(), store.genesis()
+        names = {peer: row.name for peer, row in self._row_of.items()}
         if genesis is None:
-            return co.History(epoch, view, leases=store.leases())
+            return co.History(epoch, view, leases=store.leases(), names=names)
         lines = store.commits(1, store.head())
         return co.History(
             epoch,
@@ -198,6 +199,7 @@ class CoordinatorDaemon:
             genesis.chain,
             tuple(_record_from(line) for _, line in lines),
             store.leases(),
+            names,
         )
 
     # ---- the loop

@@ -100,7 +100,7 @@ from wantrain.peers.messages import (
 from wantrain.peers.neighbours import Neighbours
 from wantrain.peers.recovery import ASK_RECORDS_S, Recovery
 from wantrain.peers.repair import Position
-from wantrain.peers.reports import PathNews, SyncKey, sync_key, sync_line, urgent, urgent_in
+from wantrain.peers.reports import PathNews, sync_key, sync_line
 from wantrain.peers.saved_state import SavedState, initial_difference
 from wantrain.peers.saving import Saving
 from wantrain.peers.update_log import UpdateLog
@@ -829,26 +829,23 @@ class Participant:
         lines = (sync_line(s, k + 1, staged.get(s), self._attempts.running.get(s)) for s, k in self.indices.items())
         return [line for line in lines if line is not None]
 
-    def _sync_keys(self) -> tuple[SyncKey, ...]:
-        staged = self._mine.staged
-        keys = [sync_key(s, k + 1, s in staged, self._attempts.running.get(s)) for s, k in self.indices.items()]
-        return tuple([key for key in keys if key is not None])
+    def _urgent(self) -> object:
+        """What of a report is worth sending at once when it changes; the rest can wait for the next heartbeat."""
+        recovery, mine, running = self._recovery, self._mine, self._attempts.running
+        held = recovery.applied if recovery.complete else -1
+        syncs = [sync_key(s, k + 1, mine.has_staged(s), running.get(s)) for s, k in recovery.indices.items()]
+        return held, self._trainer_state, syncs, list(self._neighbours.suspects), self._wants.open, self._saving.saved
 
     def _report_if_due(self, now: float) -> list[Effect]:
         if self._welcome is None or self.left:
             return []
-        heartbeat = now - self._reported_at >= self.facts.heartbeat_s or self._reported is None
-        if not heartbeat and self._reported is not None:
-            keys, wants = self._sync_keys(), self._wants.lines
-            key = urgent(self._held_number, self._trainer_state, keys, self._neighbours.suspects, self.digested, wants)
-            unreached = self._reported.unreached
-            same = self._reported.saved == self._saving.saved and (
-                not unreached or set(unreached) <= set(self._neighbours.unreached)
-            )
-            if key == self._reported_key and same:
+        last, key = self._reported, self._urgent()
+        heartbeat = last is None or now - self._reported_at >= self.facts.heartbeat_s
+        if last is not None and not heartbeat and key == self._reported_key:
+            reached_again = last.unreached and not set(last.unreached) <= set(self._neighbours.unreached)
+            if not reached_again:
                 return []
-        self._reported = self._report(now, heartbeat=heartbeat)
-        self._reported_key = urgent_in(self._reported)
+        self._reported, self._reported_key = self._report(now, heartbeat=heartbeat), key
         self._reported_at = now
         return [Tell(COORDINATOR, self._reported)]
 

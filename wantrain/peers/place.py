@@ -107,6 +107,20 @@ def scratch_directory(place: Place, segments: Path) -> Iterator[Path]:
                 remove_scratch(path, segments)
 
 
+def remove_leftovers(home: Path, segments: Path) -> None:
+    """Remove what a killed process at this home has left, and end its trainer if that lives; for who starts no other.
+
+    Nothing is touched that a live process holds.
+    """
+    with suppress(OSError):
+        former = _former(Path((home / "scratch").read_text(encoding="utf-8")), segments)
+        if former is not None:
+            if (orphan := find_orphan(former)) is not None:
+                orphan.kill()
+                orphan.wait()
+            remove_scratch(former, segments)
+
+
 def _former(former: Path, segments: Path) -> Path | None:
     """The directory of the process before, if its trainer lives; otherwise what it left behind is removed.
 

@@ -79,6 +79,8 @@ class Recovery:
         self._chase = Chase()
         self._ledger = Ledger()
         self._repair: Repair | None = None
+        self._before: Position | None = None
+        """Where the state stands that is false somewhere, until it is repaired or another one is there."""
         self._update: UpdateFetch | None = None
         self._asked_at = -ASK_RECORDS_S
         self._moved_at = 0.0
@@ -265,6 +267,7 @@ class Recovery:
             self.indices[name] = anchor.indices[name] + sign * sum(record.sync.stream == name for record in between)
         skipped = between if self._own_anchor and sign > 0 else []
         self.applied, self.chain, self._anchor, self._own_anchor = base, chain, None, False
+        self._before = None
         self._records = {number: record for number, record in self._records.items() if number > base}
         self._leave_behind()
         self._moved_at = now
@@ -311,7 +314,7 @@ class Recovery:
         self.applied, self.chain = -1, b""
         self.state_digest = (-1, b"")
         self._state, self._taken = None, {}
-        self._update, self._repair = None, None
+        self._update, self._repair, self._before = None, None, None
         self._ledger.forget()
 
     # ---- a state that is false somewhere
@@ -340,7 +343,8 @@ class Recovery:
         before = self._anchor = Position(self.applied, self.chain, dict(self.indices))
         self._own_anchor = False
         self._forget_state()
-        self._repair, self._state_at, self._moved_at = Repair(number, digest, own, before), now, now
+        self._repair, self._before = Repair(number, digest, own, before), before
+        self._state_at = self._moved_at = now
         return self._compare(catchup.Sources(self._sources, self._liars), now)
 
     def digests_came(self, source: str, number: int, digests: bytes, now: float) -> list[Effect]:
@@ -361,13 +365,14 @@ class Recovery:
 
     def _despair(self, now: float) -> list[Effect]:
         """If nobody holds the run's state any more, one that is false somewhere is better than none."""
-        if self._repair is None:
-            return []
+        before = self._before
+        if before is None or any(taken != (before.number, before.chain) for taken in self._taken.values()):
+            return []  # none, or chunks of it have been replaced by such as nobody could replay any more
         if self._sources:
             self._moved_at = now
         if now - self._moved_at < STUCK_S:
             return []
-        before, self._repair = self._repair.before, None
+        self._forget_state()
         self.applied, self.chain = before.number, before.chain
         self.indices.update(before.indices)
         return [Note("false-state-kept", {"number": before.number, "reason": "nobody else holds the run's state"})]

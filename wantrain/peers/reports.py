@@ -1,11 +1,11 @@
 """What a peer tells the coordinator about itself: lines of its report, and when one is due at once; pure."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Protocol, TypeAlias
 
 from wantrain.peers.attempts import Attempt
 from wantrain.peers.events import Staged
-from wantrain.peers.messages import Drawn, LinkReport, Report, SyncReport, WantLease
+from wantrain.peers.messages import Drawn, LinkReport, SyncReport
 
 
 def sync_line(stream: str, index: int, staged: Staged | None, attempt: Attempt | None) -> SyncReport | None:
@@ -34,11 +34,15 @@ SyncKey: TypeAlias = tuple[str, int, int, str]
 
 
 def sync_key(stream: str, index: int, staged: bool, attempt: Attempt | None) -> SyncKey | None:
-    """What of the line of a stream is urgent, without making the line: stream, index, attempt and phase."""
-    if attempt is None:
-        return (stream, index, 0, "ready") if staged else None
-    phase = "done" if attempt.done is not None else "moving" if attempt.failed is None else "failed"
-    return stream, index, attempt.sync.attempt, phase
+    """What of the line of a stream is urgent, without making the line: stream, index, attempt and phase.
+
+    That an attempt has begun here is no news to the coordinator. It hears of its progress with the heartbeats.
+    """
+    if attempt is not None and attempt.done is not None:
+        return stream, index, attempt.sync.attempt, "done"
+    if attempt is not None and attempt.failed is not None:
+        return stream, index, attempt.sync.attempt, "failed"
+    return (stream, index, 0, "ready") if staged else None
 
 
 CHANGE = 0.2
@@ -80,21 +84,3 @@ class PathNews:
             self._told.pop(peer, None)
             self._told[peer] = path
         return chosen
-
-
-def urgent(
-    log_number: int,
-    trainer: str,
-    syncs: tuple[SyncKey, ...],
-    suspects: Iterable[str],
-    state_number: int,
-    wants: Iterable[WantLease],
-) -> object:
-    """What of a report is worth sending at once when it changes; the rest can wait for the next heartbeat."""
-    return log_number, trainer, syncs, tuple(suspects), state_number, tuple((w.reader, w.data, w.serial) for w in wants)
-
-
-def urgent_in(report: Report) -> object:
-    """`urgent` of a report that was sent."""
-    syncs = tuple((line.stream, line.index, line.attempt, line.phase) for line in report.syncs)
-    return urgent(report.log_number, report.trainer, syncs, report.suspects, report.state_number, report.wants)

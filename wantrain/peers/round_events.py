@@ -28,7 +28,7 @@ class Cast:
 
     `abreast` are those at the head of the log; `expected` maps those that train to the time when they are expected to
     be ready (absolute, seconds), or None if unknown; `chasing` maps those that catch up without gaining on the run to
-    how many commits they are behind.
+    how many commits they are behind; nobody can pass an update on from or to those who are `cut_off`.
     """
 
     view: int
@@ -36,6 +36,7 @@ class Cast:
     abreast: frozenset[str]
     expected: dict[str, float | None]
     chasing: dict[str, int] = field(default_factory=dict)
+    cut_off: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)

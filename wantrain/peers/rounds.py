@@ -115,6 +115,8 @@ class Round:
         self._abreast: set[str] = set()
         self._expected: dict[str, float | None] = {}
         self._chasing: dict[str, int] = {}
+        self._cut_off: frozenset[str] = frozenset()
+        """Live peers whose updates the others could not have."""
         self._ready: dict[str, SyncReport] = {}
         """Of live peers only."""
         self._late: dict[str, None] = {}
@@ -137,7 +139,7 @@ class Round:
         self._excluded: set[str] = set()
         """Dropped from this sync's further attempts."""
         self._unfit: set[str] = set()
-        """Those of them whose contribution may be what does not encode."""
+        """Those of them whose contribution may be what does not encode, or whose update most would not get."""
         self._ties = 0
         self._in_vain: Counter[str] = Counter()
         """Syncs in a row that have waited for a peer until the end of the grace time, and gone on without it."""
@@ -209,7 +211,8 @@ class Round:
             return self._brief(event, now)
         if event.peer not in self._live:
             return []
-        if not self._ready:
+        # Who is cut off may have been ready for long: nobody is late for its sake.
+        if not self._ready or (event.peer not in self._cut_off and self._cut_off.issuperset(self._ready)):
             self._first_ready_at = now
         self._ready[event.peer] = report
         self._late.pop(event.peer, None)
@@ -237,7 +240,7 @@ class Round:
     def _take_cast(self, event: Cast) -> None:
         self._view, self._live = event.view, dict.fromkeys(event.live)
         self._abreast, self._expected = set(event.abreast), dict(event.expected)
-        self._chasing = event.chasing
+        self._chasing, self._cut_off = event.chasing, event.cut_off
         self._ready = {peer: report for peer, report in self._ready.items() if peer in self._live}
         self._judge_all()
 
@@ -250,7 +253,7 @@ class Round:
         self._judge(event.peer)
 
     def _benched(self, peer: str) -> bool:
-        return peer in self._excluded or self._bench.get(peer, 0) >= self.index
+        return peer in self._excluded or peer in self._cut_off or self._bench.get(peer, 0) >= self.index
 
     def _awaited(self, peer: str) -> bool:
         return peer not in self._ready and not self._benched(peer) and self._go_ahead.get(peer, 0) < self.index
@@ -278,13 +281,14 @@ class Round:
             self._reason = str
             return []
         inside = len(self._ready) - sum(
-            peer in self._ready for peer in self._excluded.union(self._bench) if self._benched(peer)
+            peer in self._ready for peer in self._excluded.union(self._bench, self._cut_off) if self._benched(peer)
         )
         if not inside:
-            if late and now < self._first_ready_at + policy.grace_ceiling_s:
-                self._reason = lambda: (
-                    f"{self._names(self._ready)} left out after a failed attempt; waiting for {self._names(late)}"
-                )
+            apart = self._cut_off.issuperset(self._ready)
+            waited: Collection[str] = self._expected if apart else late
+            if waited and now < self._first_ready_at + (policy.deadline_ceiling_s if apart else policy.grace_ceiling_s):
+                why = "cut off" if apart else "left out after a failed attempt"
+                self._reason = lambda: f"{self._names(self._ready)} {why}; waiting for {self._names(waited)}"
                 return []
         elif late:
             limit_at = self._first_ready_at + policy.grace_ceiling_s
@@ -448,11 +452,9 @@ class Round:
         policy = self._policy
         deadline_s = policy.stalled_after_s(self._move, self._choice.predicted_s, self._choice.slowest_s)
         stalled = [p for p in self._undone if now - self._held[p].progress_at >= deadline_s]
-        for peer in [p for p in stalled if p in self.start.receivers]:
-            self._stall(peer)
-            self._let_go(peer)
-            behind = LeftBehind(self.start.sync, peer, f"received nothing new for {deadline_s:.1f} s")
-            return [behind, *self._commit_if_done(now)]
+        behind = [peer for peer in stalled if peer in self.start.receivers]
+        if behind and len(behind) == len(stalled):
+            return self._leave_behind(behind, f"received nothing new for {deadline_s:.1f} s", now)
         if not stalled or now - self._progress_at < deadline_s:
             sync, undone, held = self.start.sync, self._undone, self._held
             self._reason = lambda: f"moving {sync}: {len(undone)} of {len(held)} not done: {self._names(undone)}"
@@ -463,6 +465,34 @@ class Round:
         culprit = self._culprit(stalled)
         self._stall(culprit)
         return self._abort(f"{self._name_of(culprit)} stalled the sync for {deadline_s:.1f} s", (culprit,), now)
+
+    def _leave_behind(self, behind: list[str], reason: str, now: float) -> list[RoundEffect]:
+        """Go on without a receiver that gets nothing; or, once in a sync, without who gives nothing to most.
+
+        An update that only the few hold leaves the many waiting for a way to them, who could go on with each other.
+        """
+        assert self.start is not None
+        giver = self._gives_to_few(behind)
+        if giver and giver not in self._unfit:
+            self._stall(giver)
+            self._unfit.add(giver)
+            self._ready.pop(giver, None)
+            self._go_ahead.clear()  # whoever was waited for in vain is all the more welcome
+            return self._abort(f"most that train get nothing from {self._name_of(giver)}", (giver,), now)
+        self._stall(behind[0])
+        self._let_go(behind[0])
+        return [LeftBehind(self.start.sync, behind[0], reason), *self._commit_if_done(now)]
+
+    def _gives_to_few(self, behind: list[str]) -> str:
+        """The contributor that most of those behind wait for, if more who train lack the update than hold it; or ""."""
+        assert self.start is not None
+        contributors = self.start.contributors
+        votes = Counter(p for peer in behind for p in self._held[peer].waiting_for if p in contributors)
+        done = [peer for peer in self._expected if peer in self._held and peer not in self._undone]
+        lacking = [peer for peer in self._expected if peer in self._abreast and peer not in done]
+        if not votes or len(lacking) <= len(done) or not self._undone.keys().isdisjoint(contributors):
+            return ""
+        return max(votes, key=lambda peer: (votes[peer], contributors.index(peer)))
 
     def _culprit(self, stalled: list[str]) -> str:
         """The one without whom most can go on together; of these whom most of the stalled wait for.

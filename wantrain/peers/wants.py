@@ -18,6 +18,11 @@ class Wants:
         """The open questions, one for each data set."""
         return tuple(self._open.values())
 
+    @property
+    def open(self) -> list[tuple[bytes, str, int]]:
+        """Reader, data set and serial of each."""
+        return [(want.reader, want.data, want.serial) for want in self._open.values()]
+
     def forget(self) -> None:
         """The trainer is gone."""
         self.reader, self.dry, self._open = b"", False, {}
