@@ -98,8 +98,8 @@ class Daemon(threading.Thread):
                         continue
                     self.received.append(record)
                     for reply in () if self.mute else self.react(record):
-                        assert link.reply(event.connection, pack(reply))
-                        self.sent(reply)
+                        if link.reply(event.connection, pack(reply)):  # else the trainer has gone meanwhile
+                            self.sent(reply)
                     connection = event.connection
                 if self.release.is_set():
                     while self.pending:
