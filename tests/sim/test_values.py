@@ -30,10 +30,10 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def running(folder: Path, topology: str, codec: str) -> ValueWorld:
+def running(folder: Path, topology: str, codec: str, answer: str = "result") -> ValueWorld:
     """A world in which the last commit holds everybody, and that keeps its messages from now on."""
     folder.mkdir()
-    world = ValueWorld(folder, topology, codec)
+    world = ValueWorld(folder, topology, codec, answer)
     advance(world, lambda: bool(world.lines) and set(world.lines[-1].contributors) == ALL)
     world.listen()
     return world
@@ -91,12 +91,19 @@ def dies(world: ValueWorld, peer: int | None, steps: int, *, spare: bool = False
 
 
 def every_death(
-    folder: Path, peer: int | None, topology: str, codec: str, *, every: int = 1, spare: bool = False
+    folder: Path,
+    peer: int | None,
+    topology: str,
+    codec: str,
+    *,
+    every: int = 1,
+    spare: bool = False,
+    answer: str = "result",
 ) -> None:
     """Let it die before each of its steps in a sync, one run for each, or for every so many."""
     steps = 0
     while True:
-        world = running(folder / str(steps), topology, codec)
+        world = running(folder / str(steps), topology, codec, answer)
         if not dies(world, peer, steps, spare=spare):
             break
         advance(world, everybody_again(world))
@@ -127,6 +134,12 @@ def test_a_trainer_that_outlives_its_daemon_loses_nothing_and_nothing_of_it_coun
     tmp_path: Path, topology: str
 ) -> None:
     every_death(tmp_path, 1, topology, "fp32", spare=True)
+
+
+@pytest.mark.scenario(1, 2)
+@pytest.mark.parametrize("spare", [False, True])
+def test_what_is_answered_ahead_of_its_sync_is_in_it_whole_or_not_at_all(tmp_path: Path, spare: bool) -> None:
+    every_death(tmp_path, 0, "direct", "fp32", spare=spare, answer="delayed")
 
 
 @pytest.mark.scenario(6)

@@ -134,7 +134,7 @@ def test_package_runs_as_a_module() -> None:
     assert process.stdout.startswith("Usage: wantrain init")
 
 
-BENCHES = ("bench allreduce", "bench codecs", "bench coordinator")
+BENCHES = ("bench allreduce", "bench codecs", "bench outer", "bench trainer", "bench coordinator")
 CHECKPOINTS = ("checkpoint ls", "checkpoint verify", "checkpoint export", "checkpoint save")
 
 

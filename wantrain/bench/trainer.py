@@ -84,7 +84,7 @@ class _Beside(threading.Thread):
 
 
 def measure(every: int, rounds: int, progress: Callable[[str], None]) -> dict[str, Any]:
-    """Train the demo's model for `rounds` rounds of `every` steps beside a peer, and time the hooks.
+    """On one thread, train the demo's model for `rounds` rounds of `every` steps beside a peer, and time the hooks.
 
     Returns:
         `parameters`, `every`, `rounds`; `step_ms`: median of a whole inner step without its hooks; `hooks_ms`: mean
@@ -94,7 +94,15 @@ def measure(every: int, rounds: int, progress: Callable[[str], None]) -> dict[st
     Raises:
         WantrainError: the peer beside the trainer has failed.
     """
+    threads = torch.get_num_threads()
     torch.set_num_threads(1)
+    try:
+        return _measured(every, rounds, progress)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _measured(every: int, rounds: int, progress: Callable[[str], None]) -> dict[str, Any]:
     loop = train.Loop(train.parse([]))
     parameters = sum(p.numel() for p in loop.model.parameters())
     stream = Stream("param", every=every, merge="nesterov", codec="fp32")

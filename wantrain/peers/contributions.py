@@ -243,6 +243,7 @@ class Contributions:
         if trainer is None or not trainer.started or trainer.boot != event.boot:
             return []
         stage.answered = True
+        self.trainer_state = "training"
         return [self._grant(event, taken=True)]
 
     def joins(self, start: Start) -> bool:
