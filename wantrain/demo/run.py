@@ -36,8 +36,8 @@ POLL_S = 0.3
 START_TIMEOUT_S = 120.0
 """From the start to the first commit; several PyTorch imports share the cores."""
 COMPARE_TIMEOUT_S = 600.0
-ROUND_OPTION = {"diloco": "every", "local-sgd": "every", "ddp": "resync"}
-"""The option of each method that sets the period of the parameter stream, which counts the rounds."""
+ROUND_OPTION = {"ddp": "resync"}
+"""The option that sets the period of a method's parameter stream, which counts the rounds, if it is not `every`."""
 TOLD = {
     "coordinator": {
         "joined": "joined",
@@ -293,7 +293,7 @@ def write_run_file(path: Path, options: DemoOptions) -> None:
         ConfigError: unknown method or codec.
     """
     spec = create_run(path, name="demo", method=options.method, codec=options.codec, bind="127.0.0.1:0")
-    period = {ROUND_OPTION[spec.method.name]: EVERY}
+    period = {ROUND_OPTION.get(spec.method.name, "every"): EVERY}
     method = spec.method.model_copy(update={"options": {**spec.method.options, **period}})
     path.write_text(spec.model_copy(update={"method": method}).to_toml(), encoding="utf-8")
 
