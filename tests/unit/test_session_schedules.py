@@ -6,11 +6,11 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from tests.unit.test_session import Daemon, Trainer, folder, joined, serve
+from tests.unit.test_session import Daemon, Trainer, joined, serve
 from wantrain.optimizers.stream import Stream
 from wantrain.peers.messages import Contribute
 
-__all__ = ["folder", "serve"]
+__all__ = ["serve"]
 
 QSR = Stream(
     "param",
