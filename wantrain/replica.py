@@ -1,16 +1,20 @@
 """The trainer's copy of the model: what is copied between its parameters and the memory shared with the daemon."""
 
 from collections.abc import Sequence
+from itertools import accumulate
 
 import torch
 from torch import Tensor, nn
 
 from wantrain.errors import ConfigError
 from wantrain.inner_state import InnerState
+from wantrain.optimizers.fragment import mask_of
+from wantrain.optimizers.mask import between
 from wantrain.optimizers.stream import Stream
 from wantrain.peers.layout import stream_tensors
 from wantrain.peers.messages import MAX_TENSORS, Manifest, TensorSpec
 from wantrain.peers.shared_memory import Segment
+from wantrain.piece import Piece
 
 
 class Replica:
@@ -44,7 +48,10 @@ class Replica:
         self._parameters = named
         self._inner = InnerState(named, optimizer)
         self._streams: dict[str, Stream] = {}
-        self._views: dict[str, list[tuple[nn.Parameter, Tensor, Tensor]]] = {}
+        ends = list(accumulate(parameter.numel() for parameter in named.values()))
+        self._places = dict(zip(named, zip([0, *ends], ends, strict=False), strict=True))
+        """First and last coordinate of each parameter in the model."""
+        self._views: dict[str, list[Piece]] = {}
 
     def bind(self, segment: Segment, streams: Sequence[Stream]) -> None:
         """Lay each stream's parameters out in its regions of the segment, in manifest order.
@@ -55,14 +62,18 @@ class Replica:
         self._streams = {stream.name: stream for stream in streams}
         self._inner.prepare({stream.state for stream in streams} - {"param", "grad"})
         for name, stream in self._streams.items():
-            out, given = segment.out(name), segment.given(name)
             views = self._views[name] = []
-            start = 0
+            first, mask = 0, mask_of(stream.fragment)
             for tensor in stream_tensors(stream, self.manifest):
+                begin, end = self._places[tensor.name]
+                last = first + (end - begin if mask is None else between(*mask, begin, end))
                 parameter = self._parameters[tensor.name]
-                stop = start + parameter.numel()
-                views.append((parameter, out[start:stop].view_as(parameter), given[start:stop].view_as(parameter)))
-                start = stop
+                out, given = segment.out(name)[first:last], segment.given(name)[first:last]
+                if mask is None:
+                    views.append(Piece(parameter, out.view_as(parameter), given.view_as(parameter), None))
+                else:
+                    views.append(Piece(parameter, out, given, (*mask, begin, end)))
+                first = last
 
     def release(self) -> None:
         """Let go of the segment's regions."""
@@ -71,12 +82,13 @@ class Replica:
     @torch.no_grad()
     def write(self, stream: str) -> None:
         """Copy what the stream exchanges into its `out` as fp32; a gradient that is None counts as 0."""
-        for parameter, out, _ in self._views[stream]:
+        for piece in self._views[stream]:
+            parameter = piece.parameter
             source = parameter.grad if self._streams[stream].state == "grad" else self._value(stream, parameter)
             if source is None:
-                out.zero_()
+                piece.out.zero_()
             else:
-                out.copy_(source)
+                piece.out.copy_(piece.of(source))
 
     @torch.no_grad()
     def adopt(self, stream: str, kind: str, *, stepped: bool) -> None:
@@ -92,23 +104,25 @@ class Replica:
             return  # no mean gradient to be had: the step is made with the own one
         mixes = kind == "merge" and rule.adopt == "mix"
         moves = kind == "move" and rule.late == "rebase"
-        for parameter, out, given in self._views[stream]:
+        for piece in self._views[stream]:
+            parameter, out, given = piece.parameter, piece.out, piece.given
             if kind == "grad":
                 if parameter.grad is not None:
-                    parameter.grad.copy_(given)
+                    piece.put(parameter.grad, given)
                 elif given.any():  # some other peer's step has used it
-                    parameter.grad = given.to(parameter, copy=True)
+                    parameter.grad = torch.zeros_like(parameter)
+                    piece.put(parameter.grad, given)
                 continue
             value = self._value(stream, parameter)
             if mixes:
-                mixed = value.to(torch.float32, copy=True).mul_(rule.alpha)
-                value.copy_(mixed.add_(given.to(mixed.device).mul(1.0 - rule.alpha)))
+                mixed = piece.of(value).to(torch.float32, copy=True).mul_(rule.alpha)
+                piece.put(value, mixed.add_(given.to(mixed.device).mul(1.0 - rule.alpha)))
             elif moves or (kind == "merge" and stepped):
-                moved = value.to(torch.float32, copy=True)
+                moved = piece.of(value).to(torch.float32, copy=True)
                 moved.sub_(out.to(moved.device)).add_(given.to(moved.device))
-                value.copy_(moved.clamp_(min=0.0) if rule.nonnegative else moved)
+                piece.put(value, moved.clamp_(min=0.0) if rule.nonnegative else moved)
             else:
-                value.copy_(given)
+                piece.put(value, given)
 
     def begin_at(self, step: int) -> None:
         """The run's step count where this trainer begins: what the optimizer counts goes on from there."""

@@ -40,7 +40,8 @@ TIGHT: dict[str, dict[str, Any]] = {
     "sync": {"grace_floor_s": 1.0, "grace_ceiling_s": 5.0, "deadline_floor_s": 5.0, "deadline_ceiling_s": 30.0},
     "liveness": {"heartbeat_s": 0.3, "suspect_floor_s": 4.0, "suspect_ceiling_s": 8.0},
 }
-PERIOD = {"diloco": "every", "local-sgd": "every", "ddp": "resync", "noloco": "every"}
+PERIOD = {"ddp": "resync"}
+"""The option that sets the period of the parameter stream, where it is not `every`."""
 
 # Answers every line with the run's status.
 ASKER = """
@@ -95,7 +96,7 @@ class Run:
             name: getattr(spec, name).model_copy(update={**TIGHT.get(name, {}), **(options or {}).get(name, {})})
             for name in ("sync", "liveness", "log", "checkpoint")
         }
-        period = {**spec.method.options, PERIOD[method]: EVERY, **(options or {}).get("method", {})}
+        period = {**spec.method.options, PERIOD.get(method, "every"): EVERY, **(options or {}).get("method", {})}
         sections["method"] = spec.method.model_copy(update={"options": period})
         self.run_file.write_text(spec.model_copy(update=sections).to_toml(), encoding="utf-8")
 

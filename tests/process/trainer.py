@@ -1,6 +1,6 @@
 """The training script of the process tests: a tiny model, a few ms a step, steered by files in the run's directory.
 
-    python trainer.py FOLDER NAME [--rounds N] [--hidden N] [--samples N]
+    python trainer.py FOLDER NAME [--rounds N] [--hidden N] [--samples N] [--adam]
 
 FOLDER/pause holds all trainers back and FOLDER/stop ends them; FOLDER/NAME.raise and FOLDER/NAME.nan, taken away when
 seen, make this one fail or spoil its weights. FOLDER/NAME.steps tells how many inner steps it has made. With --samples
@@ -52,12 +52,15 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=sys.maxsize)
     parser.add_argument("--hidden", type=int, default=32)
     parser.add_argument("--samples", type=int, default=0)
+    parser.add_argument("--adam", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(zlib.crc32(options.name.encode()))
     layers = [torch.nn.Linear(16, options.hidden), torch.nn.Tanh(), torch.nn.Linear(options.hidden, 4)]
     model = torch.nn.Sequential(*layers)
-    optimizer = Descent(model.parameters(), lr=1.6 / options.hidden)  # wider ones bear less
+    optimizer: torch.optim.Optimizer = Descent(model.parameters(), lr=1.6 / options.hidden)  # wider ones bear less
+    if options.adam:
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     inputs, targets = torch.randn(64, 16), torch.randn(64, 4)
     torch.nn.functional.mse_loss(
         model(inputs), targets

@@ -594,3 +594,22 @@ def test_false_leases_of_a_saved_state_are_told_and_not_used(leases: str) -> Non
     assert one.core.head == 0
     assert one.core.leases.data == {}
     assert [said.event for said in one.said if "leases" in said.event] == ["begun-without-leases"]
+
+
+def test_who_is_past_a_sync_is_not_waited_for_there() -> None:
+    """c waits at a's second sync, a and b at b's first, which is due before that: they must not wait for each other."""
+    streams = (Stream("a", fragment="mask:0/2", every=6, offset=3), Stream("b", fragment="mask:1/2", every=6))
+    made = Run(Coordinator(replace(FACTS, streams=streams), replace(history(0), records=(of_stream("a"),))))
+    for peer in "abc":
+        made.tell(peer, hello(peer))
+        made.report(peer, 1)
+    made.handle(Tick(), 0.1)
+    at_a, at_b = (SyncReport("a", 2, "ready"),), (SyncReport("b", 1, "ready"),)
+    assert of(Start, made.report("c", 1, 1.0, trainer="waiting", syncs=at_a)) == []
+    assert of(Start, made.report("a", 1, 1.1, trainer="waiting", syncs=at_b)) == []
+    (start, *_) = of(Start, made.report("b", 1, 1.2, trainer="waiting", syncs=at_b))
+    assert (start.sync.stream, start.contributors, start.receivers) == ("b", ("a", "b"), ("c",))
+
+
+def of_stream(stream: str) -> CommitRecord:
+    return replace(line(1), sync=SyncId(stream, 1, 1))

@@ -244,3 +244,11 @@ def test_a_mean_gradient_that_is_not_to_be_had_leaves_the_periods_of_weights_alo
     core.handle(BeforeStep())
     core.handle(granted("start", stream="grad", index=9))
     assert core._streams["param"].since == 3
+
+
+def test_what_missed_its_sync_is_not_waited_for_before_the_next_one() -> None:
+    core = started(Stream("param", every=6, delay=2))
+    steps(core, 6)
+    assert core.handle(granted("move", 1)) == [Adopt("param", "move", False), Stage("param", 2, 2)]
+    assert steps(core, 5) == []
+    assert steps(core, 1) == [WAIT]

@@ -89,6 +89,15 @@ def _balanced(tensors: Tensors, part: int, parts: int) -> list[int]:
     return mine
 
 
+def _masked(tensors: Tensors, part: int, parts: int) -> list[int]:
+    if (values := sum(math.prod(shape) for _, shape in tensors)) < parts:
+        raise ConfigError(
+            f"the model has {values} values, fewer than the {parts} parts of the mask",
+            hint=f"set parts to at most {values} in [method]",
+        )
+    return _every(tensors, part, parts)
+
+
 def _blocks_for(tensors: Tensors, parts: int) -> tuple[tuple[int, ...], ...]:
     found = blocks(tensors)
     if not found:
@@ -111,9 +120,11 @@ FRAGMENTS: dict[str, Callable[[Tensors, int, int], list[int]]] = {
     "sequential": _sequential,
     "balanced": _balanced,
     "rest": _rest,
+    "mask": _masked,
 }
 """`all`: every tensor. `strided`: block l for l mod n = k. `sequential`: n runs of blocks. `balanced`: whole tensors,
-blocks or not, so that all n are about as large. `rest`: what is in no block (embeddings, head, norms)."""
+blocks or not, so that all n are about as large. `rest`: what is in no block (embeddings, head, norms). `mask`: of every
+tensor the coordinates in part k of n of `wantrain.optimizers.mask`."""
 
 
 def members(fragment: str, tensors: Tensors) -> tuple[int, ...]:
@@ -122,15 +133,26 @@ def members(fragment: str, tensors: Tensors) -> tuple[int, ...]:
     Raises:
         ConfigError: no such fragment, the model cannot be cut this way, or nothing is left for it.
     """
+    name, part, parts = _read(fragment)
+    found = FRAGMENTS[name](tensors, part, parts)
+    if not found and name != "all":
+        raise ConfigError(f"no tensor of the model is in fragment {fragment!r}", hint=_BY_SIZE)
+    return tuple(sorted(found))
+
+
+def mask_of(fragment: str) -> tuple[int, int] | None:
+    """Which part of how many, if a fragment takes only a mask's coordinates of its tensors."""
+    name, part, parts = _read(fragment)
+    return (part, parts) if name == "mask" else None
+
+
+def _read(fragment: str) -> tuple[str, int, int]:
     name, _, which = fragment.partition(":")
     part, _, parts = which.partition("/")
     numbered = part.isdecimal() and parts.isdecimal() and int(part) < int(parts)
     if name not in FRAGMENTS or numbered == (name in ("all", "rest")) or (which and not numbered):
         raise ConfigError(
             f"unknown fragment {fragment!r}",
-            hint="use all, rest, or one of strided, sequential and balanced with its number, as in strided:0/4",
+            hint="use all, rest, or one of strided, sequential, balanced and mask with its number, as in strided:0/4",
         )
-    found = FRAGMENTS[name](tensors, int(part or 0), int(parts or 1))
-    if not found and name != "all":
-        raise ConfigError(f"no tensor of the model is in fragment {fragment!r}", hint=_BY_SIZE)
-    return tuple(sorted(found))
+    return name, int(part or 0), int(parts or 1)

@@ -15,6 +15,7 @@ from wantrain.optimizers.local_adam import LocalAdamOptions, local_adam
 from wantrain.optimizers.local_sgd import LocalSgdOptions, local_sgd
 from wantrain.optimizers.noloco import NolocoOptions, noloco
 from wantrain.optimizers.options import nearest, read_options
+from wantrain.optimizers.sparta import SpartaOptions, sparta
 from wantrain.optimizers.stream import Stream, Wire
 from wantrain.optimizers.streaming_diloco import StreamingDilocoOptions, streaming_diloco
 
@@ -42,6 +43,7 @@ METHODS: dict[str, Method[Any]] = {
     "local-adam": Method(LocalAdamOptions, local_adam),
     "des-loc": Method(DesLocOptions, des_loc),
     "diloco": Method(DilocoOptions, diloco),
+    "sparta": Method(SpartaOptions, sparta),
     "streaming-diloco": Method(StreamingDilocoOptions, streaming_diloco, codec="int4"),
     "eager": Method(EagerOptions, partial(eager, "eager")),
     "delayed": Method(EagerOptions, partial(eager, "delayed")),

@@ -27,6 +27,7 @@ from torch import Tensor
 
 from wantrain import __version__
 from wantrain.errors import AddressInUseError, CheckpointError
+from wantrain.optimizers.fragment import mask_of
 from wantrain.optimizers.merge import merge
 from wantrain.optimizers.stream import Stream
 from wantrain.peers.effects import BeginSave
@@ -41,11 +42,11 @@ from wantrain.peers.saved_state import (
     SavedState,
     SavedStream,
     damaged,
-    spans,
     state_bytes,
     state_header,
     vector_elements,
 )
+from wantrain.peers.saved_values import SavedValues, pieces
 from wantrain.transport.collective import Payload
 from wantrain.transport.digest import state_digest
 from wantrain.transport.memory import bytes_of
@@ -66,7 +67,8 @@ def saved_streams(streams: Sequence[Stream], model: Manifest) -> tuple[SavedStre
             name=stream.name,
             state=stream.state,
             slots=(PHI, *merge(stream.merge).slots),
-            tensors=tuple(tensor.name for tensor in stream_tensors(stream, model)),
+            tensors=() if mask_of(stream.fragment) else tuple(tensor.name for tensor in stream_tensors(stream, model)),
+            mask=mask_of(stream.fragment),
         )
         for stream in streams
         if stream.held
@@ -215,24 +217,20 @@ def read_initial(path: Path, saved: SavedState, streams: Sequence[SavedStream], 
         CheckpointError: it is damaged.
     """
     scan(path, saved)
-    there = {(span.stream, span.slot, span.tensor.name): span.key for span in spans(saved.streams, saved.model)}
-    holder = {(stream.state, name): stream for stream in saved.streams for name in stream.tensors}
-    targets = {stream.name: stream for stream in streams}
     complete = True
     try:
         with safe_open(path / STATE_FILE, framework="pt") as file:
-            for span in spans(streams, model):
-                name = span.tensor.name
-                source = holder.get((targets[span.stream].state, name))
-                fits = source is not None and (span.slot == PHI or source.slots == targets[span.stream].slots)
-                key = there[source.name, span.slot, name] if source is not None and fits else None
-                target = into[span.stream][span.slot][span.first : span.first + span.elements]
-                if key is None:
-                    complete = False
-                    if span.slot == PHI:
-                        target.zero_()
-                else:
-                    target.copy_(file.get_tensor(key).reshape(-1))
+            there = SavedValues(file, saved)
+            for stream in streams:
+                for slot in stream.slots:
+                    for tensor, where, first, last in pieces(stream, model):
+                        values = there.read(tensor, stream.state, slot, stream.slots)
+                        target = into[stream.name][slot][first:last]
+                        if values is not None:
+                            target.copy_(values if where is None else values[where])
+                        elif slot == PHI:
+                            target.zero_()
+                        complete = complete and values is not None
     except (SafetensorError, OSError) as error:
         raise damaged(path / STATE_FILE, str(error)) from None
     return complete

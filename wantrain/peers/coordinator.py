@@ -6,7 +6,7 @@ a `Persist` effect and becomes visible to peers only after `Stored` has come bac
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from wantrain.errors import ConfigError
@@ -146,6 +146,7 @@ class Coordinator:
         self.leases = Leases(history.leases, facts.policy.suspect_ceiling_s, self.name_of)
         self._gossip = any(stream.gossip for stream in facts.streams)
         """Whether every peer has a state of its own."""
+        self._streams = {stream.name: stream for stream in facts.streams}
         first = lead(facts.streams)
         self._lead = "" if first is None else first.name
         """The stream whose commits confirm what its contributors have drawn of the data."""
@@ -427,7 +428,7 @@ class Coordinator:
         if self._chasers.reported(peer, report.behind, now):
             details = {"peer": peer, "name": self.name_of(peer), "behind": report.behind}
             effects.append(Announce("chasing" if report.behind else "gaining", details))
-        if before is None or (before.trainer, before.log_number) != (report.trainer, report.log_number):
+        if before is None or _standing(before) != _standing(report):
             effects += self._show_seen(peer, now)
         lines = {line.stream: line for line in report.syncs} if report.log_number >= 0 else {}
         for said in report.syncs:
@@ -617,8 +618,23 @@ class Coordinator:
         cast = rounds.Cast(view, live, abreast, expected, chasing, frozenset(cut_off))
         effects: list[CoordinatorEffect] = []
         for stream in list(self.rounds):
-            effects += self._round(stream, cast, now)
+            coming = {peer: at for peer, at in expected.items() if not self._is_past(peer, stream)}
+            effects += self._round(stream, replace(cast, expected=coming), now)
         return effects
+
+    def _is_past(self, peer: str, stream: str) -> bool:
+        """Whether a peer has staged for a sync that is due after this stream's next one, and not for that.
+
+        It has missed that one, or is out of step, and may wait for the other one until everybody comes there: if it
+        was waited for meanwhile, each would wait for the other.
+        """
+        report = self.membership.peers[peer].report
+        if report is None or len(self._streams) < 2:
+            return False
+        due = self._streams[stream].steps(self.rounds[stream].index)
+        staged = {line.stream: line.index for line in report.syncs if line.staged and line.stream in self._streams}
+        later = any(self._streams[name].steps(index) > due for name, index in staged.items())
+        return later and staged.get(stream) != self.rounds[stream].index
 
     def _seen(self, peer: str, cut_off: bool, now: float) -> rounds.Seen:
         known = self.membership.peers[peer]
@@ -635,7 +651,11 @@ class Coordinator:
         if self.membership.peers[peer].state != "member":
             return []
         seen = self._seen(peer, peer in self.cut_off(), now)
-        return [effect for stream in list(self.rounds) for effect in self._round(stream, seen, now)]
+        effects: list[CoordinatorEffect] = []
+        for stream in list(self.rounds):
+            trains = seen.trains and not self._is_past(peer, stream)
+            effects += self._round(stream, replace(seen, trains=trains), now)
+        return effects
 
     def _round(self, stream: str, event: rounds.RoundEvent, now: float) -> list[CoordinatorEffect]:
         effects: list[CoordinatorEffect] = []
@@ -823,6 +843,12 @@ class Coordinator:
         self._candidate = ""
         self._votes.rewound(-1)
         return [Announce("genesis-lost", {}), *self._welcome_all()]
+
+
+def _standing(report: Report) -> tuple[object, ...]:
+    """What of a report decides who is waited for."""
+    staged = [(line.stream, line.index) for line in report.syncs if line.staged]
+    return report.trainer, report.log_number, staged
 
 
 __all__ = [

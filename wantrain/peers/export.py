@@ -8,7 +8,8 @@ from safetensors import SafetensorError, safe_open
 
 from wantrain.errors import CheckpointError
 from wantrain.peers.layout import tensor_elements
-from wantrain.peers.saved_state import PHI, STATE_FILE, SavedState, damaged, header, spans
+from wantrain.peers.saved_state import STATE_FILE, SavedState, damaged, header
+from wantrain.peers.saved_values import SavedValues
 from wantrain.transport.memory import bytes_of
 
 DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16", "float64": "F64"}
@@ -30,36 +31,33 @@ def export(path: Path, saved: SavedState, out: Path, dtype: str | None) -> int:
     Raises:
         CheckpointError: a dtype that cannot be written, values that it cannot hold, or a file that cannot be written.
     """
-    entries, sources, begin = [], [], 0
-    phi = [stream.name for stream in saved.streams if stream.state == "param"]
-    found = {
-        span.tensor.name: span for span in spans(saved.streams, saved.model) if span.slot == PHI and span.stream in phi
-    }
-    if absent := [tensor.name for tensor in saved.model if tensor.name not in found]:
-        raise CheckpointError(
-            f"{path} holds no value of {', '.join(absent[:3])}" + (", …" if absent[3:] else ""),
-            hint="it is not a whole state of a model; use another one",
-        )
+    entries, begin = [], 0
     for tensor in saved.model:
-        span, name = found[tensor.name], tensor.name
-        wanted = dtype or span.tensor.dtype
-        if wanted not in DTYPES:
+        kind = dtype or tensor.dtype
+        if kind not in DTYPES:
             allowed = ", ".join(DTYPES)
-            raise CheckpointError(f"{name} is {wanted}, allowed is {allowed}", hint="choose one of them by --dtype")
-        end = begin + tensor_elements(span.tensor) * getattr(torch, wanted).itemsize
-        entries.append((name, DTYPES[wanted], span.tensor.shape, begin, end))
-        sources.append((span.key, name, getattr(torch, wanted)))
+            raise CheckpointError(
+                f"{tensor.name} is {kind}, allowed is {allowed}", hint="choose one of them by --dtype"
+            )
+        end = begin + tensor_elements(tensor) * getattr(torch, kind).itemsize
+        entries.append((tensor.name, DTYPES[kind], tensor.shape, begin, end))
         begin = end
     about = {"format": "pt", "run": saved.run.hex(), "number": str(saved.number), "chain": saved.chain.hex()}
     unfinished = out.with_name(f".{out.name}.{os.getpid()}")
     try:
         with safe_open(path / STATE_FILE, framework="pt") as state, unfinished.open("xb") as file:
             file.write(header(entries, about))
-            for key, name, kind in sources:
-                values = state.get_tensor(key).to(kind)
+            there = SavedValues(state, saved)
+            for tensor in saved.model:
+                values = there.read(tensor, "param")
+                if values is None:
+                    raise damaged(path, f"it holds no value of {tensor.name}")
+                values = values.to(getattr(torch, dtype or tensor.dtype))
                 if not torch.isfinite(values).all():
-                    raise CheckpointError(f"{name} has values that {kind} cannot hold", hint="choose another --dtype")
-                file.write(bytes_of(values.reshape(-1)))
+                    raise CheckpointError(
+                        f"{tensor.name} has values that {values.dtype} cannot hold", hint="choose another --dtype"
+                    )
+                file.write(bytes_of(values))
             file.flush()
             os.fsync(file.fileno())
         unfinished.replace(out)
@@ -69,4 +67,4 @@ def export(path: Path, saved: SavedState, out: Path, dtype: str | None) -> int:
         raise CheckpointError(f"{out} cannot be written: {error.strerror}", hint="choose another file") from None
     finally:
         unfinished.unlink(missing_ok=True)
-    return len(sources)
+    return len(entries)

@@ -4,7 +4,8 @@ import math
 from collections.abc import Sequence
 
 from wantrain.errors import ConfigError
-from wantrain.optimizers.fragment import members
+from wantrain.optimizers.fragment import mask_of, members
+from wantrain.optimizers.mask import between
 from wantrain.optimizers.stream import Stream
 from wantrain.peers.messages import TensorSpec
 from wantrain.transport.partition import chunk_bounds
@@ -32,16 +33,19 @@ def check_streams(streams: Sequence[Stream], manifest: Sequence[TensorSpec]) -> 
         ConfigError: it cannot.
     """
     for state in dict.fromkeys(stream.state for stream in streams if stream.held):
-        holders: dict[str, str] = {}
+        holders: dict[str, Stream] = {}
+        parts: dict[str, set[tuple[int, int]]] = {tensor.name: set() for tensor in manifest}
         for stream in streams:
+            mask = mask_of(stream.fragment)
             for tensor in stream_tensors(stream, manifest) if stream.state == state else ():
-                if tensor.name in holders:
+                other, found = holders.setdefault(tensor.name, stream), parts[tensor.name]
+                if found and (mask is None or mask in found or mask[1] not in {count for _, count in found}):
                     raise ConfigError(
-                        f"{tensor.name} is in two streams of {state}: {holders[tensor.name]} and {stream.name}",
+                        f"{tensor.name} is in two streams of {state}: {other.name} and {stream.name}",
                         hint="give [method] fragments that do not overlap",
                     )
-                holders[tensor.name] = stream.name
-        if absent := [tensor.name for tensor in manifest if tensor.name not in holders]:
+                found.add(mask or (0, 1))
+        if absent := [name for name, found in parts.items() if len(found) < max((n for _, n in found), default=1)]:
             raise ConfigError(
                 f"no stream of {state} covers {', '.join(absent[:3])}" + (", …" if absent[3:] else ""),
                 hint="give [method] fragments that cover the whole model",
@@ -50,7 +54,9 @@ def check_streams(streams: Sequence[Stream], manifest: Sequence[TensorSpec]) -> 
 
 def stream_elements(stream: Stream, manifest: Sequence[TensorSpec]) -> int:
     """Length of a stream's vector in elements."""
-    return sum(map(tensor_elements, stream_tensors(stream, manifest)))
+    elements = sum(map(tensor_elements, stream_tensors(stream, manifest)))
+    mask = mask_of(stream.fragment)
+    return elements if mask is None else between(*mask, 0, elements)
 
 
 def manifest_bytes(manifest: Sequence[TensorSpec]) -> int:

@@ -2,11 +2,12 @@
 
 The tensor file is a safetensors file. Each stream but those of gradients has phi and its outer state ("slots"), one
 after another and each in the order of the stream's tensors, so that a vector lies in one piece and can be written as it
-lies in memory. A tensor is called `<stream>.<slot>.<name in the model>`, such as `param.phi.encoder.weight`. All values
-are fp32.
+lies in memory. A tensor is called `<stream>.<slot>.<name in the model>`, such as `param.phi.encoder.weight`; where the
+stream has a mask, a slot is one vector, called `<stream>.<slot>`. All values are fp32.
 """
 
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self
@@ -15,6 +16,7 @@ from blake3 import blake3
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from wantrain.errors import CheckpointError
+from wantrain.optimizers.mask import between
 from wantrain.peers.layout import tensor_elements
 from wantrain.peers.messages import Count, Digest, Manifest, Name, TensorSpec
 
@@ -54,6 +56,9 @@ class SavedStream(_Part):
     """`param`, or what the inner optimizer keeps for each of them."""
     slots: Annotated[tuple[Name, ...], Field(min_length=1, max_length=16)]
     tensors: Annotated[tuple[Annotated[str, Field(max_length=512)], ...], Field(max_length=10_000)]
+    """Those that it covers wholly; none if it has a mask."""
+    mask: tuple[Count, Annotated[int, Field(ge=1, le=10_000)]] | None
+    """Which part of how many it covers of all coordinates, see `wantrain.optimizers.mask`."""
 
 
 class SavedState(_Part):
@@ -118,6 +123,8 @@ class SavedState(_Part):
         for stream in self.streams:
             if stream.slots[0] != PHI or len(set(stream.slots)) != len(stream.slots):
                 raise damaged(source, f"stream {stream.name} has the slots {', '.join(stream.slots)}")
+            if stream.mask is not None and (stream.tensors or stream.mask[0] >= stream.mask[1]):
+                raise damaged(source, f"stream {stream.name} has the mask {stream.mask}")
             if unknown := [name for name in stream.tensors if name not in shapes]:
                 raise damaged(source, f"stream {stream.name} has a tensor {unknown[0]!r} that the model has not")
         if self.files[STATE_FILE].size_bytes != state_bytes(self.streams, self.model):
@@ -126,18 +133,19 @@ class SavedState(_Part):
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """One tensor in the file: bytes begin … end of the data after the header; elements first … last of its vector."""
+    """One tensor in the file: bytes begin … end of the data after the header."""
 
     key: str
     stream: str
     slot: str
-    tensor: TensorSpec
+    name: str
+    """In the model; "" for a whole vector."""
+    shape: tuple[int, ...]
     begin: int
-    first: int
 
     @property
     def elements(self) -> int:
-        return tensor_elements(self.tensor)
+        return math.prod(self.shape)
 
     @property
     def end(self) -> int:
@@ -146,19 +154,22 @@ class Span:
 
 def spans(streams: Sequence[SavedStream], model: Sequence[TensorSpec]) -> Iterator[Span]:
     """Every tensor of the file, in its order."""
-    shapes = {tensor.name: tensor for tensor in model}
+    shapes = {tensor.name: tuple(tensor.shape) for tensor in model}
     begin = 0
     for stream in streams:
         for slot in stream.slots:
-            first = 0
-            for name in stream.tensors:
-                span = Span(f"{stream.name}.{slot}.{name}", stream.name, slot, shapes[name], begin, first)
+            names: Sequence[str] = stream.tensors if stream.mask is None else ("",)
+            for name in names:
+                shape = shapes[name] if name else (vector_elements(stream, model),)
+                span = Span(f"{stream.name}.{slot}{name and '.' + name}", stream.name, slot, name, shape, begin)
                 yield span
-                begin, first = span.end, first + span.elements
+                begin = span.end
 
 
 def vector_elements(stream: SavedStream, model: Sequence[TensorSpec]) -> int:
     """Length of phi of a stream, and of each other slot, in elements."""
+    if stream.mask is not None:
+        return between(*stream.mask, 0, sum(map(tensor_elements, model)))
     shapes = {tensor.name: tensor for tensor in model}
     return sum(tensor_elements(shapes[name]) for name in stream.tensors)
 
@@ -186,7 +197,7 @@ def header(entries: Sequence[tuple[str, str, Sequence[int], int, int]], metadata
 
 def state_header(streams: Sequence[SavedStream], model: Sequence[TensorSpec]) -> bytes:
     """The front of state.safetensors; it depends on streams and model only."""
-    entries = [(span.key, "F32", span.tensor.shape, span.begin, span.end) for span in spans(streams, model)]
+    entries = [(span.key, "F32", span.shape, span.begin, span.end) for span in spans(streams, model)]
     return header(entries, {"format": "pt"})
 
 
@@ -201,7 +212,9 @@ def initial_difference(saved: SavedState, model: Sequence[TensorSpec], limit: in
 
     dtypes and order may differ: what is saved is fp32, and taken by name.
     """
-    covered = {name for stream in saved.streams if stream.state == "param" for name in stream.tensors}
+    params = [stream for stream in saved.streams if stream.state == "param"]
+    covered = {name for stream in params for name in stream.tensors}
+    covered |= {tensor.name for tensor in saved.model for stream in params[:1] if stream.mask is not None}
     theirs = {tensor.name: tensor for tensor in saved.model if tensor.name in covered}
     ours = {tensor.name: tensor for tensor in model}
     lines = [f"not in the model: {t.name} {list(t.shape)}" for t in theirs.values() if t.name not in ours]

@@ -99,14 +99,17 @@ class _Progress:
     blocking: bool = False
     patient: bool = True
     """False after the shell has waited long enough, until a grant comes."""
+    again: bool = False
+    """Whether what is staged has missed a sync, and is there for the next one before its time."""
     index: int = 0
     granted: int = 0
 
     @property
     def slack(self) -> int:
         """Inner steps that may be made while it is outstanding, before the trainer waits for it."""
-        delay = self.stream.delay if self.stream.overdue == "wait" else 0
-        return min(self.period, delay or self.period)
+        if self.again or self.stream.overdue == "continue":
+            return self.period
+        return min(self.period, self.stream.delay or self.period)
 
 
 class TrainerCore:
@@ -243,7 +246,7 @@ class TrainerCore:
         progress.serial += 1
         progress.made, progress.since, progress.spent_s = progress.since, 0, 0.0
         progress.period = progress.stream.every
-        progress.outstanding, progress.blocking = True, block
+        progress.outstanding, progress.blocking, progress.again = True, block, False
         return [Stage(progress.stream.name, progress.serial, progress.granted)]
 
     def _granted(self, event: Granted) -> list[TrainerEffect]:
@@ -273,7 +276,7 @@ class TrainerCore:
             # Own progress that is not in yet stays staged for the next sync; training goes on meanwhile.
             blocked = progress.blocking and progress.since >= progress.period
             effects += self._stage(progress, block=False)
-            progress.blocking = blocked
+            progress.blocking, progress.again = blocked, True
         elif progress.stream.held and progress.since >= progress.period:
             effects += self._stage(progress, block=progress.stream.delay == 0)
         return effects + self._wait()
