@@ -36,7 +36,7 @@ POLL_S = 0.3
 START_TIMEOUT_S = 120.0
 """From the start to the first commit; several PyTorch imports share the cores."""
 COMPARE_TIMEOUT_S = 600.0
-ROUND_OPTION = {"ddp": "resync"}
+ROUND_OPTION = {"ddp": "resync", "sparta": "parts"}
 """The option that sets the period of a method's parameter stream, which counts the rounds, if it is not `every`."""
 TOLD = {
     "coordinator": {

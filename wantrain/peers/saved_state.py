@@ -57,7 +57,7 @@ class SavedStream(_Part):
     slots: Annotated[tuple[Name, ...], Field(min_length=1, max_length=16)]
     tensors: Annotated[tuple[Annotated[str, Field(max_length=512)], ...], Field(max_length=10_000)]
     """Those that it covers wholly; none if it has a mask."""
-    mask: tuple[Count, Annotated[int, Field(ge=1, le=10_000)]] | None
+    mask: tuple[Count, Annotated[int, Field(ge=1, le=10_000)]] | None = None
     """Which part of how many it covers of all coordinates, see `wantrain.optimizers.mask`."""
 
 
