@@ -120,6 +120,8 @@ class TrainerCore:
         """Own inner steps."""
         self._base_step = 0
         self._own_since = 0
+        self._step_s = 0.0
+        """What an inner step takes lately."""
         self._streams = {s.name: _Progress(s, period=s.steps(1)) for s in streams}
 
     @property
@@ -182,16 +184,17 @@ class TrainerCore:
                 for progress in self._streams.values():
                     if progress.stream.uneven and not progress.since:
                         progress.lr, progress.began_at = lr, self.global_step
-                        self._plan(progress, 0.0)
+                        self._plan(progress)
                 return self._before_step()
             case AfterStep(took_s, step_s):
                 self.step += 1
                 self._own_since += 1
+                self._step_s = step_s
                 for progress in self._streams.values():
                     progress.since = self._since(progress)
                     progress.spent_s += took_s
                     if SCHEDULES[progress.stream.schedule].adapts:
-                        self._plan(progress, step_s)
+                        self._plan(progress)
                 return self._due()
             case Granted():
                 return self._granted(event)
@@ -214,10 +217,10 @@ class TrainerCore:
             return progress.since + 1
         return max(0, lead - progress.index * progress.stream.every)
 
-    def _plan(self, progress: _Progress, step_s: float) -> None:
+    def _plan(self, progress: _Progress) -> None:
         """Find out how long the round is."""
         stream = progress.stream
-        times_s = (progress.spent_s, step_s, progress.pace_s)
+        times_s = (progress.spent_s, self._step_s, progress.pace_s)
         moment = Moment(progress.since, *times_s, progress.lr, progress.began_at)
         progress.period = round_steps(stream.schedule, stream.every, dict(stream.schedule_options), moment)
 
@@ -246,6 +249,8 @@ class TrainerCore:
         progress.serial += 1
         progress.made, progress.since, progress.spent_s = progress.since, 0, 0.0
         progress.period = progress.stream.every
+        if SCHEDULES[progress.stream.schedule].adapts:
+            self._plan(progress)
         progress.outstanding, progress.blocking, progress.again = True, block, False
         return [Stage(progress.stream.name, progress.serial, progress.granted)]
 
