@@ -10,7 +10,8 @@ from torch import Tensor
 
 from tests.sim.symbols import Violation
 from tests.sim.values import STREAM, ValueEngine, ValuePeer, ValueTrainer, ValueWorld
-from wantrain.optimizers.noloco import NoLoCo, NolocoOptions, noloco
+from wantrain.optimizers.noloco import NolocoOptions, noloco
+from wantrain.optimizers.pair_step import NoLoCo
 from wantrain.optimizers.stream import Stream, Wire
 from wantrain.peers.messages import CommitRecord, Manifest
 from wantrain.peers.saved_state import PHI

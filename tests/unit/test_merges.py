@@ -8,7 +8,7 @@ from torch import Tensor
 
 from wantrain.errors import ConfigError
 from wantrain.optimizers.merge import MERGES, Merge, merge
-from wantrain.optimizers.noloco import NoLoCo
+from wantrain.optimizers.pair_step import NoLoCo
 
 torch.set_num_threads(1)
 

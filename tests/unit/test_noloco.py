@@ -8,7 +8,7 @@ from torch import Tensor
 
 from wantrain.errors import ConfigError
 from wantrain.optimizers.method import build
-from wantrain.optimizers.noloco import NoLoCo
+from wantrain.optimizers.pair_step import NoLoCo
 from wantrain.optimizers.stream import Wire
 from wantrain.transport.pair import matching
 

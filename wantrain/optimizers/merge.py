@@ -15,8 +15,8 @@ from wantrain.optimizers.delayed_nesterov import DelayedNesterov
 from wantrain.optimizers.heavy_ball import HeavyBall
 from wantrain.optimizers.mean import Mean
 from wantrain.optimizers.nesterov import Nesterov
-from wantrain.optimizers.noloco import NoLoCo
 from wantrain.optimizers.nonnegative_mean import NonnegativeMean
+from wantrain.optimizers.pair_step import NoLoCo
 
 
 class Merge(Protocol):

@@ -16,7 +16,7 @@ from blake3 import blake3
 from torch import Tensor
 
 from wantrain.errors import CodecError, ProtocolBug, WantrainError
-from wantrain.optimizers.noloco import NoLoCo
+from wantrain.optimizers.pair_step import NoLoCo
 from wantrain.optimizers.stream import Stream
 from wantrain.peers.averaging import Averager, sees_all
 from wantrain.peers.inheritance import GRANTED, MERGING, MOVING, STAGING, STARTING, Held, Mark

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from wantrain.errors import ProtocolBug
 from wantrain.optimizers.merge import Merge, merge
-from wantrain.optimizers.noloco import NoLoCo
+from wantrain.optimizers.pair_step import NoLoCo
 from wantrain.optimizers.stream import Stream
 from wantrain.peers.ahead import Ahead
 from wantrain.peers.residual import Residual
