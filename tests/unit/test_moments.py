@@ -202,3 +202,59 @@ def test_an_optimizer_that_keeps_no_such_state_is_refused() -> None:
         InnerState({"w": weight}, torch.optim.SGD([weight], lr=0.1)).prepare({"momentum_buffer"})
     with pytest.raises(ConfigError, match="not among the optimizer's parameters"):
         InnerState({"w": weight}, torch.optim.Adam([nn.Parameter(torch.zeros(2))])).prepare({"exp_avg"})
+
+
+# ---- the toy of the paper, smaller: Rosenbrock's valley with noisy gradients
+
+PEERS, STEPS, ROUND = 4, 640, 32
+
+
+class Point(nn.Module):
+    """x1 and x2."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.x = nn.Parameter(torch.tensor([0.5, 0.5]))
+
+
+def valley(x: Tensor) -> float:
+    """(1 - x1)^2 + 100 (x2 - x1^2)^2."""
+    return float((1 - x[0]) ** 2 + 100 * (x[1] - x[0] ** 2) ** 2)
+
+
+def descend(run: Run, method: str, options: dict[str, Any], *, reset: bool = False) -> float:
+    """Mean height of phi over the last five syncs of the weights; noise N(0, 1.5^2) on every gradient."""
+
+    def make(_: int) -> tuple[nn.Module, torch.optim.Optimizer]:
+        point = Point()
+        return point, torch.optim.Adam(point.parameters(), lr=0.03, foreach=False)
+
+    lockstep, rng = run(build(method, options, EXACT), PEERS, make), torch.Generator().manual_seed(3)
+
+    def gradients(k: int) -> None:
+        point = lockstep.workers[k].model
+        assert isinstance(point, Point)
+        x1, x2 = point.x.tolist()
+        slope = torch.tensor([-2 * (1 - x1) - 400 * x1 * (x2 - x1**2), 200 * (x2 - x1**2)])
+        point.x.grad = slope + 1.5 * torch.randn(2, generator=rng)
+
+    heights = []
+    for step in range(1, STEPS + 1):
+        lockstep.step(gradients)
+        if step % ROUND:
+            continue
+        heights.append(valley(lockstep.workers[0].engine.phi("param")))
+        for worker in lockstep.workers if reset else ():
+            for state in worker.optimizer.state.values():
+                state["exp_avg"].zero_()
+                state["exp_avg_sq"].zero_()
+    return sum(heights[-5:]) / 5
+
+
+def test_des_loc_goes_down_the_valley_as_local_adam_does_and_states_that_are_reset_stall(run: Run) -> None:
+    often = descend(run, "local-adam", {"every": ROUND})
+    seldom = descend(run, "des-loc", {"every": ROUND, "every_exp_avg": ROUND, "every_exp_avg_sq": 115})
+    stalled = descend(run, "local-sgd", {"every": ROUND}, reset=True)
+    assert often < 0.03
+    assert abs(seldom / often - 1) < 0.25
+    assert stalled > 2 * often
