@@ -9,6 +9,7 @@ import os
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self, SupportsFloat
 
@@ -72,13 +73,17 @@ STEP_TIME_SMOOTHING = 0.2
 logger = logging.getLogger("wantrain")
 
 
-def join(model: nn.Module, optimizer: torch.optim.Optimizer, *, daemon: str | None = None) -> "Swarm":
+def join(
+    model: nn.Module, optimizer: torch.optim.Optimizer, *, daemon: str | None = None, delay: int | None = None
+) -> "Swarm":
     """Take part in the run of the peer that has started this process, and take over the run's weights.
 
     Args:
         model: its parameters that require gradients are trained together; they must be the run's in name, shape,
             dtype and order. They are overwritten with the run's state, unless this peer gives the run its first one.
         optimizer: the inner optimizer, whose state stays this peer's own unless the method exchanges it.
+        delay: inner steps that this peer makes while an exchange is under way, if it is to be another number than the
+            others', as its links are faster or slower; of a method that has a delay. None: the run's.
         daemon: address of the peer, "ipc://path"; default: the environment's WANTRAIN_DAEMON.
 
     Raises:
@@ -102,7 +107,7 @@ def join(model: nn.Module, optimizer: torch.optim.Optimizer, *, daemon: str | No
         raise ConfigError(f"WANTRAIN_WAIT_CEILING_S is {text!r}, allowed is a number > 0", hint="leave it to the peer")
     replica = Replica(model, optimizer)
     link = ZmqLink(LOCAL_RUN)
-    swarm = Swarm(link, replica, wait_ceiling_s=ceiling_s)
+    swarm = Swarm(link, replica, wait_ceiling_s=ceiling_s, delay=delay)
     try:
         link.connect(DAEMON, address, b"")
         swarm.attach()
@@ -116,7 +121,9 @@ def join(model: nn.Module, optimizer: torch.optim.Optimizer, *, daemon: str | No
 class Swarm:
     """This process's part in a run; made by `join`. To be used by the thread that trains."""
 
-    def __init__(self, link: Link, replica: Replica, *, wait_ceiling_s: float) -> None:
+    def __init__(self, link: Link, replica: Replica, *, wait_ceiling_s: float, delay: int | None = None) -> None:
+        self._delay = delay
+        """tau of this trainer alone; None: the run's."""
         self.alone = False
         """Whether the daemon was lost (or left): training goes on, with nobody, until one is started again here."""
         self.waited_s = 0.0
@@ -332,7 +339,7 @@ class Swarm:
             self._segment.close()
             self._offers.clear()
             self._resume()
-        streams = tuple(_stream(row) for row in record.streams)
+        streams = tuple(_own_delay(_stream(row), self._delay) for row in record.streams)
         segment = Segment.open(record.segment)
         self.peer, self._peer_id, self.streams = record.name, record.peer, streams
         self._core = TrainerCore(streams)
@@ -568,6 +575,18 @@ def _stream(row: dict[str, Any]) -> Stream:
         return Stream(**{**row, **pairs})
     except (KeyError, TypeError, ValueError) as error:
         raise WireError(f"Attached: a row that is no stream: {error}") from None
+
+
+def _own_delay(stream: Stream, delay: int | None) -> Stream:
+    """The stream with this trainer's own delay, where it has one."""
+    if delay is None or not stream.held:
+        return stream
+    if not stream.delay or not 0 <= delay <= stream.every:
+        allowed = (
+            f"0 to {stream.every}, the steps of a round" if stream.delay else "none: the run's method has no delay"
+        )
+        raise ConfigError(f"join: delay is {delay}, allowed is {allowed}", hint="leave it out, or set it in [method]")
+    return replace(stream, delay=delay, adopt=stream.adopt if delay else "rebase")
 
 
 def _refusal(refused: Refused) -> RefusedError:

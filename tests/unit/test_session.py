@@ -468,6 +468,35 @@ def test_moments_that_the_run_exchanges_are_taken_over_with_the_runs_step_count(
         )
 
 
+def test_a_trainer_may_have_a_delay_of_its_own(serve: Callable[..., Daemon]) -> None:
+    stream = Stream("param", every=4, delay=2, adopt="mix", merge="mean", codec="fp32")
+    daemon, trainer = serve(stream, answer=lambda _: "later"), Trainer()
+    daemon.start()
+    with wantrain.join(trainer.model, trainer.optimizer, daemon=daemon.address, delay=3) as swarm:
+        for _ in range(6):
+            trainer.step()  # nothing has waited
+        assert swarm.waited_s == 0.0
+        assert swarm.streams[0] == replace(stream, delay=3)
+        daemon.release.set()
+        trainer.step()
+        assert swarm.round == 5
+
+
+@pytest.mark.parametrize(("delay", "said"), [(5, "allowed is 0 to 4"), (-1, "allowed is 0 to 4")])
+def test_a_delay_beyond_the_round_is_refused(serve: Callable[..., Daemon], delay: int, said: str) -> None:
+    daemon, trainer = serve(Stream("param", every=4, delay=2, merge="mean", codec="fp32")), Trainer()
+    daemon.start()
+    with pytest.raises(ConfigError, match=said):
+        wantrain.join(trainer.model, trainer.optimizer, daemon=daemon.address, delay=delay)
+
+
+def test_a_delay_where_the_method_has_none_is_refused(serve: Callable[..., Daemon]) -> None:
+    daemon, trainer = serve(MEAN), Trainer()
+    daemon.start()
+    with pytest.raises(ConfigError, match="no delay"):
+        wantrain.join(trainer.model, trainer.optimizer, daemon=daemon.address, delay=1)
+
+
 def test_moments_that_the_optimizer_does_not_keep_are_an_error_of_join(serve: Callable[..., Daemon]) -> None:
     daemon = serve(MEAN, replace(MEAN, name="exp_avg", state="exp_avg"))
     with pytest.raises(ConfigError, match="exp_avg, which SGD does not keep"):
