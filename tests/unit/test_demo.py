@@ -13,7 +13,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from wantrain.config import RunSpec
+from wantrain.config import RunSpec, template
 from wantrain.demo import corpus, display, model, plot, report, run, train
 from wantrain.demo.processes import Children, json_lines
 from wantrain.demo.report import Recording
@@ -384,7 +384,9 @@ def fake_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[
 
         monkeypatch.setattr(run, "query", query)
         monkeypatch.setattr(run.Demo, "_wantrain", start)
-        monkeypatch.setattr(run, "write_run_file", lambda path, options: None)
+        monkeypatch.setattr(
+            run, "write_run_file", lambda path, options: RunSpec.parse(template("demo", "00" * 8, "ab" * 32))
+        )
         monkeypatch.setattr(run, "POLL_S", 0.05)
         monkeypatch.setattr(run, "EVERY", 1)
         folder.mkdir()

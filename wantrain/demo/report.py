@@ -20,7 +20,8 @@ class Recording:
     """Everything a demo run left behind; times are seconds since its start."""
 
     settings: Json
-    """peers, rounds, every, batch, context, method, codec, seed, and killed / newcomer: a peer's name or None."""
+    """peers, rounds, every, batch, context, method, codec, seed, lead (the stream whose syncs are the rounds), and
+    killed / newcomer: a peer's name or None."""
     samples: list[Json] = field(default_factory=list)
     """One per change of a peer's stats: time_s, peer (name) and the stats."""
     events: list[Json] = field(default_factory=list)
@@ -53,6 +54,11 @@ class Recording:
             }:
                 self.samples.append({"time_s": round(time_s, 3), **entry})
 
+    @property
+    def lead(self) -> str:
+        """The stream whose syncs are the rounds."""
+        return str(self.settings.get("lead", "param"))
+
     def live(self) -> list[str]:
         """Names of the peers that were not killed."""
         killed = self.settings.get("killed")
@@ -74,7 +80,7 @@ def ddp_bytes(tokens: float, tokens_per_step: int, peers: int, parameters: int) 
 def pauses(recording: Recording) -> Iterator[tuple[str, int, float]]:
     """(peer, round, seconds) for each time a trainer waited for a sync of the parameters."""
     for line in recording.events:
-        if line.get("event") == "granted" and line.get("stream") == "param" and line.get("kind") != "start":
+        if line.get("event") == "granted" and line.get("stream") == recording.lead and line.get("kind") != "start":
             yield line["from"], int(line["index"]), float(line.get("pause_s", 0.0))
 
 
@@ -108,21 +114,23 @@ def churn(recording: Recording) -> list[Json]:
 def _arrival(recording: Recording, name: str) -> Json:
     """After which round a newcomer was ready (its trainer had the run's weights), and in which it first contributed."""
     starts = [line for line in recording.of(name, "granted") if line.get("kind") == "start"]
-    ready = next((int(line["index"]) for line in starts if line.get("stream") == "param"), None)
+    ready = next((int(line["index"]) for line in starts if line.get("stream") == recording.lead), None)
     ids = {name} | {peer["peer"] for peer in recording.status.get("peers", []) if peer["name"] == name}
     commits = [line for line in recording.events if line.get("event") == "commit" and "contributors" in line]
     commits += recording.status.get("commits", [])
-    first = min((_round(line) or math.inf for line in commits if ids & set(line["contributors"])), default=math.inf)
+    first = min(
+        (_round(recording, line) or math.inf for line in commits if ids & set(line["contributors"])), default=math.inf
+    )
     if ready is None or first == math.inf:
         return {"ready_at": ready, "first_round": None, "rounds_to_contribute": None}
     return {"ready_at": ready, "first_round": int(first), "rounds_to_contribute": int(first) - ready}
 
 
-def _round(commit: Json) -> int | None:
-    """The round that a commit ended, from its fields or the name of its sync "param#7.…"; None for gradients."""
+def _round(recording: Recording, commit: Json) -> int | None:
+    """The round that a commit ended, from its fields or the name of its sync "param#7.…"; None for other streams."""
     if "index" in commit:
-        return int(commit["index"]) if commit.get("stream", "param") == "param" else None
-    found = re.match(r"param#(\d+)", commit.get("sync", ""))
+        return int(commit["index"]) if commit.get("stream", recording.lead) == recording.lead else None
+    found = re.match(rf"{re.escape(recording.lead)}#(\d+)", commit.get("sync", ""))
     return int(found[1]) if found else None
 
 

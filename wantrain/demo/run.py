@@ -13,11 +13,13 @@ from types import FrameType
 
 from rich.console import Console
 
+from wantrain.config import RunSpec
 from wantrain.demo import display, plot, report
 from wantrain.demo.processes import Children, json_lines
 from wantrain.demo.report import STALL_S, Json, Recording
 from wantrain.errors import ConfigError, UnreachableError, WantrainError
 from wantrain.new_run import create_run
+from wantrain.optimizers.stream import lead
 from wantrain.peers.place import remove_leftovers, segment_directory
 from wantrain.peers.status import query
 
@@ -148,7 +150,9 @@ class Demo:
             DemoError: a process ended early, or nothing was committed for too long.
         """
         self.display.update(0.0, "starting", self.rounds, {})
-        write_run_file(self.run_file, self.options)
+        first = lead(write_run_file(self.run_file, self.options).streams)
+        assert first is not None, "every method has a stream of parameters"
+        self.recording.settings["lead"] = first.name
         self._start_coordinator()
         for name in self.peers:
             self._start_peer(name)
@@ -286,7 +290,7 @@ class Demo:
         self.recording.losses = json_lines(self.children.log("alone").read_bytes())[-1]
 
 
-def write_run_file(path: Path, options: DemoOptions) -> None:
+def write_run_file(path: Path, options: DemoOptions) -> RunSpec:
     """Write run.toml and run.key as `wantrain init` does, with the demo's period and a free port on the loopback.
 
     Raises:
@@ -295,7 +299,9 @@ def write_run_file(path: Path, options: DemoOptions) -> None:
     spec = create_run(path, name="demo", method=options.method, codec=options.codec, bind="127.0.0.1:0")
     period = {ROUND_OPTION.get(spec.method.name, "every"): EVERY}
     method = spec.method.model_copy(update={"options": {**spec.method.options, **period}})
-    path.write_text(spec.model_copy(update={"method": method}).to_toml(), encoding="utf-8")
+    spec = spec.model_copy(update={"method": method})
+    path.write_text(spec.to_toml(), encoding="utf-8")
+    return spec
 
 
 def _tell(options: DemoOptions, recording: Recording, summary: Json, folder: Path) -> int:
