@@ -5,56 +5,66 @@ from collections.abc import Callable
 import pytest
 
 from tests.process.harness import Run
-from wantrain.peers.messages import CommitRecord
 
 SAVED_EVERY = 4
-LOST_AT = 40
-"""The commit that is written when nobody has heard of it yet; some states are on disk by then."""
-
-
-def ids(run: Run) -> dict[str, str]:
-    """Peer ids by name."""
-    return {peer["name"]: peer["peer"] for peer in run.status()["peers"]}
-
-
-def named(records: list[CommitRecord], peer: str, after: int) -> list[int]:
-    """Numbers of the lines behind `after` that name a peer."""
-    return [record.number for record in records if record.number > after and peer in record.contributors]
+LOST_AT = 60
+"""The commit that is written when nobody has heard of it yet; states of all are on disk by then."""
+WIDE = ("--hidden", "8192")
+"""Several chunks: each of a pair sums some of them."""
+# At the first message of this kind in its so many-th exchange with somebody.
+DIES = """
+import os, signal
+from wantrain.peers import sabotage
+from wantrain.peers.messages import {kind}
+seen = set()
+def sending(self, record):
+    if isinstance(record, {kind}):
+        seen.add(record.sync.index)
+        if len(seen) == self._index:
+            os.killpg(os.getpgrp(), signal.SIGKILL)
+sabotage.KillSwitch.sending = sending
+"""
 
 
 def applied(run: Run, name: str, after: int) -> list[int]:
-    """Numbers of the lines behind `after` that a peer has applied."""
-    return [event["number"] for event in run.events(name, "commit") if event["number"] > after]
+    """Numbers of the lines behind `after` that a peer has applied, all its processes together."""
+    return sorted({event["number"] for event in run.events(name, "commit") if event["number"] > after})
+
+
+def assert_both_or_neither(run: Run, **since: int) -> None:
+    """Each peer has applied just the lines that name it behind the one at which its present state began."""
+    peers = {peer["name"]: peer["peer"] for peer in run.status()["peers"]}
+    run.stop(*since)
+    records = run.assert_one_history(*since)
+    for name, start in since.items():
+        named = [record.number for record in records if record.number > start and peers[name] in record.contributors]
+        assert applied(run, name, start) == named, (name, start)
+        assert any(len(records[number - 1].contributors) == 2 for number in named)
 
 
 @pytest.mark.scenario(23)
-@pytest.mark.parametrize("names", [("anna", "bert"), ("bert", "anna")])
-def test_a_partner_that_is_killed_before_its_half_has_left_takes_nothing_along(
-    new_run: Callable[..., Run], names: tuple[str, str]
+@pytest.mark.parametrize("kind", ["Part", "Result"])
+def test_a_partner_that_is_killed_before_or_between_the_halves_leaves_the_other_to_go_on_alone(
+    new_run: Callable[..., Run], kind: str
 ) -> None:
-    """One of the two owns the only chunk: killed before its first bytes, it has the other's half or it has not."""
     run = new_run(method="noloco", codec="fp32")
-    first, killed = names
-    run.peer(first)
-    run.until_commits(2, first)
-    run.peer(killed, environment={"WANTRAIN_KILL_AT": "param#30:moving"})
-    run.until_commits(3, first, killed)
-    run.exit_code(killed)
+    run.peer("anna", trainer=WIDE)
+    run.until_commits(2, "anna")
+    switch = {"WANTRAIN_KILL_AT": "param#5:moving"}
+    run.peer("bert", trainer=WIDE, environment=switch, prepare=DIES.format(kind=kind))
+    run.until_commits(2, "anna", "bert")
+    assert run.exit_code("bert") == -9
     before = run.head
-    alone = run.until_commits(3, first, after=before)
-    assert all(commit["contributors"] == [first] for commit in alone)
-    run.peer(killed)
-    run.until_commits(3, first, killed)
-    entered = run.until(lambda: run.events(killed, "snapshot")[1:], "it has entered anew")[-1]["number"]
-    run.stop(first, killed)
-    peers, records = {commit["contributors"][0] for commit in alone}, run.assert_one_history(first, killed)
-    assert peers == {first}
-    owner = {name: record for event in run.events(first, "commit") for name, record in [(event["number"], event)]}
-    assert sorted(owner) == [record.number for record in records if record.number in owner]
-    assert not [n for n in applied(run, killed, entered) if n not in {record.number for record in records}]
+    alone = run.until_commits(3, "anna", after=before)
+    assert all(commit["contributors"] == ["anna"] for commit in alone)
+    entries = len(run.events("bert", "snapshot"))
+    run.peer("bert", trainer=WIDE)
+    run.until_commits(3, "anna", "bert")
+    (entered,) = run.events("bert", "snapshot")[entries:]
+    assert_both_or_neither(run, anna=0, bert=entered["number"])
 
 
-@pytest.mark.scenario(23)
+@pytest.mark.scenario(22, 23)
 def test_who_was_away_when_its_exchange_was_committed_gets_it_from_its_partner(new_run: Callable[..., Run]) -> None:
     run = new_run(method="noloco", codec="fp32", options={"checkpoint": {"every": SAVED_EVERY}})
     run.kill("coordinator")
@@ -62,18 +72,16 @@ def test_who_was_away_when_its_exchange_was_committed_gets_it_from_its_partner(n
     for name in ("anna", "bert"):
         run.peer(name)
     run.until_commits(2, "anna", "bert")
-    peers = ids(run)
     run.exit_code("coordinator")
-    assert all(run.events(name, "saved") for name in peers)
+    assert run.head < LOST_AT
+    assert all(run.events(name, "saved") for name in ("anna", "bert"))
     run.kill("bert")
     run.coordinator()
     run.until_commits(1, "anna", after=LOST_AT)
     run.peer("bert")
-    loaded = run.until(lambda: run.events("bert", "loaded"), "it goes on with its own state")[-1]["number"]
     run.until_commits(3, "anna", "bert")
-    run.stop("anna", "bert")
-    records = run.assert_one_history("anna", "bert")
-    assert applied(run, "anna", 0) == named(records, peers["anna"], min(applied(run, "anna", 0)) - 1)
-    mine = [number for number in applied(run, "bert", loaded) if number > loaded]
-    assert LOST_AT in named(records, peers["bert"], loaded)
-    assert set(named(records, peers["bert"], loaded)) == set(mine)
+    loaded = run.events("bert", "loaded")[-1]["number"]
+    assert loaded < LOST_AT
+    assert not run.events("bert", "enters-anew")
+    assert LOST_AT in applied(run, "anna", 0)
+    assert_both_or_neither(run, anna=0, bert=loaded)

@@ -83,7 +83,8 @@ class Checkers:
             raise Violation(f"{who} applied {record.sync} which was never committed")
         if known != record:
             raise Violation(f"{who} applied {record}, committed was {known}")
-        self.own_lines[who].add(record.chain)
+        if who in record.contributors and record.sync.index > self.entered.get(who, (0, 0))[1]:
+            self.own_lines[who].add(record.chain)
         if not payloads:
             return
         first, update = self.update_at.setdefault(record.chain, (who, tuple(payloads)))

@@ -44,6 +44,15 @@ class GossipEngine(ValueEngine):
         world.spreads.append(found)
         return found
 
+    def apply(
+        self, stream: str, payloads: Sequence[Payload], skip: frozenset[int] = frozenset(), index: int = 0
+    ) -> None:
+        super().apply(stream, payloads, skip, index)
+        world = self._peer.world
+        assert isinstance(world, GossipWorld)
+        if world.copying == self._peer.name:
+            world.replicas[self._peer.name] = self.replica()
+
     def replica(self) -> Replica:
         """A copy of the state at hand."""
         held = self.vectors()[STREAM]
@@ -83,6 +92,8 @@ class GossipWorld(ValueWorld):
 
     def __init__(self, folder: Path) -> None:
         self.replicas: dict[str, Replica] = {}
+        self.copying = ""
+        """Who goes on with another's state for the moment, which it has fetched in parts."""
         self.spreads: list[float] = []
         self.noise = torch.Generator().manual_seed(0)
         self._offers: dict[tuple[str, int], Tensor] = {}
@@ -110,6 +121,9 @@ class GossipWorld(ValueWorld):
             raise Violation(f"{record.sync} is not the mean of what {record.contributors} offered")
         if known[1] is mean:
             self.lines.append(record)
+        self.copying = "" if who in record.contributors else who
+        if self.copying:
+            return
         self.checkers.own_lines[who].add(record.chain)
         replica = self.replicas.setdefault(who, Replica(torch.zeros_like(mean), torch.zeros_like(mean)))
         rule = NoLoCo()

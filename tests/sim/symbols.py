@@ -281,7 +281,8 @@ class SymbolicTensors:
         return 100
 
     def apply(self, stream: str, payloads: Sequence[SumOf], skip: frozenset[int], index: int) -> None:
-        contribution, taken = self._settled.pop(stream)
+        nothing = (None, False) if self.streams[stream].gossip else None  # where another's state is copied
+        contribution, taken = nothing if nothing and stream not in self._settled else self._settled.pop(stream)
         inside = any(mine is contribution for payload in payloads for _, mine in payload.inputs)
         if payloads and taken and not inside:
             raise Violation(f"{self.who} keeps the error of {contribution}, which the update does not hold")
@@ -294,10 +295,11 @@ class SymbolicTensors:
             if chunk not in skip:
                 phi[chunk] = link(phi[chunk], payload)
 
-    def agree(self, stream: str, payloads: Sequence[SumOf]) -> None:
-        self._settled.pop(stream)
+    def agree(self, stream: str, payloads: Sequence[SumOf], skip: frozenset[int]) -> None:
+        self._settled.pop(stream, None)
         self.changes += 1
-        self.phi[stream] = [link("consensus", payload) for payload in payloads]
+        phi = self.phi[stream]
+        self.phi[stream] = [phi[k] if k in skip else link("consensus", p) for k, p in enumerate(payloads)]
 
     def spread(self, stream: str, payloads: Sequence[SumOf]) -> float:
         return 0.0

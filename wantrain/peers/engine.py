@@ -394,12 +394,14 @@ class Engine:
                 vector.rule.apply(vector.phi[start:stop], mean, slots, options, scratch)
         vector.decided = None
 
-    def agree(self, stream: str, payloads: Sequence[Payload]) -> None:
+    def agree(self, stream: str, payloads: Sequence[Payload], skip: frozenset[int] = frozenset()) -> None:
         """Let a gossip stream's phi become the mean that these chunks hold, as all who took part in it do."""
         vector = self._vectors[stream]
         if not isinstance(vector.rule, NoLoCo):
             raise ProtocolBug(f"stream {stream} has a common phi already")
-        for (start, stop), payload in zip(vector.bounds, payloads, strict=True):
+        for chunk, ((start, stop), payload) in enumerate(zip(vector.bounds, payloads, strict=True)):
+            if chunk in skip:
+                continue
             mean = self._mean[: stop - start]
             vector.down.decode(as_tensor(payload), mean)
             slots = tuple(slot[start:stop] for slot in vector.slots)

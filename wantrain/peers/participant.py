@@ -722,13 +722,14 @@ class Participant:
 
     def _apply(self, record: CommitRecord, payloads: tuple[Payload, ...], now: float) -> list[Effect]:
         name = record.sync.stream
+        copied = self._recovery.copies(record)
         skip = self._recovery.step(record, now)
         self._saving.moved_on()
         attempt = self._attempts.of(record.sync)
         alone = record.contributors == (self.facts.me,) and attempt is not None and not attempt.start.receivers
         self._sole = record.number if alone and not self._streams[name].gossip else 0
         self._attempts.close(name)
-        settled = self._mine.decide(record)
+        settled = self._mine.decide(record) if not copied else []
         if not payloads and self._recovery.chunks[name]:
             return settled
         if not self._streams[name].held:

@@ -110,7 +110,7 @@ class Tensors(Protocol):
     def digest(self, payload: Payload) -> bytes: ...
     def size_bytes(self, payload: Payload) -> int: ...
     def apply(self, stream: str, payloads: Sequence[Payload], skip: frozenset[int], index: int) -> None: ...
-    def agree(self, stream: str, payloads: Sequence[Payload]) -> None: ...
+    def agree(self, stream: str, payloads: Sequence[Payload], skip: frozenset[int]) -> None: ...
     def spread(self, stream: str, payloads: Sequence[Payload]) -> float: ...
     def grant(
         self, stream: str, kind: str, answer: Granted | None = None, count: int = 0, share: float = 1.0
@@ -519,10 +519,10 @@ class Peer:
     def _apply(self, effect: Apply) -> None:
         record = effect.record
         if record.consensus:
-            self._tensors.agree(record.sync.stream, effect.payloads)
+            self._tensors.agree(record.sync.stream, effect.payloads, effect.skip)
         else:
             if self._streams[record.sync.stream].gossip and len(record.contributors) > 1:
-                self.spread = self._tensors.spread(record.sync.stream, effect.payloads)
+                self.spread = self._tensors.spread(record.sync.stream, effect.payloads) or self.spread
             self._tensors.apply(record.sync.stream, effect.payloads, effect.skip, record.sync.index)
         size_bytes = sum(map(self._tensors.size_bytes, effect.payloads))
         self.core.log.append(record, effect.payloads, size_bytes)

@@ -410,7 +410,20 @@ class Recovery:
         """
         if not self._streams[record.sync.stream].gossip:
             return False
+        if self._taken:
+            return not self._copied(record)
         return self._me not in record.contributors or record.sync.index <= self.indices[record.sync.stream]
+
+    def copies(self, record: CommitRecord) -> bool:
+        """Whether a line is one of those who gave the state at hand, parts of which are older than others."""
+        return self._streams[record.sync.stream].gossip and bool(self._taken)
+
+    def _copied(self, record: CommitRecord) -> frozenset[int]:
+        """Chunks of the state that become what their giver's became by this line: it gave them before."""
+        givers, line = self._ledger.givers, record.number
+        behind = [k for k, (number, _) in self._taken.items() if number < line and givers[k] in record.contributors]
+        chunks = self.state_chunks if behind else []
+        return frozenset(k for k in behind if chunks[k][0] == record.sync.stream)
 
     def pass_by(self, record: CommitRecord, now: float) -> None:
         """Go past such a line. The state's digest is what it was."""
@@ -443,12 +456,15 @@ class Recovery:
 
     def step(self, record: CommitRecord, now: float) -> frozenset[int]:
         """The line is applied now; chunks of its stream that have it in already."""
+        copied = self._copied(record) if self.copies(record) else None
         skip = frozenset(
             chunk
             for k, (stream, chunk) in enumerate(self.state_chunks)
-            if stream == record.sync.stream and self._taken.get(k, (-1, b""))[0] >= record.number
+            if stream == record.sync.stream
+            and (self._taken.get(k, (-1, b""))[0] >= record.number if copied is None else k not in copied)
         )
-        self.indices[record.sync.stream] = record.sync.index
+        if copied is None:
+            self.indices[record.sync.stream] = record.sync.index
         if self._update is not None:
             self._chase.update.add(now - self._update.begun_at)
         self._update = None
