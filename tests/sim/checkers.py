@@ -67,10 +67,18 @@ class Checkers:
 
     # ---- peers
 
-    def saved(self, who: str, chain: bytes, chunks: tuple[str, ...]) -> None:
-        """A peer has saved its state. Guarantee 1 holds for what is on disk, too, whatever happened meanwhile."""
+    def saved(self, who: str, chain: bytes, chunks: tuple[str, ...], *, wanted: bool) -> None:
+        """A peer has saved its state. Guarantee 1 holds for what is on disk, too, whatever happened meanwhile.
+
+        `wanted`: by the coordinator, and not only by the peer itself at its end.
+        """
         self.saves += 1
         if self.gossip:
+            lines = [
+                r for r in self.durable.values() if r.number <= self.chains[chain].number and who in r.contributors
+            ]
+            if wanted and not (lines and max(lines, key=lambda r: r.number).consensus):
+                raise Violation(f"{who} has saved a state of its own, which is not where all replicas have come to one")
             return
         first, known = self.state_at.get(chain, ("", {}))
         if known and sum(known.values(), ()) != chunks and not any(chunk.startswith("!") for chunk in chunks):

@@ -87,7 +87,7 @@ class SimWriting:
             saved_unix=0.0,
             extra={},
         )
-        disk.peer.world.checkers.saved(disk.peer.name, mark.chain, tuple(self._chunks))
+        disk.peer.world.checkers.saved(disk.peer.name, mark.chain, tuple(self._chunks), wanted=not disk.peer.leaving)
         disk.kept[mark.number] = (saved, tuple(self._chunks))
         ours = sorted((number for number in disk.kept if number <= mark.number), reverse=True)
         disk.kept = {number: disk.kept[number] for number in ours[:KEEP]}

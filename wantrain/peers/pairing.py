@@ -70,7 +70,7 @@ class Pairing:
     ) -> None:
         self.stream = stream
         self.agreed = 0
-        """Log number of the last line at which all in it came to one value; 0, the beginning, if there is none."""
+        """Log number of the last line at which all in it came to one value, in this life of the coordinator; or 0."""
         self.wants_consensus = False
         """Whether the next group is to be everybody."""
         self.held_back = ""
@@ -90,7 +90,7 @@ class Pairing:
         self._last: dict[str, int] = {}
         """Per peer the index of its last sync; what it says of that or earlier ones is old."""
         self._last_line: dict[str, int] = {}
-        """Per peer the log number of that sync."""
+        """Per peer that has been live ever since, the log number of its last sync in this life of the coordinator."""
         self._highest = 0
         self._stalls: Counter[str] = Counter()
         self._alone: Counter[str] = Counter()
@@ -100,7 +100,7 @@ class Pairing:
         """For how many draws nobody waits for a peer that was waited for in vain."""
         self._briefed_at: dict[str, float] = {}
         for record in committed:
-            self._note(record)
+            self._count(record)
 
     # ---- what others may read
 
@@ -157,7 +157,7 @@ class Pairing:
 
     def agreed_still(self, peers: Iterable[str]) -> tuple[str, ...]:
         """Those of the peers whose state is the one that was agreed upon at `agreed`."""
-        return tuple(peer for peer in peers if self.agreed and self._last_line.get(peer) == self.agreed)
+        return tuple(peer for peer in peers if self._last_line.get(peer) == self.agreed)
 
     # ---- the one mutator
 
@@ -191,14 +191,14 @@ class Pairing:
 
     def committed(self, record: CommitRecord) -> None:
         """A line of this stream is durable; `Persisted` follows."""
-        self._note(record)
-
-    def _note(self, record: CommitRecord) -> None:
-        for peer in record.contributors:
-            self._last[peer], self._last_line[peer] = record.sync.index, record.number
-        self._highest = max(self._highest, record.sync.index)
+        self._count(record)
+        self._last_line |= {peer: record.number for peer in record.contributors if peer in self._cast.live}
         if record.consensus:
             self.agreed = record.number
+
+    def _count(self, record: CommitRecord) -> None:
+        self._last |= dict.fromkeys(record.contributors, record.sync.index)
+        self._highest = max(self._highest, record.sync.index)
 
     # ---- what peers say
 
@@ -232,6 +232,7 @@ class Pairing:
         self._cast = cast
         live = set(cast.live)
         self._lines = {peer: line for peer, line in self._lines.items() if peer in live}
+        self._last_line = {peer: number for peer, number in self._last_line.items() if peer in live}
         effects: list[RoundEffect] = []
         for group in list(self._groups):
             for peer in [peer for peer in group.members if peer not in live]:

@@ -152,8 +152,8 @@ class Participant:
         self.left = False
         self._neighbours = Neighbours(facts.me, facts.hello.address)
         self._recovery = Recovery(facts.streams, COORDINATOR, facts.me)
-        gossip = frozenset(stream.name for stream in facts.streams if stream.gossip)
-        self._attempts = Attempts(facts.me, self._recovery.indices, gossip)
+        self._gossip = frozenset(stream.name for stream in facts.streams if stream.gossip)
+        self._attempts = Attempts(facts.me, self._recovery.indices, self._gossip)
         self._mine = Contributions(facts.me, facts.hello.name, facts.streams, self._recovery, self._attempts)
         self._wants = Wants()
         self._saving = Saving(facts.saved, [stream.name for stream in facts.streams])
@@ -704,7 +704,9 @@ class Participant:
             return effects + self._reset("the run has given up the history that this peer stood in")
         if self.complete:
             effects += self._mine.release()
-            if self._welcome is not None and not recovery.fetching_update:
+            # A state that is this peer's own is not the run's: it is for this peer alone, at its end.
+            fit = not self._gossip or recovery.agreed or self._saving.last_wish_open
+            if fit and self._welcome is not None and not recovery.fetching_update:
                 effects += self._saving.begin(self.applied, self.chain, self._welcome.genesis, self.indices)
         return effects + self._mine.start()
 
@@ -727,7 +729,7 @@ class Participant:
         self._saving.moved_on()
         attempt = self._attempts.of(record.sync)
         alone = record.contributors == (self.facts.me,) and attempt is not None and not attempt.start.receivers
-        self._sole = record.number if alone and not self._streams[name].gossip else 0
+        self._sole = record.number if alone and name not in self._gossip else 0
         self._attempts.close(name)
         settled = self._mine.decide(record) if not copied else []
         if not payloads and self._recovery.chunks[name]:

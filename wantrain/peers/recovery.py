@@ -52,6 +52,8 @@ class Recovery:
         """Last commit that the coordinator is known to have."""
         self.state_digest = (-1, b"")
         """Log number and digest of the state at hand, as computed last."""
+        self.agreed = False
+        """Of a gossip run: whether the state at hand is one at which all replicas had come to one."""
         self.given_up = False
         """Whether the run has given up the history that this peer stood in: then only `reset` helps."""
         self._streams = {stream.name: stream for stream in streams}
@@ -312,6 +314,7 @@ class Recovery:
 
     def _forget_state(self) -> None:
         self.applied, self.chain = -1, b""
+        self.agreed = False
         self.state_digest = (-1, b"")
         self._state, self._taken = None, {}
         self._update, self._repair, self._before = None, None, None
@@ -465,6 +468,7 @@ class Recovery:
         )
         if copied is None:
             self.indices[record.sync.stream] = record.sync.index
+            self.agreed = record.consensus
         if self._update is not None:
             self._chase.update.add(now - self._update.begun_at)
         self._update = None

@@ -101,7 +101,7 @@ class SaveDuty:
                 turn = number // self.every if self.every else number
                 self.writer, self.number = able[turn % len(able)], max(number, least)
                 self._began_at = self._asked_at = now
-                return [Ask(self.writer, number)]
+                return [Ask(self.writer, self.number)]
             if self._tried:
                 self._tried, self._resume_at = set(), now + PAUSE_S
         if self.writer and now - self._asked_at >= ASK_AGAIN_S:
