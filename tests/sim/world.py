@@ -60,7 +60,7 @@ from wantrain.transport.link import Done
 from wantrain.transport.wire import PROTOCOL_VERSION
 
 RUN = b"sim-run!"
-TICK_S = 0.4
+TICK_S = 0.5
 SAYS_WHY_AFTER_S = 3.0
 SILENT_TICKS = 8
 DEAF_TICKS = 10
@@ -72,11 +72,11 @@ MANIFEST: Manifest = (TensorSpec("weight", (16384, 2), "float32"), TensorSpec("b
 POLICY = Policy(
     quorum=0.5,
     grace_floor_s=0.5,
-    grace_ceiling_s=5.0,
+    grace_ceiling_s=3.0,
     deadline_floor_s=3.0,
     deadline_ceiling_s=30.0,
-    heartbeat_s=0.5,
-    suspect_floor_s=2.0,
+    heartbeat_s=0.8,
+    suspect_floor_s=2.5,
     suspect_ceiling_s=5.0,
 )
 
@@ -290,13 +290,11 @@ class CheckedPeer(Peer):
 
     def handle(self, event: Event, now: float) -> None:
         super().handle(event, now)
-        around = self._around
-        assert isinstance(around, SimPeer)
-        tensors = around.tensors
-        if tensors is not None and self.core.complete and (seen := (self.core.chain, tensors.changes)) != self.seen:
+        tensors, recovery = self.tensors, self.core._recovery
+        if tensors is not None and recovery.complete and (seen := (recovery.chain, tensors.changes)) != self.seen:
             self.seen = seen
             if not tensors.tainted:
-                around.world.checkers.state(around.name, self.core.chain, tensors)
+                self._around.world.checkers.state(self._around.name, recovery.chain, tensors)
 
 
 class SimPeer:

@@ -127,6 +127,8 @@ class Outbox:
 
     def tidy(self, now: float) -> None:
         """Forget when chunks of attempts left that are over, and chunks that were served long ago."""
+        if not self._added and not self._queued:
+            return
         over = {
             sync for sync in {key[2] for key in self._added} if isinstance(sync, SyncId) and not self._core.moving(sync)
         }

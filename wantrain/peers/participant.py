@@ -349,16 +349,18 @@ class Participant:
         if self.left:
             return []
         effects = self._react(event, now)
-        effects += self._note_place()
-        effects += self._leave_if_free(now)
+        recovery = self._recovery
+        if (self._mine.boot, recovery.applied, recovery.chain) != self._noted:
+            effects += self._note_place()
+        if self._leaving is not None:
+            effects += self._leave_if_free(now)
         return effects + self._report_if_due(now)
 
     def _note_place(self) -> list[Effect]:
         """Note down where the trainer stands, for a daemon that may have to take it over."""
-        place = (self._mine.boot, self.applied, self.chain)
-        if place == self._noted or not self._mine.settled:
+        if not self._mine.settled:
             return []
-        self._noted = place
+        self._noted = (self._mine.boot, self.applied, self.chain)
         return [NotePlace(self.applied, self.chain)]
 
     def _react(self, event: Event, now: float) -> list[Effect]:
@@ -367,6 +369,8 @@ class Participant:
                 return self._from_coordinator(event, now)
             case FromPeer():
                 return self._from_peer(event, now)
+            case Tick():
+                return self._tick(now)
             case Staged():
                 return self._mine.stage(event)
             case Reduced():
@@ -420,8 +424,6 @@ class Participant:
             case HandedOver():
                 self._handed_over = True
                 return []
-            case Tick():
-                return self._tick(now)
 
     # ---- from the coordinator
 
@@ -770,8 +772,7 @@ class Participant:
         return [Tell(COORDINATOR, WantRecords(inheritance.next))]
 
     def _leave_if_free(self, now: float) -> list[Effect]:
-        if self._leaving is None:
-            return []
+        assert self._leaving is not None
         reason, since = self._leaving
         heirs = [member.current for member in self.members.values()]
         in_flight = self._mine.outstanding or bool(self._attempts.running)
@@ -821,7 +822,8 @@ class Participant:
         recovery, mine, running = self._recovery, self._mine, self._attempts.running
         held = recovery.applied if recovery.complete else -1
         syncs = [sync_key(s, k + 1, mine.has_staged(s), running.get(s)) for s, k in recovery.indices.items()]
-        return held, self._trainer_state, syncs, list(self._neighbours.suspects), self._wants.open, self._saving.saved
+        suspects = list(self._neighbours.suspects)
+        return held, mine.trainer_state, self._wants.dry, syncs, suspects, self._wants.open, self._saving.saved
 
     def _report_if_due(self, now: float) -> list[Effect]:
         if self._welcome is None or self.left:
