@@ -700,7 +700,8 @@ class Coordinator:
     def _rescue(self, now: float) -> list[CoordinatorEffect]:
         """If everybody who held the head of the log is gone for good, go back to the newest state that is held."""
         policy = self.facts.policy
-        stood_still = now - self._looked_at > 2 * policy.heartbeat_s
+        if now - self._looked_at > 2 * policy.heartbeat_s:
+            self._stranded_at = None
         self._looked_at = now
         if self.head < 0 or self.log.awaits(PersistCommit, PersistGenesis, PersistRewind, PersistDropGenesis):
             self._stranded_at = None
@@ -714,7 +715,7 @@ class Coordinator:
         if self.head in held or not (held or (self.head == 0 and trains)):
             self._stranded_at = None
             return []
-        if self._stranded_at is None or self._stranded_head != self.head or stood_still:
+        if self._stranded_at is None or self._stranded_head != self.head:
             self._stranded_at, self._stranded_head = now, self.head
         after = max(held, default=-1)
         self._awaited = self._may_hold(after)
