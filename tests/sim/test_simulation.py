@@ -17,7 +17,7 @@ from tests.sim.world import MANIFEST
 from wantrain.optimizers.stream import Stream
 from wantrain.peers.layout import stream_chunks
 
-SEEDS = 10_000
+SEEDS = 3000
 BATCH = 1000
 WORKERS = 2
 CAUGHT_WITHIN_SEEDS = 120
