@@ -28,7 +28,7 @@ from wantrain.errors import ConfigError
 from wantrain.optimizers.method import METHODS, build
 from wantrain.optimizers.options import nearest
 from wantrain.optimizers.stream import Stream, Wire
-from wantrain.transport.codec.names import FORMATS, STAGES, format_of
+from wantrain.transport.codec.names import AUTO, FORMATS, STAGES, down_of, format_of
 
 DAY_S = 86400.0
 """Longest time that an option may name; more is a mistake in the unit."""
@@ -101,7 +101,7 @@ class WireSection(Section):
     """How values are written on the wire."""
 
     codec: str = "int8"
-    """Codec of contributions: fp32, bf16, int8, int4, …, listed by `wantrain bench codecs`; default "int8"."""
+    """Codec of contributions: fp32, bf16, int8, …, listed by `wantrain bench codecs`; or auto; default "int8"."""
     down: str = ""
     """Codec of what comes back; default "": the same, or int8 where the contributions' has fewer than 8 bits."""
     topology: Literal["auto", "direct", "ring"] = "auto"
@@ -110,11 +110,14 @@ class WireSection(Section):
     @field_validator("codec", "down")
     @classmethod
     def _known(cls, codec: str, info: ValidationInfo) -> str:
+        if codec == AUTO and info.field_name == "codec":
+            return codec
         if codec or info.field_name == "codec":
             try:
                 format_of(codec)
             except ConfigError as error:
-                allowed = f"{', '.join(FORMATS)}, alone or with +{' or +'.join(STAGES)}"
+                auto = f"{AUTO}, or " if info.field_name == "codec" else ""
+                allowed = f"{auto}{', '.join(FORMATS)}, alone or with +{' or +'.join(STAGES)}"
                 raise ValueError(f"{info.field_name} is {codec!r}, allowed is {allowed}") from error
         return codec
 
@@ -123,6 +126,11 @@ class WireSection(Section):
         if self.down and format_of(self.down).error_feedback:
             raise ValueError(
                 f"down is {self.down!r}, allowed is a codec without error feedback: nobody keeps what a mean loses"
+            )
+        if self.topology == "ring" and self.codec == AUTO:
+            raise ValueError(
+                "topology is 'ring' with codec 'auto', allowed are 'direct' and 'auto': it may choose fewer than "
+                "8 bits, and every hop of a ring encodes anew"
             )
         if self.topology == "ring" and not (up := format_of(self.codec)).per_hop:
             raise ValueError(
@@ -134,7 +142,7 @@ class WireSection(Section):
     @property
     def wire(self) -> Wire:
         """The same for a method, with the way down filled in."""
-        return Wire(self.codec, self.down or format_of(self.codec).down, self.topology)
+        return Wire(self.codec, self.down or down_of(self.codec), self.topology)
 
 
 class RobustSection(Section):

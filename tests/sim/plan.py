@@ -11,6 +11,7 @@ from typing import Any, Self
 
 from tests.sim.network import Weather
 from wantrain.optimizers.stream import Stream
+from wantrain.transport.codec.names import AUTO, AUTO_DOWN
 
 FAULTY_S = 8.0
 """Virtual seconds in which faults strike."""
@@ -88,7 +89,7 @@ def draw(seed: int, kinds: tuple[str, ...], trials: tuple[str, ...]) -> Plan:
     over_s = max((fault.at_s + fault.back_s for fault in faults), default=0.0) + AFTER_S
     return Plan(
         seed=seed,
-        streams=methods(rng),
+        streams=_codecs(methods(rng), random.Random(f"codecs {seed}")),
         weather=weather(rng),
         joins_s=tuple(rng.uniform(0.0, 3.0) for _ in range(rng.randint(1, 4))),
         faults=tuple(faults),
@@ -111,6 +112,13 @@ def methods(rng: random.Random) -> tuple[Stream, ...]:
     """The streams of a run, with a topology drawn for each; where that is direct the average is a robust one."""
     streams = [replace(stream, topology=rng.choice(["auto", "direct", "ring"])) for stream in _streams(rng)]
     return tuple(replace(s, average="median") if s.topology == "direct" else s for s in streams)
+
+
+def _codecs(streams: tuple[Stream, ...], rng: random.Random) -> tuple[Stream, ...]:
+    """In two of five runs each sync chooses its codec, where there is a choice."""
+    if rng.random() >= 0.4:
+        return streams
+    return tuple(s if s.topology == "ring" else replace(s, codec=AUTO, down=AUTO_DOWN) for s in streams)
 
 
 def _streams(rng: random.Random) -> tuple[Stream, ...]:

@@ -38,6 +38,7 @@ from wantrain.peers.messages import (
     Record,
     Refused,
     Result,
+    Start,
     StateChunk,
     TensorSpec,
     UpdateChunk,
@@ -56,6 +57,7 @@ from wantrain.peers.trainer import (
     Wait,
     WaitedLongEnough,
 )
+from wantrain.transport.codec.names import AUTO_CODECS
 from wantrain.transport.link import Done
 from wantrain.transport.wire import PROTOCOL_VERSION
 
@@ -174,6 +176,9 @@ class SimCoordinator:
         match effect:
             case co.Send(to, record):
                 peer = world.peers.get(to)
+                if isinstance(record, Start) and record.codec:
+                    # Any codec may follow any other: measurements rarely make the real choice change its mind.
+                    record = replace(record, codec=tuple(AUTO_CODECS)[record.sync.attempt % len(AUTO_CODECS)])
                 if peer is not None:
                     if world.trace.on and not isinstance(record, Waiting):
                         world.trace.add(world.net.now, COORDINATOR, f"-> {to}: {short(record)}")
@@ -366,7 +371,7 @@ class SimPeer:
         self.dialled = set()
         boot = f"{self.name}:{self.boot:03}".encode()[-8:].rjust(8, b"-")
         address = "" if self.outbound else "host:1"
-        hello = Hello(PROTOCOL_VERSION, "0", b"spec", self.name, boot, address, ("fp32", "bf16", "int8"))
+        hello = Hello(PROTOCOL_VERSION, "0", b"spec", self.name, boot, address, tuple(AUTO_CODECS))
         facts = PeerFacts(
             self.name, RUN, hello, self.world.streams, POLICY.heartbeat_s, 10**9, self.keep_updates,
             saved=self.disk.found, saves_at_end=self.world.save_every > 0,
@@ -438,7 +443,8 @@ class SimPeer:
         def tick() -> None:
             if self.world.rng.random() < 0.05:
                 self.paths = self._paths()
-            if (progress := Progress(-1.0, {}, self.paths, self._reached())) != self._progress:
+            step_s = self.trainer.step_s if self.trainer is not None else 0.0
+            if (progress := Progress(-1.0, {}, self.paths, self._reached(), step_s)) != self._progress:
                 self._progress = progress
                 self.shell.handle(progress, now)
             self.shell.tick(now)
@@ -589,7 +595,8 @@ class SimPeer:
     def exit(self, code: int, reason: str, hint: str) -> None:
         if self.world.trace.on:
             self.world.trace.add(self.world.net.now, self.name, f"exit {code}: {reason}")
-        self.world.exits.append((self.name, code, reason))
+        if code:
+            raise Violation(f"{self.name} was turned away: {reason}")
         self.world.somebody_changed()
         self.gone_for_good = True
         self.alive = False
@@ -897,7 +904,6 @@ class World:
         """Chance that a peer takes a connection for broken, at any tick."""
         self.wait_ceiling_s: float | None = None
         self.trainers_stopped = False
-        self.exits: list[tuple[str, int, str]] = []
         self.doubtful = False
         """Whether somebody came or went while a bit was flipped somewhere: a copy of a false state has a vote too."""
         self.named = 0

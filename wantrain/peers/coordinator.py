@@ -5,8 +5,9 @@ a `Persist` effect and becomes visible to peers only after `Stored` has come bac
 """
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
+from statistics import median
 from typing import Any
 
 from wantrain.optimizers.stream import Stream, lead
@@ -207,7 +208,7 @@ class Coordinator:
         return known.hello.name if known else self._admitted.get(peer, peer)
 
     def timing(self, number: int) -> dict[str, Any]:
-        """How commit `number` went: topology, gather_s, move_s, predicted_s, committed_at; empty for old commits."""
+        """How commit `number` went: topology, codec, gather_s, move_s, predicted_s, …; empty for old commits."""
         return self._timing.get(number, {})
 
     def reason(self, now: float | None = None) -> str:
@@ -551,7 +552,7 @@ class Coordinator:
         self.rounds = {}
         for stream in self.facts.streams:
             elements, chunks = stream_elements(stream, self.manifest), stream_chunks(stream, self.manifest)
-            planner = Planner(stream, elements, chunks, self.links)
+            planner = Planner(stream, elements, chunks, self.links, self._step_s)
             self.rounds[stream.name] = rounds.Round(
                 stream.name,
                 planner.plan,
@@ -563,6 +564,12 @@ class Coordinator:
                 offences=self.offences,
                 together=planner.together,
             )
+
+    def _step_s(self, peers: Collection[str]) -> float:
+        """How long an inner step usually takes these peers, in seconds; 0 if none has said."""
+        reports = [known.report for peer in peers if (known := self.membership.peers.get(peer)) is not None]
+        timed = [report.step_s for report in reports if report is not None and report.step_s > 0]
+        return median(timed or [0.0])
 
     def _next_attempt(self) -> int:
         self._attempts += 1
@@ -636,6 +643,7 @@ class Coordinator:
             "move_s": done.move_s,
             "predicted_s": done.predicted_s,
             "topology": start.topology,
+            "codec": start.codec or next(s.codec for s in self.facts.streams if s.name == start.sync.stream),
             "shards": list(start.shards),
             "plan": done.plan,
         }

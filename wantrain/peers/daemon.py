@@ -422,7 +422,8 @@ class PeerDaemon:
             stats["tensor_bytes"] = float(engine.resident_bytes)
         stats["tokens_per_s"] = self._tokens_per_s(stats.get("tokens", 0.0), now)
         ways = self.link.ways()
-        return Progress(steps_left * step_s if step_s > 0 else -1.0, stats, self._paths(ways), frozenset(ways))
+        eta_s = steps_left * step_s if step_s > 0 else -1.0
+        return Progress(eta_s, stats, self._paths(ways), frozenset(ways), max(step_s, 0.0))
 
     def _paths(self, ways: Mapping[str, str]) -> dict[str, LinkReport]:
         """What the link has measured on its way to each peer, and who has dialled whom."""

@@ -108,12 +108,14 @@ class TrainerGone:
 @dataclass(frozen=True, slots=True)
 class Progress:
     """The trainer's pace and the links': seconds until it is expected to contribute again (-1 unknown), numbers for
-    status, what was measured on the way to each peer, and all peers to whom a connection is up (None: unknown)."""
+    status, what was measured on the way to each peer, all peers to whom a connection is up (None: unknown), and seconds
+    per inner step (0 unknown)."""
 
     eta_s: float
     stats: dict[str, float] = field(default_factory=dict)
     paths: dict[str, LinkReport] = field(default_factory=dict)
     reached: frozenset[str] | None = None
+    step_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -254,6 +254,8 @@ class Report:
     wants: Annotated[tuple[WantLease, ...], Field(max_length=MAX_DATA)] = ()
     saved: Annotated[int, Field(strict=True, ge=-1, le=2**62)] = -1
     """Newest log number whose state the peer has on disk, -1 if none."""
+    step_s: Measured = 0.0
+    """Seconds per inner step of the trainer, 0 if unknown."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -423,6 +425,8 @@ class Start:
     receivers: Peers
     shards: Annotated[tuple[Count, ...], Field(max_length=MAX_PEERS)]
     topology: Annotated[str, Field(strict=True, pattern="^(direct|ring)$")] = "direct"
+    codec: Name = ""
+    """Of the contributions if the run leaves it to each sync (`auto`), else ""."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -492,10 +496,11 @@ class Status:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A contributor's encoded chunks, or in a ring sums so far, to who adds them up."""
+    """A contributor's encoded chunks, or in a ring sums so far, to who adds them up. `codec` is that of the START."""
 
     sync: SyncId
     chunks: Moved
+    codec: Name = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -275,7 +275,8 @@ class Outbox:
             item = queue.popleft() if following is not None and fits and _kind(following) == (kind, sync) else None
         if kind is None or not chunks:
             return None
-        return _Message(kind(sync, tuple(chunks)), tuple(payloads), _releases(source, own) if own else None)
+        made = Result(sync, tuple(chunks)) if kind is Result else Part(sync, tuple(chunks), self._core.codec(sync))
+        return _Message(made, tuple(payloads), _releases(source, own) if own else None)
 
 
 def _key(item: Item) -> _Key | None:

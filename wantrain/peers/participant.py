@@ -103,6 +103,7 @@ from wantrain.peers.saved_state import SavedState, initial_difference
 from wantrain.peers.saving import Saving
 from wantrain.peers.update_log import UpdateLog
 from wantrain.peers.wants import Wants
+from wantrain.transport.codec.names import choices
 from wantrain.transport.collective import Payload
 from wantrain.transport.digest import DIGEST_BYTES, first_link, state_digest
 from wantrain.transport.topologies import TOPOLOGIES
@@ -261,7 +262,10 @@ class Participant:
     def accepts(self, source: str, record: object) -> bool:
         """Whether a message with tensor bytes is of use now; the shell drops others before it looks at the bytes."""
         match record:
-            case Part(sync, _) | Result(sync, _):
+            case Part(sync, _, codec):
+                stream = self._streams.get(sync.stream)
+                return stream is not None and codec in choices(stream.codec) and self._attempts.accepts(sync)
+            case Result(sync, _):
                 return self._attempts.accepts(sync)
             case StateChunk(chunk, _, _):
                 return self._recovery.wants_state(chunk)
@@ -274,6 +278,11 @@ class Participant:
         """Whether this very attempt is still of use to others: it runs, or is done and not yet decided."""
         return self._attempts.of(sync) is not None
 
+    def codec(self, sync: SyncId) -> str:
+        """Codec of the contributions to this attempt if each sync chooses it, else ""."""
+        attempt = self._attempts.of(sync)
+        return attempt.start.codec if attempt is not None else ""
+
     def contributors(self, sync: SyncId) -> tuple[str, ...]:
         """Whose contributions the sums of this attempt are made of, in their order; () if they come as partial sums."""
         attempt = self._attempts.of(sync)
@@ -282,7 +291,7 @@ class Participant:
     def chunk_stream(self, record: object) -> tuple[str, int] | None:
         """The stream and chunk that a message's tensor bytes belong to, or None if there is no such chunk."""
         match record:
-            case Part(sync, (chunk,)) | Result(sync, (chunk,)):
+            case Part(sync, (chunk,), _) | Result(sync, (chunk,)):
                 stream: str | None = sync.stream
             case UpdateChunk(number, chunk):
                 stream = self._recovery.stream_of(number)
@@ -614,6 +623,7 @@ class Participant:
             and sum(start.shards) == self._recovery.chunks[sync.stream]
             and me in (*start.contributors, *start.receivers)
             and start.topology in TOPOLOGIES
+            and start.codec in choices(self._streams[sync.stream].codec)
         )
         if not sane or (me in start.contributors and not self._mine.joins(start)):
             return [Note("bad-start", {"sync": str(sync)})]
@@ -861,4 +871,5 @@ class Participant:
             reader=self._wants.reader,
             wants=self._wants.lines,
             saved=self._saving.saved,
+            step_s=self._progress.step_s,
         )

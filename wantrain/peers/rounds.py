@@ -338,6 +338,7 @@ class Round:
             receivers=choice.receivers,
             shards=choice.shards,
             topology=choice.topology,
+            codec=choice.codec,
         )
         self.phase = Phase.MOVING
         self._started_at = self._progress_at = now

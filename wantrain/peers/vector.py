@@ -11,7 +11,7 @@ from wantrain.optimizers.merge import Merge, merge
 from wantrain.optimizers.stream import Stream
 from wantrain.peers.residual import Residual
 from wantrain.transport.codec import Codec, as_tensor, codec
-from wantrain.transport.codec.names import format_of
+from wantrain.transport.codec.names import AUTO, choices, format_of
 from wantrain.transport.collective import Payload
 from wantrain.transport.memory import big
 from wantrain.transport.partition import chunk_bounds
@@ -33,6 +33,7 @@ class Vector:
 
     stream: Stream
     up: Codec
+    """Of the running attempt, if the run leaves it to each sync."""
     down: Codec
     rule: Merge
     options: Mapping[str, float]
@@ -43,7 +44,7 @@ class Vector:
     slots: tuple[Tensor, ...]
     """Outer state, each like phi."""
     residual: Residual | None
-    """Of a codec with error feedback."""
+    """Of a codec with error feedback, also if only some syncs use one."""
     mean: tuple[Payload, ...] = ()
     """The last update of a `grad` stream, encoded; it is decoded straight into the trainer's memory."""
     incoming: StagedValues | None = None
@@ -100,11 +101,12 @@ def vector_of(stream: Stream, elements: int) -> Vector:
     """
     rule = merge(stream.merge)
     up, down = stream.codecs
+    first = choices(up)[0] or up
     bounds = chunk_bounds(elements)
     param = stream.state == "param"
     return Vector(
         stream=stream,
-        up=codec(up),
+        up=codec(first),
         down=codec(down),
         rule=rule,
         options={**rule.options, **dict(stream.merge_options)},
@@ -112,5 +114,5 @@ def vector_of(stream: Stream, elements: int) -> Vector:
         bounds=bounds,
         phi=big(elements if param else 0),
         slots=tuple(big(elements) for _ in rule.slots) if param else (),
-        residual=Residual(codec(up), bounds) if format_of(up).error_feedback else None,
+        residual=Residual(codec(first), bounds) if up == AUTO or format_of(up).error_feedback else None,
     )
