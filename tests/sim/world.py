@@ -19,6 +19,7 @@ from tests.sim.network import Clocks, Network, Trace, Weather
 from tests.sim.symbols import PartOf, Regions, SumOf, SymbolicTensors, Violation, Weights
 from wantrain.optimizers.stream import Stream
 from wantrain.peers import coordinator as co
+from wantrain.peers.codec_choice import codecs_of
 from wantrain.peers.coordinator import Coordinator, History, RunFacts
 from wantrain.peers.effects import Apply, Effect
 from wantrain.peers.events import Event, Progress
@@ -371,7 +372,8 @@ class SimPeer:
         self.dialled = set()
         boot = f"{self.name}:{self.boot:03}".encode()[-8:].rjust(8, b"-")
         address = "" if self.outbound else "host:1"
-        hello = Hello(PROTOCOL_VERSION, "0", b"spec", self.name, boot, address, tuple(AUTO_CODECS))
+        codecs = tuple(sorted(codecs_of(self.world.streams)))
+        hello = Hello(PROTOCOL_VERSION, "0", b"spec", self.name, boot, address, codecs)
         facts = PeerFacts(
             self.name, RUN, hello, self.world.streams, POLICY.heartbeat_s, 10**9, self.keep_updates,
             saved=self.disk.found, saves_at_end=self.world.save_every > 0,

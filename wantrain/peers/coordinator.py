@@ -170,6 +170,7 @@ class Coordinator:
         self._chasers = Chasers(facts.policy.deadline_ceiling_s)
         self._lack = ("", 0.0)
         """What the run lacks, and since when."""
+        self._planners: dict[str, Planner] = {}
         self._timing: dict[int, dict[str, Any]] = {}
         self._shown = View(history.view, ())
         """The newest view that is durable."""
@@ -549,10 +550,10 @@ class Coordinator:
     # ---- syncs and commits
 
     def _open_rounds(self) -> None:
-        self.rounds = {}
+        self.rounds, self._planners = {}, {}
         for stream in self.facts.streams:
             elements, chunks = stream_elements(stream, self.manifest), stream_chunks(stream, self.manifest)
-            planner = Planner(stream, elements, chunks, self.links, self._step_s)
+            planner = self._planners[stream.name] = Planner(stream, elements, chunks, self.links, self._step_s)
             self.rounds[stream.name] = rounds.Round(
                 stream.name,
                 planner.plan,
@@ -647,6 +648,8 @@ class Coordinator:
             "shards": list(start.shards),
             "plan": done.plan,
         }
+
+        self._planners[start.sync.stream].took(start.codec, done.predicted_s, done.move_s)
 
         def announce(now: float) -> list[CoordinatorEffect]:
             self.log.append(record)

@@ -54,10 +54,18 @@ class Planner:
         """How many of them a plan would have: fewer than all, if not all can meet."""
         return len(self._choose(contributors, (), True, self.stream.codecs[1]).contributors) if contributors else 0
 
+    def took(self, codec: str, predicted_s: float, time_s: float) -> None:
+        """An exchange with contributions in this codec has taken `time_s` seconds; `predicted_s` is from its plan."""
+        if codec:
+            self._codec.took(codec, self._least_s(codec, predicted_s), time_s)
+
+    def _least_s(self, codec: str, predicted_s: float) -> float:
+        return predicted_s and max(predicted_s, coding_s(codec, self.elements))
+
     def _with_codec(self, plans: dict[str, Choice], contributors: tuple[str, ...]) -> Choice:
         """The plan of the codec that this attempt had best have."""
-        times_s = [plan.predicted_s and max(plan.predicted_s, coding_s(c, self.elements)) for c, plan in plans.items()]
-        codec, reason = self._codec.choose(times_s, slack_s(self.stream, self.step_s(contributors)))
+        predicted_s = [self._least_s(codec, plan.predicted_s) for codec, plan in plans.items()]
+        codec, reason = self._codec.choose(predicted_s, slack_s(self.stream, self.step_s(contributors)))
         plan = plans[codec]
         return replace(plan, codec=codec, reason=f"{plan.reason}; {reason}")
 
