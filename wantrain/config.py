@@ -28,7 +28,7 @@ from wantrain.errors import ConfigError
 from wantrain.optimizers.method import METHODS, build, method
 from wantrain.optimizers.options import nearest
 from wantrain.optimizers.stream import Stream, Wire
-from wantrain.transport.codec.names import FORMATS, STAGES, format_of
+from wantrain.transport.codec.names import AUTO, FORMATS, STAGES, down_of, format_of
 
 DAY_S = 86400.0
 """Longest time that an option may name; more is a mistake in the unit."""
@@ -101,7 +101,7 @@ class WireSection(Section):
     """How values are written on the wire."""
 
     codec: str = ""
-    """Codec of contributions: fp32, bf16, int8, … (`wantrain bench codecs`); default "": the method's, mostly int8."""
+    """Codec of contributions: fp32, bf16, int8, … (`wantrain bench codecs`), or auto; default "": the method's own."""
     down: str = ""
     """Codec of what comes back; default "": the same, or int8 where the contributions' has fewer than 8 bits."""
     topology: Literal["auto", "direct", "ring"] = "auto"
@@ -110,11 +110,14 @@ class WireSection(Section):
     @field_validator("codec", "down")
     @classmethod
     def _known(cls, codec: str, info: ValidationInfo) -> str:
+        if codec == AUTO and info.field_name == "codec":
+            return codec
         if codec:
             try:
                 format_of(codec)
             except ConfigError as error:
-                allowed = f"{', '.join(FORMATS)}, alone or with +{' or +'.join(STAGES)}"
+                auto = f"{AUTO}, or " if info.field_name == "codec" else ""
+                allowed = f"{auto}{', '.join(FORMATS)}, alone or with +{' or +'.join(STAGES)}"
                 raise ValueError(f"{info.field_name} is {codec!r}, allowed is {allowed}") from error
         return codec
 
@@ -133,13 +136,19 @@ class WireSection(Section):
             ConfigError: a codec that cannot go around a ring.
         """
         codec = self.codec or default
+        if self.topology == "ring" and codec == AUTO:
+            raise ConfigError(
+                "[wire] topology is 'ring' with codec 'auto', allowed are 'direct' and 'auto': it may choose fewer "
+                "than 8 bits, and every hop of a ring encodes anew",
+                hint='set codec = "int8" in [wire], or topology = "auto"',
+            )
         if self.topology == "ring" and not (up := format_of(codec)).per_hop:
             raise ConfigError(
                 f"[wire] topology is 'ring' with codec {codec!r}, allowed are codecs of 8 bits and more "
                 f"({up.bits:g} here): every hop of a ring encodes anew",
                 hint='set codec = "int8" in [wire], or topology = "auto"',
             )
-        return Wire(codec, self.down or format_of(codec).down, self.topology)
+        return Wire(codec, self.down or down_of(codec), self.topology)
 
 
 class RobustSection(Section):

@@ -126,13 +126,20 @@ def _daemon(world: World, planned: Fault, peer: SimPeer, other: str) -> None:
 
 @fault("storm")
 def _storm(world: World, planned: Fault, peer: SimPeer, other: str) -> None:
-    """A process that crashes again whenever it is started again."""
+    def crash(left: int) -> None:
+        if peer.alive and world.may_crash(peer):
+            peer.die(seen=left % 2 == 0)
+
+    _crashes(world, planned, crash)
+
+
+def _crashes(world: World, planned: Fault, crash: Callable[[int], None]) -> None:
+    """A process that crashes again whenever it is started again; `crash` is told how often it still will."""
 
     def again(left: int) -> None:
         if world.calm:
             return
-        if peer.alive and world.may_crash(peer):
-            peer.die(seen=left % 2 == 0)
+        crash(left)
         if left:
             world.net.at(STORM_S, lambda: restart(world))
             world.net.at(STORM_S * 1.5, lambda: again(left - 1))
@@ -185,18 +192,11 @@ def _coordinator_later(world: World, planned: Fault, peer: SimPeer, other: str) 
 
 @fault("coordinator-storm")
 def _coordinator_storm(world: World, planned: Fault, peer: SimPeer, other: str) -> None:
-    def again(left: int) -> None:
-        if world.calm:
-            return
+    def crash(left: int) -> None:
         if world.coordinator.core is not None:
             world.coordinator.die()
-        if left:
-            world.net.at(STORM_S, lambda: restart(world))
-            world.net.at(STORM_S * 1.5, lambda: again(left - 1))
-        else:
-            _back(world, planned)
 
-    again(2 + planned.amount % 4)
+    _crashes(world, planned, crash)
 
 
 @fault("coordinator-freeze")

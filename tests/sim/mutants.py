@@ -125,6 +125,13 @@ class _SumsRetryTwice(CheckedTensors):
         return replace(whole, inputs=kept.inputs + whole.inputs) if kept is not None and kept.chunk == index else whole
 
 
+class _KeepsItsCodec(CheckedTensors):
+    """Writes and reads all contributions in the codec of the first attempt."""
+
+    def use_codec(self, stream: str, codec: str) -> None:
+        super().use_codec(stream, self.up[stream] or codec)
+
+
 class _WrongReference(CheckedTensors):
     """Moves the reference for differences when an update is applied, not when the trainer is given it."""
 
@@ -247,6 +254,7 @@ MUTANTS: dict[str, type[World]] = {
     "treats a move as a merge": _peers(core_class=_Loses),
     "forgets what its former daemon had offered": type("MutantWorld", (World,), {"peer_class": _DiesAlone}),
     "sums a retry's parts twice": _peers(tensors_class=_SumsRetryTwice),
+    "writes parts in the codec of an earlier attempt": _peers(tensors_class=_KeepsItsCodec),
     "takes the difference to a phi that the weights were not moved by": _peers(tensors_class=_WrongReference),
     "overwrites a staged input before the commit": type("MutantWorld", (World,), {"peer_class": _OverwritesInput}),
     "changes its state while it saves it": _peers(core_class=_ChangesWhatItSaves),

@@ -12,9 +12,13 @@ from typing import Any, Self
 from tests.sim.network import Weather
 from wantrain.optimizers.noloco import NolocoOptions, noloco
 from wantrain.optimizers.stream import Stream, Wire
+from wantrain.transport.codec.names import AUTO, AUTO_DOWN
 
-FAULTY_S = 10.0
+FAULTY_S = 8.0
 """Virtual seconds in which faults strike."""
+LEAST_S = 3.0
+"""Least virtual seconds before the faults are over, and AFTER_S at least after the last one has mended itself."""
+AFTER_S = 1.0
 BACK_S = (0.1, 1.0, 3.0, 7.0)
 """How long what a fault has broken may stay broken."""
 MOST_FAULTS = 7
@@ -94,18 +98,21 @@ def _tuple(value: Any) -> Any:
 def draw(seed: int, kinds: tuple[str, ...], trials: tuple[str, ...]) -> Plan:
     """The plan of a seed, with faults of these kinds and, in every third seed, one of these trials."""
     rng = random.Random(seed)
+    faults = sorted((_fault(rng, kinds) for _ in range(rng.randint(0, MOST_FAULTS))), key=lambda f: f.at_s)
+    over_s = max((fault.at_s + fault.back_s for fault in faults), default=0.0) + AFTER_S
     return Plan(
         seed=seed,
-        streams=methods(rng),
+        streams=_codecs(methods(rng), random.Random(f"codecs {seed}")),
         weather=weather(rng),
         joins_s=tuple(rng.uniform(0.0, 3.0) for _ in range(rng.randint(1, 4))),
-        faults=tuple(sorted((_fault(rng, kinds) for _ in range(rng.randint(0, MOST_FAULTS))), key=lambda f: f.at_s)),
+        faults=tuple(faults),
         late_joins_s=(rng.uniform(0.0, 5.0),) if rng.random() < 0.1 else (),
         trial=rng.choice(trials) if rng.random() < 1 / 3 else "",
         refuse_send=rng.choice([0.0, 0.0, 0.05]),
         wait_ceiling_s=rng.choice([None, 1.0, 6.0]),
         outbound=rng.choice([0.0, 0.0, 0.4, 0.8]),
         flicker=rng.choice([0.0, 0.0, 0.02]),
+        faulty_s=min(max(over_s, LEAST_S), FAULTY_S),
     )
 
 
@@ -120,6 +127,13 @@ def methods(rng: random.Random) -> tuple[Stream, ...]:
         return noloco(NolocoOptions(every=rng.choice([1, 2, 3, 5])), Wire("fp32"))
     streams = [replace(stream, topology=rng.choice(["auto", "direct", "ring"])) for stream in _streams(rng)]
     return tuple(replace(s, average="median") if s.topology == "direct" else s for s in streams)
+
+
+def _codecs(streams: tuple[Stream, ...], rng: random.Random) -> tuple[Stream, ...]:
+    """In two of five runs each sync chooses its codec, where there is a choice."""
+    if rng.random() >= 0.4:
+        return streams
+    return tuple(s if s.topology in ("ring", "pair") else replace(s, codec=AUTO, down=AUTO_DOWN) for s in streams)
 
 
 def _streams(rng: random.Random) -> tuple[Stream, ...]:

@@ -26,11 +26,11 @@ CALM_S = 90.0
 """Longest that a run may take to recover: the largest ceiling of the policy three times over."""
 QUIET_S = 45.0
 """Longest that it may take to come to rest."""
-STAYS_S = 2.5
+STAYS_S = 2.0
 """How long it has to stay at rest: several heartbeats and ticks."""
 PROGRESS_SEEDS = 500
 BATCH = 2000
-WATCHED = 4
+WATCHED = 8
 """In one of so many seeds the transitions are noted that it reaches: that takes its time."""
 CHUNK = 10
 """Seeds that are handed out at once, and to one process."""

@@ -17,6 +17,7 @@ from wantrain.optimizers.stream import Stream
 from wantrain.peers.inheritance import GRANTED, MERGING, MOVING, STAGING, STARTING, Held, Mark
 from wantrain.peers.layout import stream_chunks
 from wantrain.peers.messages import Contribute, Granted, TensorSpec
+from wantrain.transport.codec.names import format_of
 from wantrain.transport.digest import state_digest
 
 CACHED = 512
@@ -56,6 +57,8 @@ class PartOf:
 
     contribution: Contribution
     chunk: int
+    codec: str = ""
+    """If each sync chooses its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +68,8 @@ class SumOf:
     chunk: int
     inputs: tuple[tuple[float, Contribution], ...]
     final: bool = True
+    codec: str = ""
+    """Of a sum on its way, as that of a part."""
 
 
 @lru_cache(maxsize=CACHED)
@@ -108,6 +113,7 @@ class SymbolicTensors:
         self._incoming: dict[str, Contribution] = {}
         self._staged: dict[str, Contribution] = {}
         self._in_use: set[str] = set()
+        self.up: dict[str, str] = dict.fromkeys(self.streams, "")
         self.kept: dict[str, Contribution] = {}
         """Per stream: the contribution whose error is kept."""
         self._settled: dict[str, tuple[Contribution | None, bool]] = {}
@@ -203,6 +209,9 @@ class SymbolicTensors:
         self._in_use.add(stream)
         self._orphaned = False
 
+    def use_codec(self, stream: str, codec: str) -> None:
+        self.up[stream] = codec
+
     def settle(self, stream: str, taken: bool) -> None:
         if taken and stream not in self._in_use:
             raise Violation(f"{self.who}: a sync of {stream} has taken in a contribution that is not in use")
@@ -212,7 +221,9 @@ class SymbolicTensors:
             self._owed[stream] = self._staged[stream]
         self._in_use.discard(stream)
         self._settled[stream] = (self._staged.get(stream), taken)
-        if taken:
+        if taken and self.up[stream] and not format_of(self.up[stream]).error_feedback:
+            self.kept.pop(stream, None)
+        elif taken:
             self.kept[stream] = self._staged[stream]
 
     def in_hand(self, stream: str) -> frozenset[int]:
@@ -240,7 +251,7 @@ class SymbolicTensors:
     def part(self, stream: str, chunk: int) -> PartOf:
         if self._used(stream).flaw == "part":
             raise CodecError("too large to encode")
-        return PartOf(self._used(stream), chunk)
+        return PartOf(self._used(stream), chunk, self.up[stream])
 
     def reduce(
         self,
@@ -254,6 +265,8 @@ class SymbolicTensors:
         if self.streams[stream].average != "mean" and (not final or any(isinstance(p, SumOf) for _, p in inputs)):
             raise Violation(f"{self.who} averaged partial sums of {stream}, whose rule has to see all contributions")
         for weight, part in inputs:
+            if part is not None and part.codec != self.up[stream]:
+                raise Violation(f"{self.who} reads {part} as {self.up[stream]}")
             if isinstance(part, SumOf):
                 if weight != 1.0 or part.final:
                     raise Violation(f"{self.who} summed {part} with weight {weight}")
@@ -264,13 +277,15 @@ class SymbolicTensors:
             raise Violation(f"{self.who} divided the sum of {whole} by {divisor}")
         if any(contribution.flaw for _, contribution in whole):
             raise CodecError("the sum is too large to encode")
-        return SumOf(chunk, tuple(whole), final)
+        return SumOf(chunk, tuple(whole), final, "" if final else self.up[stream])
 
     def longest(self, stream: str, chunk: int, inputs: Sequence[tuple[float, PartOf | SumOf | None]]) -> int:
         found = [self._used(stream) if p is None else p.contribution for _, p in inputs if not isinstance(p, SumOf)]
         return next(k for k, contribution in enumerate(found) if contribution.flaw)
 
-    def check(self, stream: str, chunk: int, payload: object, *, part: bool) -> str | None:
+    def check(self, stream: str, chunk: int, payload: object, *, part: bool, up: str) -> str | None:
+        if isinstance(payload, PartOf | SumOf) and payload.codec != up:
+            raise Violation(f"{payload} came to {self.who} as {up}")
         kinds = isinstance(payload, PartOf) or (isinstance(payload, SumOf) and payload.final != part)
         return None if kinds and payload.chunk == chunk else "not a chunk of this stream"
 

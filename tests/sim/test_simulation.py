@@ -18,7 +18,7 @@ from wantrain.optimizers.stream import Stream
 from wantrain.peers.layout import stream_chunks
 
 SEEDS = 3000
-BATCH = 500
+BATCH = 1000
 WORKERS = 2
 CAUGHT_WITHIN_SEEDS = 120
 
@@ -30,6 +30,7 @@ FOUND = [
     (741, "after a Refetch a trainer waited for a mean gradient for ever"),
     (251, "after a rewind to the initial state a peer took what it had meanwhile for that"),
     (992, "in a run that commits fast the newest line was given up, as everybody was a line late all the time"),
+    (51011, "a view was being written when the clock jumped, and the log went back at once"),
     (2981, "one false state outvoted the two others, who came later after a restart of the coordinator"),
 ]
 """Seeds that failed once, and why. As faults are added a seed becomes another run, but it stays in."""
@@ -57,7 +58,7 @@ def test_the_guarantees_hold_under_all_faults(pool: ProcessPoolExecutor, first: 
     outcomes = list(pool.map(run_in_worker, range(first, first + BATCH), chunksize=10))
     reached.update(*(outcome.reached for outcome in outcomes))
     assert [explain(outcome) for outcome in outcomes if outcome.failure] == []
-    assert sum(outcome.commits for outcome in outcomes) > 10 * BATCH  # the runs do get somewhere
+    assert sum(outcome.commits for outcome in outcomes) > 5 * BATCH  # the runs do get somewhere
 
 
 def test_every_row_of_the_transition_tables_is_reached(reached: set[Transition]) -> None:
@@ -77,14 +78,21 @@ def test_plans_that_failed_once_hold(file: Path) -> None:
     assert not run_plan(Plan.from_text(file.read_text())).failure, f"again: scripts/simulate --schedule {file} --trace"
 
 
+def catches(bug: str, seed: int) -> bool:
+    """Whether this seed shows the bug."""
+    plan, how = plan_of(seed), CAUGHT_BY.get(bug, "")
+    if (trial := how.removesuffix(": ")) in TRIALS:
+        plan = replace(plan, faults=(), trial=trial)
+    failure = run_plan(plan, MUTANTS[bug]).failure
+    return failure.startswith("Violation") and how in failure
+
+
 @pytest.mark.parametrize("bug", MUTANTS)
-def test_a_planted_bug_is_caught(bug: str) -> None:
-    plans = map(plan_of, range(CAUGHT_WITHIN_SEEDS))
-    if (trial := CAUGHT_BY.get(bug, "").removesuffix(": ")) in TRIALS:
-        plans = (replace(plan, faults=(), trial=trial) for plan in plans)
-    failures = (run_plan(plan, MUTANTS[bug]).failure for plan in plans)
-    caught = (f.startswith("Violation") and CAUGHT_BY.get(bug, "") in f for f in failures)
-    assert any(caught), f"not caught: something that {bug}"
+def test_a_planted_bug_is_caught(pool: ProcessPoolExecutor, bug: str) -> None:
+    few = 2 * WORKERS
+    batches = (range(first, first + few) for first in range(0, CAUGHT_WITHIN_SEEDS, few))
+    caught = any(any(pool.map(catches, [bug] * few, seeds)) for seeds in batches)
+    assert caught, f"not caught: something that {bug}"
 
 
 @pytest.mark.parametrize("seed", [3, 17, 42])

@@ -98,7 +98,9 @@ def test_digest_covers_what_peers_must_agree_on_and_nothing_else() -> None:
         ("[liveness]\nsuspect_ceiling_s = 2", ["suspect_floor_s is 5", "suspect_ceiling_s = 2"], []),
         ("[liveness]\nheartbeat_s = 5", ["suspect_floor_s", "heartbeat_s = 5"], []),
         ("[liveness]\nheartbeat_s = 0", ["heartbeat_s is 0", "above 0"], []),
-        ('[wire]\ncodec = "int9"', ["codec is 'int9'", "fp32", "bf16", "int8"], []),
+        ('[wire]\ncodec = "int9"', ["codec is 'int9'", "auto", "fp32", "bf16", "int8"], []),
+        ('[wire]\ncodec = "auto"\ndown = "auto"', ["down is 'auto'", "fp32"], []),
+        ('[wire]\ncodec = "auto"\ntopology = "ring"', ["topology is 'ring' with codec 'auto'", "'direct'"], []),
         ('[coordinator]\nbind = "host"', ["bind", "'host'", "host:port"], []),
         ('[coordinator]\nadvertise = "host:0"', ["advertise", "'host:0'", "1 to 65535"], []),
         ("[log]\nkeep_mb = 1.5", ["keep_mb is 1.5", "whole number"], []),
@@ -125,6 +127,12 @@ def test_refusal_names_option_value_and_what_is_allowed(text: str, said: list[st
 def test_spec_without_a_usable_run_is_refused(text: str) -> None:
     with pytest.raises(ConfigError, match="run"):
         RunSpec.parse(text)
+
+
+def test_each_sync_may_choose_its_codec_and_8_bits_come_back() -> None:
+    wire = RunSpec.parse(RUN + '[wire]\ncodec = "auto"').wiring
+    assert (wire.codec, wire.down) == ("auto", "int8")
+    assert RunSpec.parse(RUN + '[wire]\ncodec = "auto"\ndown = "bf16"').streams[0].codecs == ("auto", "bf16")
 
 
 def test_missing_file_points_at_init(tmp_path: Path) -> None:

@@ -35,6 +35,7 @@ from wantrain.peers.messages import (
     Hello,
     Leased,
     Leave,
+    LinkReport,
     Record,
     Refetch,
     Refused,
@@ -52,6 +53,7 @@ from wantrain.peers.messages import (
     Welcome,
 )
 from wantrain.peers.timing import Policy
+from wantrain.transport.codec.names import AUTO_CODECS
 from wantrain.transport.digest import first_link, next_link
 from wantrain.transport.wire import PROTOCOL_VERSION
 
@@ -165,6 +167,28 @@ def test_a_sync_is_written_before_it_is_announced_and_to_all() -> None:
     assert (record.number, record.contributors, record.chain) == (4, ("a", "b"), next_link(line(3).chain, b"e" * 32))
     assert effects.index(PersistCommit(record)) < effects.index(commits[0])
     assert one.core.head == 4
+
+
+@pytest.mark.parametrize(("rate", "codec"), [(1e9, "int8"), (1.0, "rms0.75+huffman")])
+def test_the_codec_comes_from_links_and_pace_is_in_the_start_and_said_with_the_commit(rate: float, codec: str) -> None:
+    """Ten values, a step of half a second, and a tenth of a hundred steps to be over in: 5 s."""
+    facts = replace(FACTS, streams=(Stream("param", codec="auto", down="int8"),))
+    one = Run(Coordinator(facts, history(3)))
+    every = tuple(AUTO_CODECS)
+    for peer, other in ("ab", "ba"):
+        one.tell(peer, hello(peer, codecs=every))
+        one.report(peer, 3, step_s=0.5, paths={other: LinkReport(rate, 0.01, 0.0, 1, "")})
+    one.handle(Tick(), 0.1)
+    one.report("a", 3, syncs=ready(4), step_s=0.5)
+    start = of(Start, one.report("b", 3, syncs=ready(4), step_s=0.5))[0]
+    assert start.codec == codec
+    for peer in "ab":
+        one.report(peer, 3, syncs=done(start), step_s=0.5)
+    (said,) = [announced.details for announced in one.said if announced.event == "commit"]
+    assert said["codec"] == codec
+    assert f"{codec} " in said["plan"]
+    assert "slack of 5 s" in said["plan"] or "slack is 5 s" in said["plan"]
+    assert one.core.timing(4)["codec"] == codec
 
 
 @pytest.mark.scenario(7)
@@ -288,6 +312,16 @@ def test_a_peer_that_does_not_fit_is_refused_with_both_sides_named_and_a_next_st
     assert all(side in refused.reason for side in both)
     assert refused.hint
     assert "b" not in one.core.membership.peers
+
+
+@pytest.mark.scenario(21)
+def test_a_peer_needs_every_codec_that_a_sync_may_choose() -> None:
+    auto = replace(FACTS, streams=(Stream("param", codec="auto", down="int8"),))
+    one = Run(Coordinator(auto, history(3)))
+    (refused,) = of(Refused, one.tell("a", hello("a")))
+    assert refused.code == "codec"
+    assert "rms0.35+zstd, rms0.75+huffman are not among" in refused.reason
+    assert of(Welcome, one.tell("b", hello("b", codecs=("int8", "rms0.35+zstd", "rms0.75+huffman"))))
 
 
 @pytest.mark.scenario(12)

@@ -27,6 +27,9 @@ class Core:
     def moving(self, sync: SyncId) -> bool:
         return sync == SYNC
 
+    def codec(self, sync: SyncId) -> str:
+        return ""
+
 
 class Source:
     """Chunks of ten bytes."""

@@ -11,6 +11,7 @@ from wantrain.peers.effects import (
     Exit,
     Grant,
     HandOver,
+    Note,
     PassOn,
     ReduceChunk,
     RefuseTrainer,
@@ -20,6 +21,7 @@ from wantrain.peers.effects import (
     StoreState,
     Tell,
     TellTrainer,
+    UseCodec,
     UseStage,
 )
 from wantrain.peers.events import (
@@ -256,6 +258,32 @@ def test_a_start_that_does_not_fit_changes_nothing() -> None:
     for contributors, receivers, index in (("bm", "", 2), ("bm", "", 0), ("bc", "", 1), ("bmb", "", 1), ("bm", "m", 1)):
         assert of(SendContribution, one.start(6, contributors, receivers, index)) == []
     assert not one.core.moving(SyncId("param", 1, 6))
+
+
+AUTO = Stream("param", every=10, codec="auto", down="int8")
+
+
+def test_the_codec_of_an_attempt_is_what_its_start_says_before_anything_is_sent() -> None:
+    one = joined(AUTO)
+    one.stage()
+    sync = SyncId("param", 1, 5)
+    effects = one.hear(Start(sync, 1, ("b", "me"), (1.0, 1.0), (), (1, 0), codec="rms0.35+zstd"))
+    kinds = [type(effect) for effect in effects]
+    assert of(UseCodec, effects) == [UseCodec("param", "rms0.35+zstd")]
+    assert kinds.index(UseCodec) < kinds.index(SendContribution)
+    assert one.core.codec(sync) == "rms0.35+zstd"
+    assert one.core.accepts("b", Part(sync, (0,), "rms0.35+zstd"))
+
+
+@pytest.mark.parametrize(("stream", "codec"), [(PARAM, "int8"), (AUTO, ""), (AUTO, "fp32"), (AUTO, "auto")])
+def test_a_codec_that_the_run_does_not_leave_open_is_not_used(stream: Stream, codec: str) -> None:
+    one = joined(stream)
+    one.stage()
+    sync = SyncId("param", 1, 5)
+    assert not one.core.accepts("b", Part(sync, (0,), codec))
+    effects = one.hear(Start(sync, 1, ("b", "me"), (1.0, 1.0), (), (1, 0), codec=codec))
+    assert [note.event for note in of(Note, effects)] == ["bad-start"]
+    assert not one.core.moving(sync)
 
 
 def test_what_overtakes_its_start_is_kept() -> None:

@@ -83,6 +83,9 @@ class Tensors:
     def use_stage(self, stream: str, floor: int = 0) -> None:
         self.did.append(("use", stream))
 
+    def use_codec(self, stream: str, codec: str) -> None:
+        self.did.append(("codec", stream, codec))
+
     def settle(self, stream: str, taken: bool) -> None:
         self.did.append(("settle", taken))
 
@@ -111,7 +114,8 @@ class Tensors:
     def longest(self, stream: str, chunk: int, inputs: Sequence[tuple[float, Any]]) -> int:
         return next(k for k, (_, payload) in enumerate(inputs) if payload is not None)
 
-    def check(self, stream: str, chunk: int, payload: Any, *, part: bool) -> str | None:
+    def check(self, stream: str, chunk: int, payload: Any, *, part: bool, up: str) -> str | None:
+        self.did.append(("check", up)) if up else None
         return "false bytes" if payload == "false" else None
 
     def digest(self, payload: Any) -> bytes:
@@ -314,6 +318,19 @@ def test_the_coordinator_hears_by_name_whose_contribution_cannot_be_used(
     one.start(attempt=6, contributors=("me",))
     one.commit(("me",), attempt=6)
     assert one.peer.core.applied == 1
+
+
+def test_parts_are_looked_at_and_written_in_the_codec_of_the_start() -> None:
+    one = running(Stream("param", every=10, codec="auto", down="int8"))
+    one.say(Contribute("param", 1, 10, 0, 1))
+    sync = replace(SYNC, attempt=5)
+    one.hear(Part(sync, (0,), "rms0.35+zstd"), "c", "part of c")  # it overtakes the START
+    one.hear(Start(sync, 1, ("b", "c", "me"), (1.0,) * 3, (), (0, 0, 1), codec="rms0.35+zstd"))
+    assert one.around.tensors.did[-2:] == [("check", "rms0.35+zstd"), ("codec", "param", "rms0.35+zstd")]
+    one.hear(Part(sync, (0,), "int8"), "b", "part of b")
+    (line,) = one.report().syncs
+    assert (line.phase, line.waiting_for) == ("failed", ("b",))
+    assert line.why == "Part: in 'int8' where 'rms0.35+zstd' was agreed on"
 
 
 @pytest.mark.scenario(14)

@@ -22,8 +22,9 @@ def measured(rates: dict[str, float]) -> LinkTable:
     return table
 
 
-def planner(table: LinkTable, *, codec: str = "int8", topology: str = "auto") -> Planner:
-    return Planner(Stream("param", codec=codec, topology=topology), 2**24, 64, table)
+def planner(table: LinkTable, *, codec: str = "int8", topology: str = "auto", step_s: float = 0.0) -> Planner:
+    stream = Stream("param", codec=codec, down="int8", topology=topology)
+    return Planner(stream, 2**24, 64, table, lambda peers: step_s)
 
 
 def test_without_measurements_everybody_owns_as_much() -> None:
@@ -63,6 +64,19 @@ def test_a_plan_stands_until_a_measurement_differs_by_more_than_noise() -> None:
     assert plans.plan(PEERS, (), False) is first
     table.reported("a", {"b": path(2e7)}, ())
     assert plans.plan(PEERS, (), False) is not first
+
+
+@pytest.mark.parametrize(("rate", "codec"), [(1e8, "int8"), (2.5e6, "rms0.35+zstd"), (1e5, "rms0.75+huffman")])
+def test_a_slow_link_takes_fewer_bits(rate: float, codec: str) -> None:
+    """16 million values: 16 MB each way in int8; 10 s are there for them."""
+    choice = planner(measured(dict.fromkeys(PEERS, rate)), codec="auto", step_s=1.0).plan(PEERS, (), False)
+    assert choice.codec == codec
+    assert choice.reason.startswith("direct in about ")
+    assert f"; {codec} " in choice.reason
+
+
+def test_a_codec_that_is_named_is_not_in_the_plan() -> None:
+    assert planner(measured(dict.fromkeys(PEERS, 1e7)), step_s=1.0).plan(PEERS, (), False).codec == ""
 
 
 def test_a_rate_that_is_not_known_yet_does_not_replace_one_that_is() -> None:

@@ -401,6 +401,70 @@ def test_a_codec_that_needs_no_feedback_keeps_nothing(make: Make) -> None:
         engine.add_residual("param", [])
 
 
+AUTO = Stream("param", codec="auto", down="fp32", merge_options=(("lr", 1.0),))
+
+
+def sparse_then(engine: Engine, second: str, delta: Tensor) -> tuple[Tensor, list[bytes]]:
+    """A sync in few bits, committed; then an attempt in another codec: what was owed before it, and what it sends."""
+    engine.use_codec("param", "rms0.75+huffman")
+    contribute(engine, gaussian(0))
+    send(engine)
+    engine.settle("param", True)
+    debt = owed(engine)
+    assert debt.any()
+    contribute(engine, delta)
+    engine.use_codec("param", second)
+    return debt, send(engine)
+
+
+@pytest.mark.parametrize("second", ["int8", "rms0.35+zstd"])
+def test_a_codec_without_error_feedback_pays_what_an_earlier_one_owes(make: Make, second: str) -> None:
+    engine, delta = make(AUTO), gaussian(1)
+    debt, parts = sparse_then(engine, second, delta)
+    sent = values(second, parts)
+    assert torch.linalg.vector_norm(sent - delta - debt) < 0.11 * torch.linalg.vector_norm(delta)
+    assert torch.equal(owed(engine), debt), "nothing is decided yet"
+    engine.settle("param", True)
+    assert engine.residual("param") == []
+
+
+def test_what_is_owed_outlives_syncs_in_any_codec_that_went_on_without_it(make: Make) -> None:
+    engine = make(AUTO)
+    debt, _ = sparse_then(engine, "int8", gaussian(1))
+    engine.settle("param", False)
+    assert torch.equal(owed(engine), debt)
+
+
+def test_the_codec_that_counts_is_that_of_the_last_attempt(make: Make) -> None:
+    engine, delta = make(AUTO), gaussian(1)
+    debt, _ = sparse_then(engine, "int8", delta)
+    engine.use_codec("param", "rms0.75+huffman")
+    sent = values("rms0.75+huffman", send(engine))
+    engine.settle("param", True)
+    rest = delta + debt - sent
+    assert torch.linalg.vector_norm(owed(engine) - rest) < 0.02 * torch.linalg.vector_norm(rest)
+
+
+def test_with_8_bits_from_the_start_nothing_is_ever_owed(make: Make) -> None:
+    engine = make(AUTO)
+    for seed in range(2):
+        contribute(engine, gaussian(seed))
+        assert values("int8", send(engine)).sub(gaussian(seed)).abs().max() < 0.05
+        engine.settle("param", True)
+        assert engine.residual("param") == []
+
+
+def test_a_part_is_checked_as_what_it_is_said_to_be(make: Make) -> None:
+    engine = make(AUTO)
+    engine.use_codec("param", "rms0.35+zstd")
+    contribute(engine, gaussian(0))
+    part = send(engine)[0]
+    engine.use_codec("param", "int8")
+    assert engine.check("param", 0, part, part=True, up="rms0.35+zstd") is None
+    assert engine.check("param", 0, part, part=True, up="int8") is not None
+    assert engine.check("param", 0, part, part=True) is not None
+
+
 def test_a_residual_takes_a_quarter_of_the_model_once_there_is_one(make: Make) -> None:
     engine = make(COARSE)
     contribute(engine, gaussian(0))

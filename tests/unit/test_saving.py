@@ -418,6 +418,7 @@ def test_the_log_goes_back_soon_if_everybody_who_could_have_more_is_back_without
     soon_s = FACTS.policy.grace_floor_s + 2 * FACTS.policy.heartbeat_s
     assert rewinds(run, 0.0) == []
     assert "goes back to 2" in run.core.reason()
+    assert [to for second in range(1, int(soon_s)) for to in rewinds(run, float(second))] == []
     assert rewinds(run, soon_s - 0.1) == []
     assert rewinds(run, soon_s) == [2]
     welcomes = [send for send in run.sent if isinstance(send.record, Welcome)]

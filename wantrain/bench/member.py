@@ -101,7 +101,9 @@ class Member:
         self._early: list[Received] = []
         self._begun = False
         self._ticked_at = 0.0
-        core = SimpleNamespace(moving=lambda sync: sync == self._sync, complete=False, facts=SimpleNamespace(me=me))
+        core = SimpleNamespace(
+            moving=lambda sync: sync == self._sync, codec=lambda _: "", complete=False, facts=SimpleNamespace(me=me)
+        )
         self._outbox = Outbox(cast(Any, core), self)
 
     def close(self) -> None:

@@ -14,7 +14,7 @@ from wantrain.cli.terminal import console, printable
 from wantrain.errors import CheckpointError
 
 if TYPE_CHECKING:
-    from wantrain.peers.checkpoint import Entry
+    from wantrain.peers.checkpoint import Entry, Unusable
 
 ASK_EVERY_S = 0.5
 DAMAGED = CheckpointError.exit_code
@@ -64,12 +64,12 @@ def verify(ctx: click.Context, directory: Path, as_json: bool) -> None:
     Example:
       wantrain checkpoint verify berlin/checkpoints
     """
-    from wantrain.peers.checkpoint import entries, scan
+    from wantrain.peers.checkpoint import Entry, entries, scan
 
     found = []
     for entry in entries(directory):
         row = _row(entry)
-        if entry.saved is not None:
+        if isinstance(entry, Entry):
             try:
                 scan(entry.path, entry.saved)
             except CheckpointError as error:
@@ -101,7 +101,7 @@ def export(directory: Path, out: Path, dtype: str | None, as_json: bool) -> None
     from wantrain.peers.export import export as write
 
     entry = newest(directory)
-    if entry is None or entry.saved is None:
+    if entry is None:
         raise CheckpointError(
             f"no whole saved state is in {directory}", hint=f"see: wantrain checkpoint ls {directory}"
         )
@@ -147,11 +147,13 @@ def save(run_file: Path, timeout: float, as_json: bool) -> None:
         click.echo(printable(f"{saved['name']} has saved the state at log number {saved['number']}"))
 
 
-def _row(entry: "Entry") -> dict[str, Any]:
-    saved = entry.saved
-    if saved is None:
+def _row(entry: "Entry | Unusable") -> dict[str, Any]:
+    from wantrain.peers.checkpoint import Unusable
+
+    if isinstance(entry, Unusable):
         state = "unfinished" if entry.path.name.startswith(".") else "damaged"
         return {"path": str(entry.path), "state": state, "reason": entry.flaw}
+    saved = entry.saved
     return {
         "path": str(entry.path),
         "state": "complete",

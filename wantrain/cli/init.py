@@ -15,7 +15,8 @@ from wantrain.cli.options import json_option, run_file_argument
 @click.option(
     "--codec",
     default="",
-    help="Values on the wire: fp32, bf16, int8, int4, rms0.35+zstd, …  [default: the method's own]",
+    help="Values on the wire: fp32, bf16, int8, int4, rms0.35+zstd, …; auto: by what each link can hide.  "
+    "[default: the method's own]",
 )
 @click.option("--down", default="", help="Codec of what comes back.  [default: the same, int8 for less than 8 bits]")
 @click.option("--topology", default="auto", show_default=True, help="Way of the bytes: auto, direct, ring.")
@@ -40,6 +41,7 @@ def command(
     \b
     Example:
       wantrain init run.toml --name english --advertise train.example.org:7700
+      wantrain init run.toml --codec auto
     """
     from wantrain.config import key_path
     from wantrain.new_run import create_run

@@ -239,12 +239,13 @@ def _commits(commits: list[dict[str, Any]]) -> Table:
             _precisely(commit.get("move_s")),
             _precisely(commit.get("predicted_s") or None),
             commit.get("topology"),
+            commit.get("codec"),
             _seconds(commit.get("age_s")),
             str(commit.get("digest", ""))[:16],
         ]
         for commit in commits
     ]
-    columns = ["log", "sync", "contributors", "gathered in", "moved in", "expected", "by", "age", "digest"]
+    columns = ["log", "sync", "contributors", "gathered in", "moved in", "expected", "by", "codec", "age", "digest"]
     return _table("last commits", columns, rows, right={"log", "gathered in", "moved in", "expected", "age"})
 
 

@@ -12,7 +12,7 @@ class Wire:
     """How a run writes and moves values; given to every method."""
 
     codec: str = "int8"
-    """Codec of the way up: contributions."""
+    """Codec of the way up: contributions; `auto` leaves the choice to each sync."""
     down: str = ""
     """Codec of the way down: the mean; "" for the same as up."""
     topology: str = "auto"
@@ -60,7 +60,7 @@ class Stream:
     topology: str = "auto"
     """Who sends what to whom: `direct`, `ring`, or `auto` to let each sync choose; `pair`: in random pairs."""
     codec: str = "int8"
-    """Codec of the way up: contributions."""
+    """Codec of the way up: contributions; `auto` leaves the choice to each sync."""
     down: str = ""
     """Codec of the way down: the mean; "" for the same as up."""
     average: str = "mean"

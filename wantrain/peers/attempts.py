@@ -7,7 +7,7 @@ nothing, and an attempt that was given up is never taken up again: its parts may
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from wantrain.peers.effects import Effect, Note, ReduceChunk, SendContribution, SendPayload, Tell
+from wantrain.peers.effects import Effect, Note, ReduceChunk, SendContribution, SendPayload, Tell, UseCodec
 from wantrain.peers.events import Flawed, FromPeer, Reduced, ReduceFailed
 from wantrain.peers.messages import CommitRecord, Part, Result, Start, SyncId, WantParts
 from wantrain.transport import collective as co
@@ -82,12 +82,9 @@ class Attempts:
         plan = Plan(start.contributors, start.weights, start.receivers, start.shards)
         core = collective(start.topology, self.me, plan)
         attempt = self.running[start.sync.stream] = Attempt(start, core, now)
-        effects: list[Effect] = [
-            Note(
-                "start",
-                {"sync": str(start.sync), "topology": start.topology, "contributors": len(start.contributors)},
-            )
-        ]
+        about = {"sync": str(start.sync), "topology": start.topology, "contributors": len(start.contributors)}
+        effects: list[Effect] = [Note("start", {**about, "codec": start.codec} if start.codec else about)]
+        effects += [UseCodec(start.sync.stream, start.codec)] if start.codec else []
         effects += self._move(attempt, co.Begin(), now)
         early, self._early = self._early, []
         for event in early:
@@ -130,7 +127,9 @@ class Attempts:
     def came(self, event: FromPeer, now: float) -> list[Effect]:
         """A Part or Result of one chunk with its bytes, or a WantParts."""
         match event.record:
-            case Part(sync, (chunk,)):
+            case Part(sync, (chunk,), codec):
+                if (running := self.of(sync)) is not None and codec != (agreed := running.start.codec):
+                    return self.flawed(Flawed(event.source, sync, f"Part: in {codec!r} where {agreed!r} was agreed on"))
                 moved: co.Event = co.PartCame(event.source, chunk, event.payload)
             case Result(sync, (chunk,)):
                 moved = co.ResultCame(event.source, chunk, event.payload, event.digest)
@@ -186,7 +185,7 @@ class Attempts:
                 case co.SendPart(to, chunk):
                     effects.append(SendContribution(to, sync, chunk))
                 case co.ForwardPart(to, chunk, payload):
-                    effects.append(SendPayload(to, Part(sync, (chunk,)), payload))
+                    effects.append(SendPayload(to, Part(sync, (chunk,), attempt.start.codec), payload))
                 case co.SendResult(to, chunk, payload):
                     effects.append(SendPayload(to, Result(sync, (chunk,)), payload))
                 case co.Reduce(chunk, inputs, divisor, final):

@@ -80,14 +80,21 @@ def saved_streams(streams: Sequence[Stream], model: Manifest) -> tuple[SavedStre
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A directory among the saved states: a whole one, as far as manifest and sizes tell, or why it is not."""
+    """A saved state, whole as far as manifest and sizes tell."""
 
     path: Path
-    saved: SavedState | None
-    flaw: str = ""
+    saved: SavedState
 
 
-def entries(path: Path) -> list[Entry]:
+@dataclass(frozen=True, slots=True)
+class Unusable:
+    """A directory among the saved states that holds none, and why."""
+
+    path: Path
+    flaw: str
+
+
+def entries(path: Path) -> list[Entry | Unusable]:
     """The saved states in a directory, oldest first, unfinished ones after them; or the one that it is itself.
 
     Raises:
@@ -107,24 +114,24 @@ def newest(path: Path) -> Entry | None:
     Raises:
         CheckpointError: there is no such directory.
     """
-    return max(
-        (entry for entry in entries(path) if entry.saved is not None),
-        key=lambda entry: entry.saved.number if entry.saved is not None else -1,
-        default=None,
-    )
+    return max(_whole(path), key=lambda entry: entry.saved.number, default=None)
+
+
+def _whole(path: Path) -> list[Entry]:
+    return [entry for entry in entries(path) if isinstance(entry, Entry)]
 
 
 def _is_ours(name: str) -> bool:
     return _NAME.fullmatch(name) is not None or name.startswith((_UNFINISHED, _REPLACED))
 
 
-def _entry(path: Path) -> Entry:
+def _entry(path: Path) -> Entry | Unusable:
     if path.name.startswith("."):
-        return Entry(path, None, "it was never finished" if path.name.startswith(_UNFINISHED) else "it was replaced")
+        return Unusable(path, "it was never finished" if path.name.startswith(_UNFINISHED) else "it was replaced")
     try:
         return Entry(path, read(path))
     except CheckpointError as error:
-        return Entry(path, None, error.message)
+        return Unusable(path, error.message)
 
 
 def read(path: Path) -> SavedState:
@@ -283,13 +290,13 @@ class Shelf:
         """Saved states of this run, newest first; `note` hears of those that are not, with the reason."""
         found = []
         for entry in entries(self.root):
-            if entry.saved is None:
+            if isinstance(entry, Unusable):
                 note(f"{entry.path}: {entry.flaw}")
             elif entry.saved.run != self._run:
                 note(f"{entry.path} is of run {entry.saved.run.hex()}, this one is {self._run.hex()}")
             else:
                 found.append(entry)
-        return sorted(found, key=lambda entry: -entry.saved.number if entry.saved is not None else 0)
+        return sorted(found, key=lambda entry: -entry.saved.number)
 
     def begin(self, mark: BeginSave, model: Manifest) -> "Writing":
         """Begin to write the state at a place in the history.
@@ -444,8 +451,7 @@ def _prune(root: Path, saved: SavedState, keep: int) -> None:
 
     Those with larger numbers are of a history that the run has given up, as it has come to `saved` since.
     """
-    same = [e for e in entries(root) if e.saved is not None and e.saved.run == saved.run]
-    numbers = [(e.saved.number, e.path) for e in same if e.saved is not None]
+    numbers = [(entry.saved.number, entry.path) for entry in _whole(root) if entry.saved.run == saved.run]
     ours = [path for number, path in sorted(numbers, reverse=True) if number <= saved.number]
     given_up = [path for number, path in numbers if number > saved.number]
     for path in (*ours[keep:], *given_up, *root.glob(f"{_REPLACED}*")):
@@ -472,7 +478,7 @@ class SavedStates:
         note: Callable[[str, str], None],
     ) -> None:
         self._shelf = shelf
-        self._found = {entry.saved.number: entry for entry in found if entry.saved is not None}
+        self._found = {entry.saved.number: entry for entry in found}
         self._initial = initial
         self._gave = gave
         self._note = note
@@ -487,7 +493,6 @@ class SavedStates:
     def load(self, number: int, tensors: Any) -> tuple[bytes, ...]:
         """See `Disk`; `tensors` is an `Engine`."""
         entry = self._found[number]
-        assert entry.saved is not None
         vectors: Vectors = tensors.vectors()
         if entry.saved.streams != saved_streams(self._shelf.streams, entry.saved.model):
             raise damaged(entry.path, "it was made by streams that are not the run's")
@@ -497,7 +502,6 @@ class SavedStates:
         """See `Disk`; `tensors` is an `Engine`."""
         entry = self._initial
         assert entry is not None
-        assert entry.saved is not None
         vectors: Vectors = tensors.vectors()
         tensors.begin_outer_state()
         streams = saved_streams(self._shelf.streams, model)

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from wantrain.optimizers.stream import Stream
+from wantrain.peers.codec_choice import codecs_of
 from wantrain.peers.messages import Hello, Refused
 from wantrain.transport.wire import PROTOCOL_VERSION
 
@@ -30,7 +31,7 @@ def refusal(hello: Hello, version: str, spec_digest: bytes, streams: Sequence[St
             f"on this peer to {hello.spec_digest.hex()[:16]} (wantrain {hello.version})",
             f"install wantrain {version} on the peer: their versions differ in what an option means",
         )
-    if missing := sorted({name for stream in streams for name in stream.codecs} - set(hello.codecs)):
+    if missing := sorted(codecs_of(streams) - set(hello.codecs)):
         return Refused(
             "codec",
             f"the run's codecs {', '.join(missing)} are not among this peer's: {', '.join(hello.codecs)}",

@@ -5,8 +5,9 @@ a `Persist` effect and becomes visible to peers only after `Stored` has come bac
 """
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
+from statistics import median
 from typing import Any
 
 from wantrain.errors import ConfigError
@@ -175,6 +176,7 @@ class Coordinator:
         self._chasers = Chasers(facts.policy.deadline_ceiling_s)
         self._lack = ("", 0.0)
         """What the run lacks, and since when."""
+        self._planners: dict[str, Planner] = {}
         self._timing: dict[int, dict[str, Any]] = {}
         self._shown = View(history.view, ())
         """The newest view that is durable."""
@@ -213,7 +215,7 @@ class Coordinator:
         return known.hello.name if known else self._admitted.get(peer, peer)
 
     def timing(self, number: int) -> dict[str, Any]:
-        """How commit `number` went: topology, gather_s, move_s, predicted_s, committed_at; empty for old commits."""
+        """How commit `number` went: topology, codec, gather_s, move_s, predicted_s, …; empty for old commits."""
         return self._timing.get(number, {})
 
     def reason(self, now: float | None = None) -> str:
@@ -576,10 +578,10 @@ class Coordinator:
     # ---- syncs and commits
 
     def _open_rounds(self) -> None:
-        self.rounds = {}
+        self.rounds, self._planners = {}, {}
         for stream in self.facts.streams:
             elements, chunks = stream_elements(stream, self.manifest), stream_chunks(stream, self.manifest)
-            planner = Planner(stream, elements, chunks, self.links)
+            planner = self._planners[stream.name] = Planner(stream, elements, chunks, self.links, self._step_s)
             if stream.gossip:
                 self.rounds[stream.name] = Pairing(
                     stream.name,
@@ -603,6 +605,12 @@ class Coordinator:
                 offences=self.offences,
                 together=planner.together,
             )
+
+    def _step_s(self, peers: Collection[str]) -> float:
+        """How long an inner step usually takes these peers, in seconds; 0 if none has said."""
+        reports = [known.report for peer in peers if (known := self.membership.peers.get(peer)) is not None]
+        timed = [report.step_s for report in reports if report is not None and report.step_s > 0]
+        return median(timed or [0.0])
 
     def _next_attempt(self) -> int:
         self._attempts += 1
@@ -698,9 +706,12 @@ class Coordinator:
             "move_s": done.move_s,
             "predicted_s": done.predicted_s,
             "topology": start.topology,
+            "codec": start.codec or next(s.codec for s in self.facts.streams if s.name == start.sync.stream),
             "shards": list(start.shards),
             "plan": done.plan,
         }
+
+        self._planners[start.sync.stream].took(start.codec, done.predicted_s, done.move_s)
 
         def announce(now: float) -> list[CoordinatorEffect]:
             self.log.append(record)
@@ -788,7 +799,8 @@ class Coordinator:
     def _rescue(self, now: float) -> list[CoordinatorEffect]:
         """If everybody who held the head of the log is gone for good, go back to the newest state that is held."""
         policy = self.facts.policy
-        stood_still = now - self._looked_at > 2 * policy.heartbeat_s
+        if now - self._looked_at > 2 * policy.heartbeat_s:
+            self._stranded_at = None
         self._looked_at = now
         if self.head < 0 or self.log.awaits(PersistCommit, PersistGenesis, PersistRewind, PersistDropGenesis):
             self._stranded_at = None
@@ -802,7 +814,7 @@ class Coordinator:
         if self.head in held or not (held or (self.head == 0 and trains)):
             self._stranded_at = None
             return []
-        if self._stranded_at is None or self._stranded_head != self.head or stood_still:
+        if self._stranded_at is None or self._stranded_head != self.head:
             self._stranded_at, self._stranded_head = now, self.head
         after = max(held, default=-1)
         self._awaited = self._may_hold(after)

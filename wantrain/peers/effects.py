@@ -101,6 +101,14 @@ class UseStage:
 
 
 @dataclass(frozen=True, slots=True)
+class UseCodec:
+    """Contributions of this stream are written and read in this codec from now on, until the next UseCodec."""
+
+    stream: str
+    codec: str
+
+
+@dataclass(frozen=True, slots=True)
 class Settle:
     """A sync of the stream is committed; `taken`: with the contribution in use, whose error is the residual now."""
 
@@ -237,7 +245,7 @@ class Exit:
 
 
 Effect: TypeAlias = (
-    Tell | SendContribution | SendPayload | SendState | StoreState | ReduceChunk | Apply | OpenModel | UseStage | Settle
-    | ForgetResiduals | HandOver | Grant | GrantAgain | NotePlace | TellTrainer | PassOn | RefuseTrainer | BeginSave
-    | DropSave | LoadSaved | LoadInitial | Dial | HangUp | Note | Exit
+    Tell | SendContribution | SendPayload | SendState | StoreState | ReduceChunk | Apply | OpenModel | UseStage
+    | UseCodec | Settle | ForgetResiduals | HandOver | Grant | GrantAgain | NotePlace | TellTrainer | PassOn
+    | RefuseTrainer | BeginSave | DropSave | LoadSaved | LoadInitial | Dial | HangUp | Note | Exit
 )  # fmt: skip

@@ -26,7 +26,7 @@ from wantrain.peers.residual import square_norm
 from wantrain.peers.saved_state import PHI
 from wantrain.peers.shared_memory import Segment, segment_bytes
 from wantrain.peers.vector import StagedValues, Vector, vector_of
-from wantrain.transport.codec import Codec, as_tensor
+from wantrain.transport.codec import Codec, as_tensor, codec
 from wantrain.transport.codec.blocks import not_finite
 from wantrain.transport.collective import Payload
 from wantrain.transport.digest import chunk_digest, state_digest
@@ -225,6 +225,17 @@ class Engine:
         if vector.residual is not None:
             vector.residual.use(vector.contribution.norm, self._scratch)
 
+    def use_codec(self, stream: str, name: str) -> None:
+        """Write and read contributions in this codec from now on; what earlier ones have dropped stays owed.
+
+        Raises:
+            ConfigError: an unknown codec.
+        """
+        vector = self._vectors[stream]
+        vector.up = codec(name)
+        if vector.residual is not None:
+            vector.residual.use_codec(vector.up)
+
     def grant(self, stream: str, kind: str, answer: Granted | None = None, count: int = 0, share: float = 1.0) -> None:
         """Fill the stream's regions for the trainer; see `shared_memory.py` for what they hold by kind.
 
@@ -354,11 +365,15 @@ class Engine:
         """Position of the contribution to blame for a `reduce` that has failed: the one with the largest value."""
         return self._averager.longest(self._vectors[stream], chunk, inputs, self._scratch)
 
-    def check(self, stream: str, chunk: int, payload: Payload, *, part: bool) -> str | None:
-        """Why these encoded bytes may not be used as that chunk of a contribution (`part`) or update, or None."""
+    def check(self, stream: str, chunk: int, payload: Payload, *, part: bool, up: str = "") -> str | None:
+        """Why these encoded bytes may not be used as that chunk of a contribution (`part`) or update, or None.
+
+        `up` is the codec that a contribution is said to be in, if the run leaves that to each sync.
+        """
         vector = self._vectors[stream]
         start, stop = vector.bounds[chunk]
-        return (vector.up if part else vector.down).check(as_tensor(payload), stop - start)
+        how = (codec(up) if up else vector.up) if part else vector.down
+        return how.check(as_tensor(payload), stop - start)
 
     def digest(self, payload: Payload) -> bytes:
         """`chunk_digest` of encoded bytes."""

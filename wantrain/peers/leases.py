@@ -127,9 +127,10 @@ class Leases:
 
         What an earlier trainer of that peer held comes back, unless the peer is `busy` in a sync that may still commit.
         """
-        for alive in {reader, *staged}:
-            if any(data.of(peer, alive) for data in self.data.values()):
-                self._heard[peer, alive] = now
+        for data in self.data.values():
+            for known in data.leases.get(peer, ()):
+                if known == reader or known in staged:
+                    self._heard[peer, known] = now
         if not reader or busy:
             return []
         back = []

@@ -438,6 +438,8 @@ class Start:
     topology: Annotated[str, Field(strict=True, pattern="^(direct|ring)$")] = "direct"
     consensus: Flag = False
     """See `CommitRecord.consensus`."""
+    codec: Name = ""
+    """Of the contributions if the run leaves it to each sync (`auto`), else ""."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -507,10 +509,11 @@ class Status:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A contributor's encoded chunks, or in a ring sums so far, to who adds them up."""
+    """A contributor's encoded chunks, or in a ring sums so far, to who adds them up. `codec` is that of the START."""
 
     sync: SyncId
     chunks: Moved
+    codec: Name = ""
 
 
 @dataclass(frozen=True, slots=True)

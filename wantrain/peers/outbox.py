@@ -127,6 +127,8 @@ class Outbox:
 
     def tidy(self, now: float) -> None:
         """Forget when chunks of attempts left that are over, and chunks that were served long ago."""
+        if not self._added and not self._queued:
+            return
         over = {
             sync for sync in {key[2] for key in self._added} if isinstance(sync, SyncId) and not self._core.moving(sync)
         }
@@ -273,7 +275,8 @@ class Outbox:
             item = queue.popleft() if following is not None and fits and _kind(following) == (kind, sync) else None
         if kind is None or not chunks:
             return None
-        return _Message(kind(sync, tuple(chunks)), tuple(payloads), _releases(source, own) if own else None)
+        made = Result(sync, tuple(chunks)) if kind is Result else Part(sync, tuple(chunks), self._core.codec(sync))
+        return _Message(made, tuple(payloads), _releases(source, own) if own else None)
 
 
 def _key(item: Item) -> _Key | None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from wantrain.config import RunSpec
 from wantrain.errors import CheckpointError, RefusedError
-from wantrain.peers.checkpoint import Entry, SavedStates, Shelf, entries, newest, scan
+from wantrain.peers.checkpoint import Entry, SavedStates, Shelf, Unusable, entries, newest, scan
 from wantrain.peers.messages import Welcome
 from wantrain.peers.saved_state import SavedState
 from wantrain.transport.digest import first_link
@@ -34,8 +34,8 @@ class Wishes:
         """
         if self.initial is None:
             return None
-        entry, saved = _newest(self.initial, "--initial")
-        scan(entry.path, saved)
+        entry = _newest(self.initial, "--initial")
+        scan(entry.path, entry.saved)
         return entry
 
 
@@ -84,13 +84,13 @@ def own_states(
     try:
         found = shelf.usable(lambda reason: note("saved-state-unusable", {"reason": reason}))
         if wishes.resume is not None:
-            entry, saved = _newest(wishes.resume, "--resume")
-            if saved.run != spec.run:
+            entry = _newest(wishes.resume, "--resume")
+            if entry.saved.run != spec.run:
                 raise RefusedError(
-                    f"{entry.path} is of run {saved.run.hex()}, this one is {spec.run.hex()}",
+                    f"{entry.path} is of run {entry.saved.run.hex()}, this one is {spec.run.hex()}",
                     hint="to begin a new run with it, use --initial instead of --resume",
                 )
-            found = [entry, *(one for one in found if one.saved is not None and one.saved.number != saved.number)]
+            found = [entry, *(one for one in found if one.saved.number != entry.saved.number)]
         if found and welcome.head < 0:
             hint = "to begin it with one of them, make a new run and use --initial"
             reason = f"the run has no state, and does not know those in {found[0].path.parent}: {hint}"
@@ -103,16 +103,16 @@ def own_states(
         given.write_text(first_link(spec.run, digest).hex(), encoding="utf-8")
 
     disk = SavedStates(shelf, found, initial, gave, lambda event, reason: note(event, {"reason": reason}))
-    saved_states = tuple(entry.saved for entry in found if entry.saved is not None)
+    saved_states = tuple(entry.saved for entry in found)
     return OwnStates(disk, saved_states, None if initial is None else initial.saved)
 
 
-def _newest(path: Path, option: str) -> tuple[Entry, SavedState]:
+def _newest(path: Path, option: str) -> Entry:
     entry = newest(path)
-    if entry is None or entry.saved is None:
-        flaws = "; ".join(f"{one.path.name}: {one.flaw}" for one in entries(path)[-3:])
+    if entry is None:
+        flaws = "; ".join(f"{one.path.name}: {one.flaw}" for one in entries(path)[-3:] if isinstance(one, Unusable))
         raise CheckpointError(
             f"{option} is {path}, where no whole saved state is" + (f" ({flaws})" if flaws else ""),
             hint=f"see what there is: wantrain checkpoint ls {path}",
         )
-    return entry, entry.saved
+    return entry

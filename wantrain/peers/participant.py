@@ -105,6 +105,7 @@ from wantrain.peers.saved_state import SavedState, initial_difference
 from wantrain.peers.saving import Saving
 from wantrain.peers.update_log import UpdateLog
 from wantrain.peers.wants import Wants
+from wantrain.transport.codec.names import choices
 from wantrain.transport.collective import Payload
 from wantrain.transport.digest import DIGEST_BYTES, first_link, state_digest
 from wantrain.transport.topologies import TOPOLOGIES
@@ -264,7 +265,10 @@ class Participant:
     def accepts(self, source: str, record: object) -> bool:
         """Whether a message with tensor bytes is of use now; the shell drops others before it looks at the bytes."""
         match record:
-            case Part(sync, _) | Result(sync, _):
+            case Part(sync, _, codec):
+                stream = self._streams.get(sync.stream)
+                return stream is not None and codec in choices(stream.codec) and self._attempts.accepts(sync)
+            case Result(sync, _):
                 return self._attempts.accepts(sync)
             case StateChunk(chunk, _, _):
                 return self._recovery.wants_state(chunk)
@@ -277,6 +281,11 @@ class Participant:
         """Whether this very attempt is still of use to others: it runs, or is done and not yet decided."""
         return self._attempts.of(sync) is not None
 
+    def codec(self, sync: SyncId) -> str:
+        """Codec of the contributions to this attempt if each sync chooses it, else ""."""
+        attempt = self._attempts.of(sync)
+        return attempt.start.codec if attempt is not None else ""
+
     def contributors(self, sync: SyncId) -> tuple[str, ...]:
         """Whose contributions the sums of this attempt are made of, in their order; () if they come as partial sums."""
         attempt = self._attempts.of(sync)
@@ -285,7 +294,7 @@ class Participant:
     def chunk_stream(self, record: object) -> tuple[str, int] | None:
         """The stream and chunk that a message's tensor bytes belong to, or None if there is no such chunk."""
         match record:
-            case Part(sync, (chunk,)) | Result(sync, (chunk,)):
+            case Part(sync, (chunk,), _) | Result(sync, (chunk,)):
                 stream: str | None = sync.stream
             case UpdateChunk(number, chunk):
                 stream = self._recovery.stream_of(number)
@@ -352,16 +361,18 @@ class Participant:
         if self.left:
             return []
         effects = self._react(event, now)
-        effects += self._note_place()
-        effects += self._leave_if_free(now)
+        recovery = self._recovery
+        if (self._mine.boot, recovery.applied, recovery.chain) != self._noted:
+            effects += self._note_place()
+        if self._leaving is not None:
+            effects += self._leave_if_free(now)
         return effects + self._report_if_due(now)
 
     def _note_place(self) -> list[Effect]:
         """Note down where the trainer stands, for a daemon that may have to take it over."""
-        place = (self._mine.boot, self.applied, self.chain)
-        if place == self._noted or not self._mine.settled:
+        if not self._mine.settled:
             return []
-        self._noted = place
+        self._noted = (self._mine.boot, self.applied, self.chain)
         return [NotePlace(self.applied, self.chain)]
 
     def _react(self, event: Event, now: float) -> list[Effect]:
@@ -370,6 +381,8 @@ class Participant:
                 return self._from_coordinator(event, now)
             case FromPeer():
                 return self._from_peer(event, now)
+            case Tick():
+                return self._tick(now)
             case Staged():
                 return self._mine.stage(event)
             case Reduced():
@@ -423,8 +436,6 @@ class Participant:
             case HandedOver():
                 self._handed_over = True
                 return []
-            case Tick():
-                return self._tick(now)
 
     # ---- from the coordinator
 
@@ -622,6 +633,7 @@ class Participant:
             and sum(start.shards) == self._recovery.chunks[sync.stream]
             and me in (*start.contributors, *start.receivers)
             and start.topology in TOPOLOGIES
+            and start.codec in choices(self._streams[sync.stream].codec)
         )
         if not sane or (me in start.contributors and not self._mine.joins(start)):
             return [Note("bad-start", {"sync": str(sync)})]
@@ -786,8 +798,7 @@ class Participant:
         return [Tell(COORDINATOR, WantRecords(inheritance.next))]
 
     def _leave_if_free(self, now: float) -> list[Effect]:
-        if self._leaving is None:
-            return []
+        assert self._leaving is not None
         reason, since = self._leaving
         heirs = [member.current for member in self.members.values()]
         in_flight = self._mine.outstanding or bool(self._attempts.running)
@@ -837,7 +848,8 @@ class Participant:
         recovery, mine, running = self._recovery, self._mine, self._attempts.running
         held = recovery.applied if recovery.complete else -1
         syncs = [sync_key(s, k + 1, mine.has_staged(s), running.get(s)) for s, k in recovery.indices.items()]
-        return held, self._trainer_state, syncs, list(self._neighbours.suspects), self._wants.open, self._saving.saved
+        suspects = list(self._neighbours.suspects)
+        return held, mine.trainer_state, self._wants.dry, syncs, suspects, self._wants.open, self._saving.saved
 
     def _report_if_due(self, now: float) -> list[Effect]:
         if self._welcome is None or self.left:

@@ -36,6 +36,7 @@ from wantrain.peers.effects import (
     StoreState,
     Tell,
     TellTrainer,
+    UseCodec,
     UseStage,
 )
 from wantrain.peers.events import (
@@ -96,6 +97,7 @@ class Tensors(Protocol):
     def adopt_genesis(self) -> bytes: ...
     def stage(self, stream: str, offer: Contribute | None = None) -> tuple[float, bool]: ...
     def use_stage(self, stream: str, floor: int = 0) -> None: ...
+    def use_codec(self, stream: str, codec: str) -> None: ...
     def settle(self, stream: str, taken: bool) -> None: ...
     def forget_residuals(self) -> None: ...
     def residual(self, stream: str) -> list[Payload]: ...
@@ -106,7 +108,7 @@ class Tensors(Protocol):
         self, stream: str, chunk: int, inputs: Sequence[tuple[float, Payload | None]], divisor: float, final: bool
     ) -> Payload: ...
     def longest(self, stream: str, chunk: int, inputs: Sequence[tuple[float, Payload | None]]) -> int: ...
-    def check(self, stream: str, chunk: int, payload: Payload, *, part: bool) -> str | None: ...
+    def check(self, stream: str, chunk: int, payload: Payload, *, part: bool, up: str) -> str | None: ...
     def digest(self, payload: Payload) -> bytes: ...
     def size_bytes(self, payload: Payload) -> int: ...
     def apply(self, stream: str, payloads: Sequence[Payload], skip: frozenset[int], index: int) -> None: ...
@@ -240,12 +242,12 @@ class Peer:
     def receive(self, source: str, record: Record, payloads: Sequence[Payload], now: float) -> None:
         """A record from the coordinator or a peer. Tensor bytes are checked before anything else sees them."""
         match record:
-            case Part(sync, chunks) | Result(sync, chunks):
+            case Part(chunks=chunks) | Result(chunks=chunks):
                 if len(payloads) != len(chunks):
                     self._reject(source, record, f"{len(payloads)} buffers for {len(chunks)} chunks", now)
                     return
                 for chunk, payload in zip(chunks, payloads, strict=True):
-                    self._take_chunk(source, type(record)(sync, (chunk,)), payload, now)
+                    self._take_chunk(source, replace(record, chunks=(chunk,)), payload, now)
             case Owed(stream, chunk, chunks):
                 if len(payloads) == 1 and stream in self._streams and source in self.core.members:
                     self._take_owed(source, stream, chunk, chunks, payloads[0], now)
@@ -299,7 +301,9 @@ class Peer:
             return "no such chunk"
         if isinstance(record, StateChunk):
             return self.tensors.check_state(record.chunk, payload)
-        return self.tensors.check(*where, payload, part=isinstance(record, Part))
+        if isinstance(record, Part):
+            return self.tensors.check(*where, payload, part=True, up=record.codec)
+        return self.tensors.check(*where, payload, part=False, up="")
 
     def link_changed(self, peer: str, up: bool, reason: str, now: float) -> None:
         """A dialled connection came up or broke; what was on its way may be lost."""
@@ -441,6 +445,8 @@ class Peer:
                 self._apply(effect)
             case UseStage(stream, floor):
                 self._tensors.use_stage(stream, floor)
+            case UseCodec(stream, codec):
+                self._tensors.use_codec(stream, codec)
             case Settle(stream, taken):
                 if self.tensors is not None:
                     self.tensors.settle(stream, taken)

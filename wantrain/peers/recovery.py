@@ -506,6 +506,8 @@ class Recovery:
     # ---- fetching
 
     def _fetch_all(self, event: catchup.FetchEvent, now: float) -> list[Effect]:
+        if self._state is None and self._update is None and self._repair is None:
+            return []
         return self._fetch_state(event, now) + self._fetch_update(event, now) + self._compare(event, now)
 
     def _fetch_state(self, event: catchup.FetchEvent, now: float) -> list[Effect]:
@@ -566,6 +568,8 @@ class Recovery:
         if now - self._asked_at < ASK_RECORDS_S:
             return []
         if self.applied >= 0:
+            if self.applied >= self.head and not self._records and not self._taken:
+                return []
             tops = (self.head, *self._records, *(number for number, _ in self._taken.values()))
             wanted = range(self.applied + 1, max(tops) + 1)
         elif self._anchor is not None and self._state is not None and not self._state.missing:

@@ -4,9 +4,10 @@ For one stream, with Q the codec of the way up, delta what the trainer staged an
 
     c = delta + s·e,  s = min(1, 2·‖delta‖ / ‖e‖);  sent: Q(c);  then e <- c - Q(c)
 
-(EF-SGD, arXiv 1901.09847, algorithm 1; the bound on e is ours). c is made anew wherever it is needed, and e changes
-only when it is known what became of a contribution: an aborted attempt leaves no trace, and a retry sends the same
-bytes. e is kept as int8 blocks, a quarter of the size of the model.
+(EF-SGD, arXiv 1901.09847, algorithm 1; the bound on e is ours). Where each sync chooses its codec, Q is that of the
+attempt; one that needs no error feedback takes e along like any other, and leaves nothing owed. c is made anew
+wherever it is needed, and e changes only when it is known what became of a contribution: an aborted attempt leaves no
+trace, and a retry sends the same bytes. e is kept as int8 blocks, a quarter of the size of the model.
 """
 
 import math
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from wantrain.errors import CodecError, ProtocolBug
 from wantrain.transport.codec import Codec, as_tensor, codec
+from wantrain.transport.codec.names import format_of
 from wantrain.transport.memory import big, bytes_of
 from wantrain.transport.wire import Buffer
 
@@ -32,12 +34,14 @@ class Residual:
     """The residual of one stream on one peer; zero at first, and then it takes no memory.
 
     Args:
-        up: codec of the way up.
+        up: codec of the way up, until `use_codec`.
         bounds: the stream's chunks as (start, stop) element ranges.
     """
 
     def __init__(self, up: Codec, bounds: Sequence[tuple[int, int]]) -> None:
         self._up = up
+        self._keeps = True
+        self.use_codec(up)
         self._lengths = [stop - start for start, stop in bounds]
         self._blocks: list[Tensor] | None = None
         """e: each chunk encoded, uint8; None for zero."""
@@ -59,6 +63,10 @@ class Residual:
     def full_bytes(self) -> int:
         """Memory that it takes once it is not zero."""
         return sum(codec(FORMAT).max_bytes(length) for length in self._lengths)
+
+    def use_codec(self, up: Codec) -> None:
+        """Contributions are sent in this codec from now on."""
+        self._up, self._keeps = up, format_of(up.name).error_feedback
 
     # ---- a contribution
 
@@ -113,7 +121,10 @@ class Residual:
             self._blocks, self._waiting = self._sum(self._blocks, self._waiting), None
 
     def _renew(self, delta: Tensor, contribution: Tensor, decoded: Tensor) -> None:
-        """e <- c - Q(c), chunk by chunk in place; 0 where c went into a sum as it is."""
+        """e <- c - Q(c), chunk by chunk in place; 0 where c went into a sum as it is, or what Q drops is not kept."""
+        if not self._keeps:
+            self._blocks = None
+            return
         encoded = torch.empty(self._up.max_bytes(max(self._lengths, default=0)), dtype=torch.uint8)
         blocks = self._blocks if self._blocks is not None else self._zero()
         start = 0

@@ -356,6 +356,7 @@ class Round:
             shards=choice.shards,
             topology=choice.topology,
             consensus=self._consensus,
+            codec=choice.codec,
         )
         self.phase = Phase.MOVING
         self._started_at = self._progress_at = now

@@ -13,7 +13,7 @@ from wantrain.optimizers.stream import Stream
 from wantrain.peers.ahead import Ahead
 from wantrain.peers.residual import Residual
 from wantrain.transport.codec import Codec, as_tensor, codec
-from wantrain.transport.codec.names import format_of
+from wantrain.transport.codec.names import AUTO, choices, format_of
 from wantrain.transport.collective import Payload
 from wantrain.transport.memory import big
 from wantrain.transport.partition import chunk_bounds
@@ -35,6 +35,7 @@ class Vector:
 
     stream: Stream
     up: Codec
+    """Of the running attempt, if the run leaves it to each sync."""
     down: Codec
     rule: Merge
     options: Mapping[str, float]
@@ -47,7 +48,7 @@ class Vector:
     starts: tuple[float, ...]
     """What each of them is filled with at the start of a run."""
     residual: Residual | None
-    """Of a codec with error feedback."""
+    """Of a codec with error feedback, also if only some syncs use one."""
     ahead: Ahead | None = None
     """Of a stream whose contributions are answered before their sync is decided."""
     mean: tuple[Payload, ...] = ()
@@ -113,10 +114,11 @@ def vector_of(stream: Stream, elements: int) -> Vector:
     rule = merge(stream.merge)
     options = {**rule.options, **dict(stream.merge_options)}
     up, down = stream.codecs
+    first = choices(up)[0] or up
     bounds = chunk_bounds(elements)
     return Vector(
         stream=stream,
-        up=codec(up),
+        up=codec(first),
         down=codec(down),
         rule=rule,
         options=options,
@@ -125,6 +127,6 @@ def vector_of(stream: Stream, elements: int) -> Vector:
         phi=big(elements if stream.held else 0),
         slots=tuple(big(elements) for _ in rule.slots) if stream.held else (),
         starts=rule.start(options) if stream.held else (),
-        residual=Residual(codec(up), bounds) if format_of(up).error_feedback else None,
+        residual=Residual(codec(first), bounds) if up == AUTO or format_of(up).error_feedback else None,
         ahead=Ahead(elements, rule, eager=stream.answer == "eager") if stream.answer != "result" else None,
     )

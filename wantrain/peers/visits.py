@@ -3,6 +3,7 @@
 from wantrain import __version__
 from wantrain.config import RunSpec
 from wantrain.errors import InviteError
+from wantrain.peers.codec_choice import codecs_of
 from wantrain.peers.coordinator import Coordinator
 from wantrain.peers.layout import manifest_bytes
 from wantrain.peers.messages import Examine, Examined, Visitor
@@ -43,7 +44,7 @@ class Visits:
             return None
         self._next_at = now + EVERY_S
         flaw, uses_left = self._flaw(invite, record, now_unix) if invite else ("", 0)
-        codecs = {name for stream in self._spec.streams for name in stream.codecs}
+        codecs = codecs_of(self._spec.streams)
         reach, members = core.links.reach, () if flaw else core.membership.roster()
         everybody = [member.peer for member in members]
         apart = {} if reach.whole else {peer: reach.missing(peer, everybody) for peer in everybody}

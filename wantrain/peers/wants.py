@@ -21,7 +21,7 @@ class Wants:
     @property
     def open(self) -> list[tuple[bytes, str, int]]:
         """Reader, data set and serial of each."""
-        return [(want.reader, want.data, want.serial) for want in self._open.values()]
+        return [(want.reader, want.data, want.serial) for want in self._open.values()] if self._open else []
 
     def forget(self) -> None:
         """The trainer is gone."""

@@ -75,6 +75,8 @@ class Choice:
     """For people."""
     slowest_s: float = 0.0
     """What one message may take on the slowest link; 0 if unknown."""
+    codec: str = ""
+    """Codec of the way up if the run leaves it to each sync, else ""."""
 
 
 def slowest_message_s(peers: Collection[str], links: Mapping[Pair, Pace], chunk_bytes: float) -> float:

@@ -37,6 +37,11 @@ FORMATS: dict[str, Format] = {
     "sign": Format(1.031, error_feedback=True, down="int8"),
     "topk": Format(0.227, {"zstd": 0.156, "huffman": 0.171}, error_feedback=True, down="int8"),
 }
+AUTO = "auto"
+"""Stands for a codec of the way up that each sync chooses; see `wantrain.peers.codec_choice`."""
+AUTO_CODECS: dict[str, float] = {"int8": 1.7e-9, "rms0.35+zstd": 6.8e-9, "rms0.75+huffman": 2.6e-8}
+"""What it chooses from, most bits first, and seconds of one core for each value, to write it and to add it up."""
+AUTO_DOWN = "int8"
 STAGES: dict[str, str] = {
     "zstd": "zstd level 1: best from 3 bits up, about 1 GB/s of codes",
     "huffman": "deflate without string matching: best below 3 bits, slower",
@@ -44,6 +49,20 @@ STAGES: dict[str, str] = {
 """Entropy stages by name, written "format+stage", and what each is."""
 NAMES = tuple(sorted([*FORMATS, *(f"{name}+{stage}" for name in FORMATS for stage in STAGES)]))
 """Every codec: the keys of `table.CODECS`, for those who do without torch."""
+
+
+def choices(codec: str) -> tuple[str, ...]:
+    """What may be said of a single sync where this is the codec of the way up: "" unless that is left to each sync."""
+    return tuple(AUTO_CODECS) if codec == AUTO else ("",)
+
+
+def down_of(codec: str) -> str:
+    """Codec of the way down where this one is that of the way up and none is named; "" for the same.
+
+    Raises:
+        ConfigError: unknown format or stage.
+    """
+    return AUTO_DOWN if codec == AUTO else format_of(codec).down
 
 
 def format_of(codec: str) -> Format:
