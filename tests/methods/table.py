@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from wantrain.optimizers.mask import between
 from wantrain.sim import Result, Worker, train
 from wantrain.transport.codec import codec
 from wantrain.transport.partition import chunk_bounds
@@ -34,8 +35,8 @@ class Row:
     """Whether `outer` says what comes of `constant`'s workers, which train with plain SGD."""
     codecs: Mapping[str, str] = field(default_factory=dict)
     """By stream: its codec where the run's is `lossy`; that where it is not named."""
-    fragments: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    """By stream: tensors of `regression`'s model that it exchanges; all of them where it is not named."""
+    elements: Mapping[str, int] = field(default_factory=dict)
+    """By stream: values of `regression(7000)`'s model that it exchanges; all 21,003 where it is not named."""
     common: bool = True
     """Whether all peers hold the same phi; else they keep its mean."""
     gradients: bool = False
@@ -60,9 +61,9 @@ class Row:
 
     @property
     def averages(self) -> bool:
-        """Whether its outer rule goes to the mean of the workers, no more and no less."""
+        """Whether phi is the mean of the workers at the end of a round, no more and no less."""
         one = torch.ones(1)
-        return all(self.outer(0 * one, [one] * k).item() == -k for k in (1, 2))
+        return not self.offset and all(self.outer(0 * one, [one] * k).item() == -k for k in (1, 2))
 
     def train(self, worker: Callable[[int], Any], **more: Any) -> Result:
         """A simulated run of this method."""
@@ -141,7 +142,11 @@ ROWS = (
     Row(
         "streaming-diloco", {"every": 6, "fragments": 2, "split": "balanced"}, 6, nesterov(0.4, 0.9),
         lambda steps: {"param-0": (steps + 3) // 6, "param-1": steps // 6}, "streaming-diloco, two fragments",
-        fragments={"param-0": ["weight"], "param-1": ["bias"]}, offset=3, exact=False, resumes=False,
+        elements={"param-0": 21000, "param-1": 3}, offset=3, exact=False, resumes=False,
+    ),
+    Row(
+        "sparta", {"parts": 4}, 4, mean(), lambda steps: {f"param-{k}": (steps + 3 - k) // 4 for k in range(4)},
+        elements={f"param-{k}": between(k, 4, 0, 21003) for k in range(4)}, offset=1, exact=False, resumes=False,
     ),
     Row(
         "noloco", {"every": 5}, 5, nesterov(0.7, 0.5, look_ahead=False), periodic(), common=False, resumes=False,

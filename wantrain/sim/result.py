@@ -2,10 +2,15 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from wantrain.optimizers.fragment import mask_of
+from wantrain.optimizers.mask import between
+from wantrain.optimizers.mask_indices import indices
 from wantrain.optimizers.stream import Stream
 from wantrain.peers.engine import Engine
 from wantrain.peers.layout import stream_tensors, tensor_elements
@@ -84,13 +89,19 @@ class Result:
 
 def phi_of(engine: Engine, streams: Sequence[Stream], manifest: Manifest) -> dict[str, Tensor]:
     """A copy of phi, fp32, tensor by tensor."""
-    values: dict[str, Tensor] = {}
+    ends = list(accumulate(map(tensor_elements, manifest)))
+    places = dict(zip([tensor.name for tensor in manifest], zip([0, *ends], ends, strict=False), strict=True))
+    values = {tensor.name: torch.zeros(tensor.shape) for tensor in manifest}
     for stream in streams:
         if stream.state != "param":
             continue
-        phi, start = engine.phi(stream.name), 0
+        phi, first, mask = engine.phi(stream.name), 0, mask_of(stream.fragment)
         for tensor in stream_tensors(stream, manifest):
-            stop = start + tensor_elements(tensor)
-            values.setdefault(tensor.name, phi[start:stop].view(tensor.shape).clone())
-            start = stop
+            begin, end = places[tensor.name]
+            last = first + (end - begin if mask is None else between(*mask, begin, end))
+            if mask is None:
+                values[tensor.name].copy_(phi[first:last].view(tensor.shape))
+            else:
+                values[tensor.name].put_(indices(*mask, begin, end), phi[first:last])
+            first = last
     return values
