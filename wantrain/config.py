@@ -286,6 +286,11 @@ class RunSpec(Section):
             tables: dict[str, Any] = tomllib.loads(text)
         except (ValueError, RecursionError) as error:
             raise ConfigError(f"{source} is not valid TOML: {error}", hint=f"correct {source} there") from None
+        return cls.of(tables, source)
+
+    @classmethod
+    def of(cls, tables: dict[str, Any], source: str) -> Self:
+        """The spec of these tables, as run.toml has them; for the rest see `parse`."""
         if isinstance(tables.get("run"), dict):
             tables["run"].setdefault("name", Path(source).stem)
         try:

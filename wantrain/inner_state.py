@@ -1,6 +1,6 @@
 """What the inner optimizer keeps for each parameter (moments, momentum), as far as the run exchanges it."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,16 +13,21 @@ STEP = "step"
 
 
 class InnerState:
-    """The state of a torch optimizer by parameter and key, such as `exp_avg` of Adam or `momentum_buffer` of SGD.
+    """The state of torch optimizers by parameter and key, such as `exp_avg` of Adam or `momentum_buffer` of SGD.
 
     An optimizer makes its state at its first step. Where there is none yet it is made by a step with gradients,
     learning rate and weight decay of 0, which changes no weight and leaves all zero (after
     torch.distributed.checkpoint). The step count becomes the run's: a newcomer's moments are as old as everybody's.
     """
 
-    def __init__(self, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> None:
+    def __init__(self, parameters: Mapping[str, nn.Parameter], optimizers: Sequence[torch.optim.Optimizer]) -> None:
         self._parameters = dict(parameters)
-        self._optimizer = optimizer
+        self._owners = {
+            id(parameter): optimizer
+            for optimizer in optimizers
+            for group in optimizer.param_groups
+            for parameter in group["params"]
+        }
 
     def prepare(self, keys: Collection[str]) -> None:
         """Have state under these keys for every parameter.
@@ -32,41 +37,48 @@ class InnerState:
         """
         if not keys:
             return
-        trained = {id(p) for group in self._optimizer.param_groups for p in group["params"]}
-        absent = [name for name, p in self._parameters.items() if id(p) not in trained]
+        absent = [name for name, p in self._parameters.items() if id(p) not in self._owners]
         if absent:
             raise ConfigError(
                 f"the run exchanges {', '.join(sorted(keys))}, and {absent[0]} is not among the optimizer's parameters",
                 hint="give join the optimizer of all parameters, or freeze those that are not trained",
             )
-        if fresh := [p for p in self._parameters.values() if not self._optimizer.state.get(p)]:
-            _make_state(self._optimizer, fresh)
+        fresh = [p for p in self._parameters.values() if not self._state(p)]
+        for optimizer in {id(owner): owner for owner in self._owners.values()}.values():
+            if own := [p for p in fresh if self._owners[id(p)] is optimizer]:
+                _make_state(optimizer, own)
         for name, parameter in self._parameters.items():
-            state = self._optimizer.state[parameter]
+            state = self._state(parameter)
             for key in sorted(keys):
                 value = state.get(key)
                 if not isinstance(value, Tensor) or value.shape != parameter.shape or value.is_complex():
                     kept = ", ".join(
                         k for k, v in state.items() if isinstance(v, Tensor) and v.shape == parameter.shape
                     )
+                    owner = type(self._owners[id(parameter)]).__name__
                     raise ConfigError(
-                        f"the run exchanges {key}, which {type(self._optimizer).__name__} does not keep for {name}",
+                        f"the run exchanges {key}, which {owner} does not keep for {name}",
                         hint=f"it keeps {kept or 'nothing of that shape'}: take another optimizer, or another method",
                     )
 
     def value(self, parameter: nn.Parameter, key: str) -> Tensor:
         """The state itself, shaped like the parameter; `prepare` has found it."""
-        value: Tensor = self._optimizer.state[parameter][key]
+        value: Tensor = self._state(parameter)[key]
         return value
 
     def count(self, step: int) -> None:
         """Let every parameter have seen `step` steps."""
         for parameter in self._parameters.values():
-            counted = self._optimizer.state[parameter].get(STEP)
+            state = self._state(parameter)
+            counted = state.get(STEP)
             if isinstance(counted, Tensor):
                 counted.fill_(step)
             elif counted is not None:
-                self._optimizer.state[parameter][STEP] = step
+                state[STEP] = step
+
+    def _state(self, parameter: nn.Parameter) -> dict[str, Any]:
+        state: dict[str, Any] = self._owners[id(parameter)].state[parameter]
+        return state
 
 
 @torch.no_grad()

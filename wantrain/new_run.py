@@ -1,6 +1,7 @@
 """A new run: its run.toml and the owner's run.key, written together."""
 
 import secrets
+from collections.abc import Mapping
 from pathlib import Path
 
 from wantrain.config import RunSpec, key_path, store_path, template
@@ -55,3 +56,19 @@ def create_run(
     except OSError as error:
         raise ConfigError(f"{run_file} cannot be written: {error}", hint="choose a directory that exists") from None
     return RunSpec.load(run_file)
+
+
+def create_local_run(
+    run_file: Path, *, name: str, method: str, codec: str, options: Mapping[str, bool | int | float | str]
+) -> RunSpec:
+    """Like `create_run`, on a free port of the loopback, with options of the method.
+
+    Raises:
+        ConfigError: as there, or an option that the method refuses.
+    """
+    spec = create_run(run_file, name=name, method=method, codec=codec, bind="127.0.0.1:0")
+    section = spec.method.model_copy(update={"options": {**spec.method.options, **options}})
+    text = spec.model_copy(update={"method": section}).to_toml()
+    spec = RunSpec.parse(text, run_file.name)
+    run_file.write_text(text, encoding="utf-8")
+    return spec

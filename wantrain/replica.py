@@ -20,18 +20,18 @@ from wantrain.piece import Piece
 class Replica:
     """The parameters of a model that require gradients, tied ones once; of any real dtype, on any device.
 
-    Buffers (as batch norm has them) are not exchanged.
+    Frozen parameters and buffers (as batch norm has them) are not exchanged: each peer keeps its own.
 
     Args:
         model: whose parameters they are.
-        optimizer: that trains them.
+        optimizers: that train them.
 
     Raises:
         ConfigError: there are no such parameters, or too many, or one has complex numbers.
     """
 
-    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        named = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    def __init__(self, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> None:
+        named = {plain_name(name): p for name, p in model.named_parameters() if p.requires_grad}
         if not named:
             raise ConfigError("the model has no parameter that requires a gradient", hint="check requires_grad")
         if len(named) > MAX_TENSORS:
@@ -46,11 +46,13 @@ class Replica:
             TensorSpec(name, tuple(p.shape), str(p.dtype).removeprefix("torch.")) for name, p in named.items()
         )
         self._parameters = named
-        self._inner = InnerState(named, optimizer)
+        self._inner = InnerState(named, optimizers)
         self._streams: dict[str, Stream] = {}
         ends = list(accumulate(parameter.numel() for parameter in named.values()))
         self._places = dict(zip(named, zip([0, *ends], ends, strict=False), strict=True))
         """First and last coordinate of each parameter in the model."""
+        self._copied: set[str] = set()
+        """Streams whose values were last made equal to what was granted."""
         self._views: dict[str, list[Piece]] = {}
 
     def bind(self, segment: Segment, streams: Sequence[Stream]) -> None:
@@ -81,14 +83,22 @@ class Replica:
 
     @torch.no_grad()
     def write(self, stream: str) -> None:
-        """Copy what the stream exchanges into its `out` as fp32; a gradient that is None counts as 0."""
+        """Copy what the stream exchanges into its `out` as fp32; a gradient that is None counts as 0.
+
+        Values of a narrower dtype that were copied from `given` began at it rounded. What was rounded off is added
+        again: it is no movement of this trainer's, and phi would lose it.
+        """
+        grads = self._streams[stream].state == "grad"
         for piece in self._views[stream]:
-            parameter = piece.parameter
-            source = parameter.grad if self._streams[stream].state == "grad" else self._value(stream, parameter)
+            parameter, out, given = piece.parameter, piece.out, piece.given
+            source = parameter.grad if grads else self._value(stream, parameter)
             if source is None:
-                piece.out.zero_()
-            else:
-                piece.out.copy_(piece.of(source))
+                out.zero_()
+                continue
+            out.copy_(piece.of(source))
+            if stream in self._copied and source.dtype in (torch.bfloat16, torch.float16):
+                # In this order what has not moved gives `given` exactly.
+                out.sub_(given.to(source.dtype)).add_(given)
 
     @torch.no_grad()
     def adopt(self, stream: str, kind: str, *, stepped: bool) -> None:
@@ -104,6 +114,10 @@ class Replica:
             return  # no mean gradient to be had: the step is made with the own one
         mixes = kind == "merge" and rule.adopt == "mix"
         moves = kind == "move" and rule.late == "rebase"
+        if kind == "grad" or mixes or moves or (kind == "merge" and stepped):
+            self._copied.discard(stream)
+        else:
+            self._copied.add(stream)
         for piece in self._views[stream]:
             parameter, out, given = piece.parameter, piece.out, piece.given
             if kind == "grad":
@@ -133,3 +147,8 @@ class Replica:
         """What a stream that is held exchanges of a parameter."""
         state = self._streams[stream].state
         return parameter if state == "param" else self._inner.value(parameter, state)
+
+
+def plain_name(name: str) -> str:
+    """A parameter's name without what torch.compile adds, so that peers may compile or not, as they like."""
+    return ".".join(part for part in name.split(".") if part != "_orig_mod")

@@ -6,7 +6,6 @@ After `join` the loop stays as it was: hooks on `optimizer.step()` stage, wait a
 import logging
 import math
 import os
-import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -16,7 +15,9 @@ from typing import Any, Self, SupportsFloat
 import torch
 from torch import nn
 
+from wantrain.clock import Clock, MonotonicClock
 from wantrain.errors import ConfigError, ModelMismatchError, RefusedError, UnreachableError, WireError
+from wantrain.inner_step import InnerSteps, in_order, refuse_scaled
 from wantrain.optimizers.stream import Stream, lead
 from wantrain.peers.messages import (
     Attach,
@@ -74,14 +75,21 @@ logger = logging.getLogger("wantrain")
 
 
 def join(
-    model: nn.Module, optimizer: torch.optim.Optimizer, *, daemon: str | None = None, delay: int | None = None
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer],
+    *,
+    daemon: str | None = None,
+    delay: int | None = None,
 ) -> "Swarm":
     """Take part in the run of the peer that has started this process, and take over the run's weights.
 
     Args:
         model: its parameters that require gradients are trained together; they must be the run's in name, shape,
             dtype and order. They are overwritten with the run's state, unless this peer gives the run its first one.
-        optimizer: the inner optimizer, whose state stays this peer's own unless the method exchanges it.
+            It may be compiled. Frozen parameters and buffers (such as batch norm's statistics) stay this peer's own.
+        optimizer: the inner optimizer, whose state stays this peer's own unless the method exchanges it; or several
+            (Muon for matrices, AdamW for the rest), in the order in which they step. Gradients may be accumulated
+            between its steps.
         delay: inner steps that this peer makes while an exchange is under way, if it is to be another number than the
             others', as its links are faster or slower; of a method that has a delay. None: the run's.
         daemon: address of the peer, "ipc://path"; default: the environment's WANTRAIN_DAEMON.
@@ -105,13 +113,14 @@ def join(
         ceiling_s = math.nan
     if not ceiling_s > 0:
         raise ConfigError(f"WANTRAIN_WAIT_CEILING_S is {text!r}, allowed is a number > 0", hint="leave it to the peer")
-    replica = Replica(model, optimizer)
+    optimizers = in_order(optimizer)
+    replica = Replica(model, optimizers)
     link = ZmqLink(LOCAL_RUN)
     swarm = Swarm(link, replica, wait_ceiling_s=ceiling_s, delay=delay)
     try:
         link.connect(DAEMON, address, b"")
         swarm.attach()
-        swarm.hook(optimizer)
+        swarm.hook(optimizers)
     except BaseException:
         swarm.close()
         raise
@@ -121,7 +130,15 @@ def join(
 class Swarm:
     """This process's part in a run; made by `join`. To be used by the thread that trains."""
 
-    def __init__(self, link: Link, replica: Replica, *, wait_ceiling_s: float, delay: int | None = None) -> None:
+    def __init__(
+        self,
+        link: Link,
+        replica: Replica,
+        *,
+        wait_ceiling_s: float,
+        delay: int | None = None,
+        clock: Clock = MonotonicClock(),  # noqa: B008
+    ) -> None:
         self._delay = delay
         """tau of this trainer alone; None: the run's."""
         self.alone = False
@@ -134,6 +151,7 @@ class Swarm:
         self._link = link
         self._replica = replica
         self._wait_ceiling_s = wait_ceiling_s
+        self._now = clock.now
         self._core = TrainerCore(())
         self._peer_id = ""
         self._shards = Shards()
@@ -146,7 +164,8 @@ class Swarm:
         """Whether the connection had broken, and the daemon has not answered since."""
         self._asked_at = -math.inf
         self._outbox: deque[Record] = deque()
-        self._hooks: list[Any] = []
+        self._inner: InnerSteps | None = None
+        self._optimizers: Sequence[torch.optim.Optimizer] = ()
         self._grants = 0
         """Granted messages that came in; the segment counts those that were sent."""
         self._to_start: set[str] = set()
@@ -174,6 +193,11 @@ class Swarm:
     def global_step(self) -> int:
         """The run's step count: that of the last sync taken over, and own steps since."""
         return self._core.global_step
+
+    @property
+    def own_steps(self) -> int:
+        """Inner steps that this trainer has made since it joined."""
+        return self._core.step
 
     # ---- what the loop may say
 
@@ -253,9 +277,9 @@ class Swarm:
                 )
             self._leaving = True
             self._outbox += [Log(dict(self._log)), Detach("training finished")]
-            deadline = time.monotonic() + LEAVE_PATIENCE_S
+            deadline = self._now() + LEAVE_PATIENCE_S
             while not (self._detached or self.alone):
-                if time.monotonic() > deadline:
+                if self._now() > deadline:
                     logger.warning("the peer has not answered the leave for %.0f s", LEAVE_PATIENCE_S)
                     break
                 self._poll(POLL_S)
@@ -263,9 +287,9 @@ class Swarm:
 
     def close(self) -> None:
         """Let go of hooks, link and memory without a word to the daemon, which takes it for a crash."""
-        for hook in self._hooks:
-            hook.remove()
-        self._hooks = []
+        if self._inner is not None:
+            self._inner.close()
+            self._inner = None
         self._let_go()
 
     def _let_go(self) -> None:
@@ -293,9 +317,9 @@ class Swarm:
 
     def attach(self) -> None:
         """Present the model to the daemon and take over the run's state; for errors see `join`."""
-        began = told = time.monotonic()
+        began = told = self._now()
         while self._segment is None or self._to_start:
-            now = time.monotonic()
+            now = self._now()
             if now - began > JOIN_PATIENCE_S:
                 raise UnreachableError(
                     f"the peer daemon gave no state of the run for {JOIN_PATIENCE_S:.0f} s"
@@ -309,7 +333,7 @@ class Swarm:
 
     def _ask(self, request: Attach) -> None:
         """Present this process to the daemon, now and then until it answers."""
-        now = time.monotonic()
+        now = self._now()
         if now - self._asked_at >= ATTACH_EVERY_S and self._link.send(DAEMON, pack(request)):
             self._asked_at = now
 
@@ -364,34 +388,32 @@ class Swarm:
                 self._replica.write(stream.name)
         self._outbox.append(GenesisWritten())
 
-    def hook(self, optimizer: torch.optim.Optimizer) -> None:
-        """Follow the optimizer's steps."""
-        self._hooks = [
-            optimizer.register_step_pre_hook(self._before_step),
-            optimizer.register_step_post_hook(self._after_step),
-        ]
-        self._mark = time.monotonic()
+    def hook(self, optimizers: Sequence[torch.optim.Optimizer]) -> None:
+        """Follow the optimizers' steps."""
+        self._optimizers = optimizers
+        self._inner = InnerSteps(optimizers, self._before_step, self._after_step)
+        self._mark = self._now()
 
     # ---- at every inner step
 
-    def _before_step(self, optimizer: torch.optim.Optimizer, *_: object) -> None:
+    def _before_step(self) -> None:
         if self._to_start:  # a daemon that was started anew could not go on from here
             self.attach()
         if self._segment is None:
             return
-        began = time.monotonic()
+        began = self._now()
         lr = 0.0
         if any(stream.uneven for stream in self.streams):
-            lr = max(float(group.get("lr", 0.0)) for group in optimizer.param_groups)
+            lr = max(float(group.get("lr", 0.0)) for one in self._optimizers for group in one.param_groups)
         self._run(self._core.handle(BeforeStep(lr)))
         self._wait_while_due()
-        self._mark += time.monotonic() - began
+        self._mark += self._now() - began
 
-    def _after_step(self, *_: object) -> None:
+    def _after_step(self) -> None:
         segment = self._segment
         if segment is None:
             return
-        now = time.monotonic()
+        now = self._now()
         seconds = now - self._mark
         self._step_s += (seconds - self._step_s) * (STEP_TIME_SMOOTHING if self._step_s else 1.0)
         self._shards.stepped()
@@ -402,17 +424,17 @@ class Swarm:
             self._poll(0.0)
         self._wait_while_due()
         self._send_log()
-        self._mark = time.monotonic()
+        self._mark = self._now()
 
     def _wait_while_due(self) -> None:
         """Block while the core waits for a grant, at most for the ceiling."""
         if not self._core.waiting:
             return
         self._reason = ""
-        began = told = time.monotonic()
+        began = told = self._now()
         while self._core.waiting and not self.alone:
             told = self._say(f"for {', '.join(self._core.waiting)}", began, told)
-            if time.monotonic() - began > self._wait_ceiling_s:
+            if self._now() - began > self._wait_ceiling_s:
                 logger.warning(
                     "no result for %s in %.0f s: training goes on alone until it comes (%s)",
                     ", ".join(self._core.waiting),
@@ -422,7 +444,7 @@ class Swarm:
                 self._run(self._core.handle(WaitedLongEnough()))
             else:
                 self._poll(POLL_S)
-        self.waited_s += time.monotonic() - began
+        self.waited_s += self._now() - began
         if self.alone and self._segment is not None:
             self._run(self._core.handle(WaitedLongEnough()))
 
@@ -441,6 +463,8 @@ class Swarm:
                 f"stream {name} weighs contributions by tokens, and none were counted",
                 hint="call swarm.tokens(count) for each batch, before optimizer.step()",
             )
+        if any(s.name == name and s.state == "grad" for s in self.streams):
+            refuse_scaled(self._optimizers)
         self._replica.write(name)
         drawn = self._shards.drawn
         made = (stage.serial, self._core.step, self._tokens, stage.granted, drawn, self._core.made(name))
@@ -456,13 +480,13 @@ class Swarm:
 
         Where some may come back from others it only waits if it is told to.
         """
-        place = supply.draw(time.monotonic())
+        place = supply.draw(self._now())
         if place is None:
-            began = time.monotonic()
+            began = self._now()
             place = self._wait_for_samples(supply, began, wait)
-            self._mark += time.monotonic() - began
+            self._mark += self._now() - began
         if not self.alone:
-            self._outbox += self._shards.questions(time.monotonic())
+            self._outbox += self._shards.questions(self._now())
             self._flush()
         if place is not None:
             return self._shards.index(supply, *place)
@@ -472,7 +496,7 @@ class Swarm:
         """Wait for a lease; None if none will come: the data is used up, or the peer daemon is gone."""
         self._reason, told, since, why = "", began, began, ""
         while not (supply.ended or self.alone):
-            self._outbox += self._shards.questions(time.monotonic())
+            self._outbox += self._shards.questions(self._now())
             if supply.dry and not wait:
                 return None
             if supply.dry:  # what it has trained so far is to be in the run: others may wait for just that
@@ -480,7 +504,7 @@ class Swarm:
                 self._reason = supply.reason
             told = self._say(f"for samples of data set {supply.data!r}", began, told)
             self._poll(POLL_S)
-            now = time.monotonic()
+            now = self._now()
             if (place := supply.draw(now)) is not None:
                 return place
             since, why = (since, why) if why == supply.reason else (now, supply.reason)
@@ -502,7 +526,7 @@ class Swarm:
                 case Received(_, _, message):
                     self._react(unpack(message))
                 case Disconnected() if not self._away:
-                    self._away, self._lost_at = True, time.monotonic()
+                    self._away, self._lost_at = True, self._now()
                     self._asked_at = -math.inf
                     self._outbox.clear()
                     if self._to_start:  # nothing was begun that could be gone on with
@@ -510,14 +534,14 @@ class Swarm:
                         self._boot = os.urandom(8)
         if self._away:
             self._came_back()
-        self._looked_at = time.monotonic()
+        self._looked_at = self._now()
         self._flush()
         if self._refused is not None:
             self.close()
             raise _refusal(self._refused)
         # While joining the daemon may be on its way; JOIN_PATIENCE_S bounds that.
         lost = self._lost_at is not None and self._looked_at - self._lost_at > LOST_PATIENCE_S
-        if self._hooks and lost and not self.alone:
+        if self._inner is not None and lost and not self.alone:
             logger.error("the peer daemon is gone: training goes on alone until one is started again at its place")
             self.alone = True
 
@@ -535,7 +559,7 @@ class Swarm:
                     self._replica.begin_at(record.global_step)
                 self._run(self._core.handle(record))
             case Leased():
-                self._shards.leased(record, time.monotonic())
+                self._shards.leased(record, self._now())
             case Waiting(reason):
                 self._reason = reason
             case Refused():
@@ -551,14 +575,14 @@ class Swarm:
         """Send the numbers that were logged, if it is time; what does not go now goes later, with newer ones."""
         if self.alone or self._away or not self._log or self._outbox:
             return
-        now = time.monotonic()
+        now = self._now()
         if now - self._logged_at >= LOG_EVERY_S and self._link.send(DAEMON, pack(Log(dict(self._log)))):
             self._logged_at = now
             self._log.clear()
 
     def _say(self, what: str, began: float, told: float) -> float:
         """Tell of a wait, now and then; when it was told of last."""
-        now = time.monotonic()
+        now = self._now()
         if now - told < SAY_EVERY_S:
             return told
         logger.warning("waiting %.0f s %s: %s", now - began, what, self._reason or "the peer daemon gives no reason")

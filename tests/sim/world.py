@@ -8,7 +8,7 @@ import random
 import re
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from tests.sim.checkers import Checkers
@@ -24,6 +24,7 @@ from wantrain.peers.coordinator import Coordinator, History, RunFacts
 from wantrain.peers.effects import Apply, Effect
 from wantrain.peers.events import Event, Progress
 from wantrain.peers.inheritance import Held
+from wantrain.peers.memory_store import MemoryStore
 from wantrain.peers.messages import (
     Attach,
     Attached,
@@ -89,15 +90,9 @@ class Crash(Exception):  # noqa: N818 - what it says is meant
 
 
 @dataclass(slots=True)
-class Disk:
-    """What the coordinator has written."""
+class Disk(MemoryStore):
+    """What the coordinator has written, and what is wrong with its disk."""
 
-    epoch: int = 0
-    view: int = 0
-    manifest: Manifest = ()
-    chain0: bytes = b""
-    records: list[Any] = field(default_factory=list)
-    leases: dict[str, str] = field(default_factory=dict)
     room: int | None = None
     """How many more writes it has room for, if it is to be full after them."""
     slow_s: float = 0.0
@@ -118,8 +113,6 @@ class SimCoordinator:
 
     def start(self) -> None:
         """Start from what is on disk."""
-        disk = self.disk
-        disk.epoch += 1
         self.life += 1
         history = self.history()
         facts = RunFacts(RUN, "", b"spec", self.world.streams, "0", POLICY, self.world.save_every)
@@ -131,9 +124,7 @@ class SimCoordinator:
 
     def history(self) -> History:
         """What a new process finds on the disk."""
-        disk = self.disk
-        leases = dict(disk.leases)
-        return History(disk.epoch, disk.view, disk.manifest, disk.chain0, tuple(disk.records), leases)
+        return self.disk.begin()
 
     def die(self) -> None:
         """Crash; what is on disk stays."""
@@ -208,31 +199,15 @@ class SimCoordinator:
             if disk.room <= 0:
                 return co.StoreFailed("disk full")
             disk.room -= 1
+        disk.write(effect)
         match effect:
-            case co.PersistGenesis(manifest, _, chain):
-                disk.manifest, disk.chain0 = manifest, chain
-            case co.PersistDropGenesis():
-                disk.manifest, disk.chain0 = (), b""
-            case co.PersistCommit(record, rows):
-                disk.records.append(record)
-                self._write_leases(rows)
+            case co.PersistCommit(record):
                 world.committed_at = world.net.now
                 world.checkers.committed(record)
-            case co.PersistRewind(after, _, rows):
-                del disk.records[after:]
-                self._write_leases(rows)
+            case co.PersistRewind(after):
                 world.checkers.rewound(after)
                 world.no_rewind_in_vain(after)
-            case co.PersistView(number, _):
-                disk.view = number
-            case co.PersistLeases(rows):
-                self._write_leases(rows)
         return co.Stored()
-
-    def _write_leases(self, rows: dict[str, str | None]) -> None:
-        self.disk.leases.update({key: value for key, value in rows.items() if value is not None})
-        for key in [key for key, value in rows.items() if value is None]:
-            self.disk.leases.pop(key, None)
 
     def _tick(self, life: int) -> None:
         if life == self.life and self.core is not None:

@@ -19,7 +19,7 @@ class Worker:
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, streams: Sequence[Stream], path: Path):
         self.model, self.optimizer = model, optimizer
         self.streams = {stream.name: stream for stream in streams}
-        self.replica = Replica(model, optimizer)
+        self.replica = Replica(model, (optimizer,))
         self.engine = Engine(self.replica.manifest, streams)
         self.engine.open_segment(path)
         self.core = TrainerCore(streams)

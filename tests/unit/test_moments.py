@@ -170,7 +170,7 @@ def test_making_the_state_changes_neither_weights_nor_what_comes_after(name: str
     plain, prepared = (nn.Parameter(torch.arange(6.0).view(2, 3) + 1) for _ in range(2))
     plainly, made = OPTIMIZERS[name]([plain]), OPTIMIZERS[name]([prepared])
     groups = copy.deepcopy([{k: v for k, v in group.items() if k != "params"} for group in made.param_groups])
-    InnerState({"w": prepared}, made).prepare({key})
+    InnerState({"w": prepared}, (made,)).prepare({key})
     assert torch.equal(prepared, plain)
     assert prepared.grad is None
     assert [{k: v for k, v in group.items() if k != "params"} for group in made.param_groups] == groups
@@ -187,7 +187,7 @@ def test_state_that_is_there_already_stays_as_it_is() -> None:
     loss_gradients(model, 0, 0)
     optimizer.step()
     before = copy.deepcopy(optimizer.state_dict())
-    InnerState(dict(model.named_parameters()), optimizer).prepare(MOMENTS)
+    InnerState(dict(model.named_parameters()), (optimizer,)).prepare(MOMENTS)
     after = optimizer.state_dict()
     assert all(torch.equal(after["state"][k][key], row[key]) for k, row in before["state"].items() for key in row)
 
@@ -196,12 +196,12 @@ def test_an_optimizer_that_keeps_no_such_state_is_refused() -> None:
     weight = nn.Parameter(torch.zeros(2))
     momentum = torch.optim.SGD([weight], lr=0.1, momentum=0.9)
     with pytest.raises(ConfigError, match="exp_avg, which SGD does not keep for w") as caught:
-        InnerState({"w": weight}, momentum).prepare({"exp_avg"})
+        InnerState({"w": weight}, (momentum,)).prepare({"exp_avg"})
     assert "momentum_buffer" in caught.value.hint
     with pytest.raises(ConfigError, match="momentum_buffer, which SGD does not keep"):
-        InnerState({"w": weight}, torch.optim.SGD([weight], lr=0.1)).prepare({"momentum_buffer"})
+        InnerState({"w": weight}, (torch.optim.SGD([weight], lr=0.1),)).prepare({"momentum_buffer"})
     with pytest.raises(ConfigError, match="not among the optimizer's parameters"):
-        InnerState({"w": weight}, torch.optim.Adam([nn.Parameter(torch.zeros(2))])).prepare({"exp_avg"})
+        InnerState({"w": weight}, (torch.optim.Adam([nn.Parameter(torch.zeros(2))]),)).prepare({"exp_avg"})
 
 
 # ---- the toy of the paper, smaller: Rosenbrock's valley with noisy gradients

@@ -110,13 +110,13 @@ def _measured(every: int, rounds: int, progress: Callable[[str], None]) -> dict[
         beside = _Beside(Path(folder), stream)
         beside.start()
         link = ZmqLink(LOCAL_RUN)
-        swarm = Swarm(link, Replica(loop.model, loop.optimizer), wait_ceiling_s=WAIT_CEILING_S)
+        swarm = Swarm(link, Replica(loop.model, (loop.optimizer,)), wait_ceiling_s=WAIT_CEILING_S)
         timings: list[float] = []
 
-        def timed(hook: Callable[..., None]) -> Callable[..., None]:
-            def run(*arguments: Any) -> None:
+        def timed(hook: Callable[[], None]) -> Callable[..., None]:
+            def run(*_: object) -> None:
                 began, waited_s = time.perf_counter(), swarm.waited_s
-                hook(*arguments)
+                hook()
                 timings.append(time.perf_counter() - began - (swarm.waited_s - waited_s))
 
             return run

@@ -10,7 +10,7 @@ from wantrain.cli.options import JSON
 from wantrain.cli.terminal import printable
 from wantrain.errors import WantrainError
 
-COMMANDS = ("init", "coordinator", "invite", "peer", "doctor", "status", "checkpoint", "bench", "demo")
+COMMANDS = ("init", "coordinator", "invite", "peer", "doctor", "status", "checkpoint", "bench", "local", "demo")
 """One module of this package each, imported when asked for. They import torch and sockets only when they run."""
 
 INTERRUPTED = 130
@@ -70,5 +70,6 @@ def main() -> None:
     Every machine takes part:        wantrain peer 'INVITE' -- python train.py
     What it will meet there:         wantrain doctor 'INVITE'
     Anybody with run.toml looks on:  wantrain status run.toml
-    All of it on this machine:       wantrain demo
+    All of it on this machine:       wantrain local train.py --peers 4
+    With a model of its own:         wantrain demo
     """

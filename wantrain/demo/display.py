@@ -1,4 +1,4 @@
-"""What the demo shows while it runs: a live table on a terminal, plain lines elsewhere, nothing with --json."""
+"""What a run on this machine shows: a live table on a terminal, plain lines elsewhere, nothing with --json."""
 
 from typing import Protocol
 
@@ -14,11 +14,12 @@ REFRESH_PER_S = 4
 
 
 class Display(Protocol):
-    """Where the demo says what happens; `event` is for things worth a line of their own."""
+    """Where the run says what happens; `event` is for things worth a line of their own."""
 
     def event(self, time_s: float, text: str) -> None: ...
 
-    def update(self, time_s: float, phase: str, rounds: int, status: Json) -> None: ...
+    def update(self, time_s: float, phase: str, rounds: int, status: Json) -> None:
+        """`rounds`: how many there will be; 0 if nobody knows."""
 
     def close(self) -> None: ...
 
@@ -53,7 +54,7 @@ class Plain:
             held_out = held_out_loss(status)
             shown = "" if held_out is None else f", held-out loss {held_out:.3f}"
             members = sum(peer["state"] == "member" for peer in status["peers"])
-            self.event(time_s, f"round {now}/{rounds}, {members} members{shown}")
+            self.event(time_s, f"round {_of(now, rounds)}, {members} members{shown}")
 
     def close(self) -> None:
         pass
@@ -62,7 +63,8 @@ class Plain:
 class Terminal:
     """For people: a table that is drawn again a few times a second."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, title: str) -> None:
+        self._title = title
         self._events: list[str] = []
         self._live = Live(console=console, refresh_per_second=REFRESH_PER_S, transient=False)
         self._live.start()
@@ -81,14 +83,16 @@ class Terminal:
 
     def _draw(self) -> None:
         time_s, phase, rounds, status = self._last
-        self._live.update(screen(time_s, phase, rounds, status, self._events))
+        self._live.update(screen(time_s, phase, rounds, status, self._events, self._title))
 
 
-def screen(time_s: float, phase: str, rounds: int, status: Json, events: list[str]) -> Group:
+def screen(
+    time_s: float, phase: str, rounds: int, status: Json, events: list[str], title: str = "wantrain demo"
+) -> Group:
     """The whole picture at one moment."""
     header = Text.assemble(
-        ("wantrain demo", "bold"),
-        f"   round {current_round(status)}/{rounds}   {time_s:.0f} s   ",
+        (title, "bold"),
+        f"   round {_of(current_round(status), rounds)}   {time_s:.0f} s   ",
         (phase, "cyan"),
     )
     held_out = held_out_loss(status)
@@ -118,6 +122,10 @@ def screen(time_s: float, phase: str, rounds: int, status: Json, events: list[st
     return Group(header, Text(), table, Text(status.get("reason") or "", "yellow"), *lines)
 
 
+def _of(now: int, rounds: int) -> str:
+    return f"{now}/{rounds}" if rounds else str(now)
+
+
 def _number(value: float | None, form: str) -> str:
     return "" if value is None else format(int(value) if form == "d" else value, form)
 
@@ -133,9 +141,9 @@ def held_out_loss(status: Json) -> float | None:
     return max(found, key=lambda stats: stats.get("heldout_round", 0))["heldout"] if found else None
 
 
-def make(*, json: bool) -> Display:
+def make(*, json: bool, title: str = "wantrain demo") -> Display:
     """The display that fits where stdout goes."""
     console = Console()
     if json:
         return Silent()
-    return Terminal(console) if console.is_terminal else Plain(console)
+    return Terminal(console, title) if console.is_terminal else Plain(console)

@@ -1,13 +1,18 @@
-"""The demo's child processes: each in a group of its own, with its log and event files; none outlives the demo."""
+"""Child processes of a run on this machine: each in a group of its own, with log and event file; none outlives it."""
 
 import json
 import os
 import signal
 import subprocess
+import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any
+
+from wantrain.peers.place import remove_leftovers, segment_directory
 
 STOP_TIMEOUT_S = 10.0
 
@@ -45,7 +50,7 @@ class Children:
         environment: Mapping[str, str] | None = None,
         popen: Callable[..., "subprocess.Popen[bytes]"] = subprocess.Popen,
     ) -> None:
-        """Start a process in a session of its own, so that a Ctrl-C on the terminal reaches only the demo.
+        """Start a process in a session of its own, so that a Ctrl-C on the terminal reaches only us.
 
         `popen` is called as subprocess.Popen is; it may put the process on another host.
         """
@@ -55,6 +60,12 @@ class Children:
             self._running[name] = popen(
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=env, start_new_session=True
             )
+
+    def wantrain(self, name: str, *words: str, environment: Mapping[str, str] | None = None) -> None:
+        """Start a wantrain command under a name, with its event file."""
+        command, *rest = words
+        events = ["--events", str(self.event_file(name))]
+        self.start(name, [sys.executable, "-m", "wantrain", command, *events, *rest], environment)
 
     def log(self, name: str) -> Path:
         """Where a process's stdout and stderr go."""
@@ -67,6 +78,15 @@ class Children:
     def exit_code(self, name: str) -> int | None:
         """Exit code, negative for a signal; None while it runs."""
         return self._running[name].poll()
+
+    def started(self, name: str) -> bool:
+        """Whether a process of this name was started."""
+        return name in self._running
+
+    def interrupt(self, name: str) -> None:
+        """SIGINT to the process itself, if it still runs."""
+        if self._running[name].poll() is None:
+            self._running[name].send_signal(signal.SIGINT)
 
     def pid(self, name: str) -> int:
         """Process id, which is also that of its group."""
@@ -134,3 +154,28 @@ def json_lines(data: bytes) -> list[dict[str, Any]]:
         if isinstance(value, dict):
             found.append(value)
     return found
+
+
+@contextmanager
+def nothing_left_in_memory(folder: Path) -> Iterator[None]:
+    """At the end, remove what killed peers had shared with their trainers: no process comes after them to do it."""
+    try:
+        yield
+    finally:
+        for home in folder.glob("peer-*/"):
+            remove_leftovers(home, segment_directory())
+
+
+@contextmanager
+def terminated_like_ctrl_c() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP unwind like Ctrl-C, so that the children are ended on the way out."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    old = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)

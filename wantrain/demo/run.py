@@ -3,24 +3,20 @@
 import signal
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from json import dumps
 from pathlib import Path
-from types import FrameType
 
 from rich.console import Console
 
 from wantrain.config import RunSpec
 from wantrain.demo import display, plot, report
-from wantrain.demo.processes import Children, json_lines
+from wantrain.demo.processes import Children, json_lines, nothing_left_in_memory, terminated_like_ctrl_c
 from wantrain.demo.report import STALL_S, Json, Recording
 from wantrain.errors import ConfigError, UnreachableError, WantrainError
-from wantrain.new_run import create_run
+from wantrain.new_run import create_local_run
 from wantrain.optimizers.stream import lead
-from wantrain.peers.place import remove_leftovers, segment_directory
 from wantrain.peers.status import query
 
 EVERY = 20
@@ -92,7 +88,7 @@ def run_demo(options: DemoOptions) -> int:
         raise ConfigError(f"{folder} already holds a run", hint="name another folder with --out")
     folder.mkdir(parents=True, exist_ok=True)
     shown = display.make(json=options.json)
-    with _terminated_like_ctrl_c(), _nothing_left_in_memory(folder), Children(folder) as children:
+    with terminated_like_ctrl_c(), nothing_left_in_memory(folder), Children(folder) as children:
         demo = Demo(options, folder, children, shown)
         try:
             demo.run()
@@ -190,10 +186,7 @@ class Demo:
         return [word for key, value in given.items() for word in (f"--{key}", str(value))]
 
     def _wantrain(self, name: str, *words: str, environment: dict[str, str] | None = None) -> None:
-        """Start a wantrain command under a name, with its event file."""
-        command, *rest = words
-        events = ["--events", str(self.children.event_file(name))]
-        self.children.start(name, [sys.executable, "-m", "wantrain", command, *events, *rest], environment)
+        self.children.wantrain(name, *words, environment=environment)
 
     def _step(self) -> bool:
         """Look once at everything; whether all peers have finished.
@@ -296,12 +289,8 @@ def write_run_file(path: Path, options: DemoOptions) -> RunSpec:
     Raises:
         ConfigError: unknown method or codec.
     """
-    spec = create_run(path, name="demo", method=options.method, codec=options.codec, bind="127.0.0.1:0")
-    period = {ROUND_OPTION.get(spec.method.name, "every"): EVERY}
-    method = spec.method.model_copy(update={"options": {**spec.method.options, **period}})
-    spec = spec.model_copy(update={"method": method})
-    path.write_text(spec.to_toml(), encoding="utf-8")
-    return spec
+    period = {ROUND_OPTION.get(options.method, "every"): EVERY}
+    return create_local_run(path, name="demo", method=options.method, codec=options.codec, options=period)
 
 
 def _tell(options: DemoOptions, recording: Recording, summary: Json, folder: Path) -> int:
@@ -320,28 +309,3 @@ def _tell(options: DemoOptions, recording: Recording, summary: Json, folder: Pat
     if missing:
         console.print(missing, markup=False, highlight=False, soft_wrap=True)
     return 0 if summary["ok"] else 1
-
-
-@contextmanager
-def _nothing_left_in_memory(folder: Path) -> Iterator[None]:
-    """At the end, remove what killed peers had shared with their trainers: no process comes after them to do it."""
-    try:
-        yield
-    finally:
-        for home in folder.glob("peer-*/"):
-            remove_leftovers(home, segment_directory())
-
-
-@contextmanager
-def _terminated_like_ctrl_c() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP unwind like Ctrl-C, so that the children are killed on the way out."""
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    old = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
-    try:
-        yield
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)

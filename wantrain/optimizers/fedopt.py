@@ -12,8 +12,8 @@ from wantrain.optimizers.stream import Stream, Wire
 class FedAdagradOptions(RoundOptions):
     """Options of `fedadagrad`."""
 
-    outer_lr: Annotated[float, Range(0, 1000, open_low=True)] = 0.01
-    """Learning rate: about how far a value goes at a sync at which all peers agree."""
+    outer_lr: Annotated[float, Range(0, 1000, open_low=True)] = 0.03
+    """Learning rate: about how far a value goes at the first sync at which all peers agree; less and less later."""
     beta1: Annotated[float, Range(0, 1, open_high=True)] = 0.9
     """Decay of the outer momentum."""
     scale: Annotated[float, Range(1e-12, 1000)] = 1e-3
@@ -28,6 +28,8 @@ class FedAdagradOptions(RoundOptions):
 class FedAdamOptions(FedAdagradOptions):
     """Options of `fedadam` and `fedyogi`."""
 
+    outer_lr: Annotated[float, Range(0, 1000, open_low=True)] = 0.01
+    """Learning rate: about how far a value goes at a sync at which all peers agree."""
     beta2: Annotated[float, Range(0, 1, open_high=True)] = 0.99
     """Decay of the outer second moment."""
 

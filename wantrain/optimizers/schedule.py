@@ -120,7 +120,7 @@ class RoundOptions:
     every: Annotated[int, Range(1, 10**9)] = 100
     """H: inner steps between two syncs, the least of them with `qsr`; 30 to 100 for small runs."""
     schedule: Literal["fixed", "qsr", "seconds", "dynamic"] = "fixed"
-    """H steps; more the lower the learning rate; for so many seconds; or fewer than H where a step takes longer."""
+    """fixed: H steps; qsr: more, the lower the learning rate; seconds: as long; dynamic: fewer on slow peers."""
     growth: Annotated[float, Range(0, 10**6, open_low=True)] = 0.0175
     """qsr: H = (growth / inner learning rate)^2 where that is more than `every`."""
     cap: Annotated[int, Range(1, 10**9)] = 1000

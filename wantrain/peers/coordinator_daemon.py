@@ -148,6 +148,21 @@ class _Clock:
         return time.monotonic() - self.started_at
 
 
+def run_facts(spec: RunSpec) -> co.RunFacts:
+    """What a coordinator's core has to know of the run spec."""
+    policy = Policy(
+        quorum=spec.sync.quorum,
+        grace_floor_s=spec.sync.grace_floor_s,
+        grace_ceiling_s=spec.sync.grace_ceiling_s,
+        deadline_floor_s=spec.sync.deadline_floor_s,
+        deadline_ceiling_s=spec.sync.deadline_ceiling_s,
+        heartbeat_s=spec.liveness.heartbeat_s,
+        suspect_floor_s=spec.liveness.suspect_floor_s,
+        suspect_ceiling_s=spec.liveness.suspect_ceiling_s,
+    )
+    return co.RunFacts(spec.run, spec.to_toml(), spec.digest, spec.streams, __version__, policy, spec.checkpoint.every)
+
+
 class CoordinatorDaemon:
     """Link, store and core in one loop."""
 
@@ -166,24 +181,8 @@ class CoordinatorDaemon:
         self._keys = keys
         self._stopping = False
         self.link = ZmqLink(spec.run, bind=bind, key=(keys.curve_public, keys.curve_secret), admit=self._admit)
-        self.core = co.Coordinator(self._facts(), self._history())
+        self.core = co.Coordinator(run_facts(spec), self._history())
         self._visits = Visits(spec, store)
-
-    def _facts(self) -> co.RunFacts:
-        spec = self.spec
-        policy = Policy(
-            quorum=spec.sync.quorum,
-            grace_floor_s=spec.sync.grace_floor_s,
-            grace_ceiling_s=spec.sync.grace_ceiling_s,
-            deadline_floor_s=spec.sync.deadline_floor_s,
-            deadline_ceiling_s=spec.sync.deadline_ceiling_s,
-            heartbeat_s=spec.liveness.heartbeat_s,
-            suspect_floor_s=spec.liveness.suspect_floor_s,
-            suspect_ceiling_s=spec.liveness.suspect_ceiling_s,
-        )
-        return co.RunFacts(
-            spec.run, spec.to_toml(), spec.digest, spec.streams, __version__, policy, spec.checkpoint.every
-        )
 
     def _history(self) -> co.History:
         store = self.store

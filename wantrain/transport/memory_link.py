@@ -1,7 +1,7 @@
-"""A link within one process, for tests: same rules as the real one, no sockets, no waiting."""
+"""A link within one process, for simulations and tests: same rules as the real one, no sockets, no waiting."""
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import count
 
 from wantrain.errors import WireError
@@ -20,10 +20,23 @@ class MemoryHub:
 
     Args:
         high_water: messages that may wait on one connection in one direction.
+        now: a clock, in seconds.
+        delay_s: how long a message is on its way, by that clock.
+        told: called with the name of a link for which something has been sent, or whose connection was cut.
     """
 
-    def __init__(self, high_water: int = HIGH_WATER) -> None:
+    def __init__(
+        self,
+        high_water: int = HIGH_WATER,
+        *,
+        now: Callable[[], float] = float,
+        delay_s: float = 0.0,
+        told: Callable[[str], object] = len,
+    ) -> None:
         self.high_water = high_water
+        self.now = now
+        self.delay_s = delay_s
+        self.told = told
         self.links: dict[str, MemoryLink] = {}
         self.numbers = count()
 
@@ -32,8 +45,9 @@ class _Queue:
     """Encoded messages on their way in one direction; bulk waits apart, so that nothing waits behind it."""
 
     def __init__(self) -> None:
-        self.control: deque[list[bytes]] = deque()
-        self.bulk: deque[list[bytes]] = deque()
+        self.control: deque[tuple[float, list[bytes]]] = deque()
+        """When each message arrives, and its frames."""
+        self.bulk: deque[tuple[float, list[bytes]]] = deque()
         self.bulk_bytes = 0
 
     def room(self, size_bytes: int) -> bool:
@@ -125,19 +139,20 @@ class MemoryLink:
                 if server._run == self._run:
                     server._routes[self.me] = new
                 events.append(Connected(peer))
+        now = self._hub.now()
         waiting = deque(self._connections.values())
         while waiting and len(events) < MAX_EVENTS:
             connection = waiting.popleft()
             source, incoming, _ = connection.end(self)
-            if incoming.control:
-                events.append(self._receive(connection, source, incoming.control.popleft()))
+            if incoming.control and incoming.control[0][0] <= now:
+                events.append(self._receive(connection, source, incoming.control.popleft()[1]))
                 waiting.append(connection)
         waiting = deque(self._connections.values())
         while waiting and len(events) < MAX_EVENTS:
             connection = waiting.popleft()
             source, incoming, _ = connection.end(self)
-            if incoming.bulk:
-                frames = incoming.bulk.popleft()
+            if incoming.bulk and incoming.bulk[0][0] <= now:
+                frames = incoming.bulk.popleft()[1]
                 incoming.bulk_bytes -= _total(frames)
                 events.append(self._receive(connection, source, frames))
                 waiting.append(connection)
@@ -165,13 +180,14 @@ class MemoryLink:
         frames = encode(message, self._run)
         if connection.token not in self._connections:
             return False
+        arrives = self._hub.now() + self._hub.delay_s
         if bulk:
             if not outgoing.room(_total(frames)):
                 return False
-            outgoing.bulk.append([bytes(frame) for frame in frames])
+            outgoing.bulk.append((arrives, [bytes(frame) for frame in frames]))
             outgoing.bulk_bytes += _total(frames)
         elif len(outgoing.control) < self._hub.high_water:
-            outgoing.control.append([bytes(frame) for frame in frames])
+            outgoing.control.append((arrives, [bytes(frame) for frame in frames]))
         else:
             return False
         counted = self._stats.setdefault(peer, LinkStats())
@@ -179,6 +195,7 @@ class MemoryLink:
         counted.bytes_sent += _total(frames)
         if done is not None:
             self._done.append(done)
+        self._hub.told(peer)
         return True
 
     def _receive(self, connection: _Connection, source: str, frames: list[bytes]) -> LinkEvent:
@@ -197,6 +214,8 @@ class MemoryLink:
             link._connections.pop(connection.token, None)
             for source in [source for source, route in link._routes.items() if route is connection]:
                 del link._routes[source]
+            if link is not self:
+                self._hub.told(link.me)
 
 
 def _total(frames: Sequence[Buffer]) -> int:
