@@ -5,6 +5,7 @@ The equations are arXiv 2502.12996's: delayed phi <- Outer(phi, D_mean(t-1)), ea
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -276,6 +277,20 @@ def test_the_share_is_that_of_the_last_sync_or_one_more_than_took_part() -> None
     assert of(Grant, one.stage(3))[0].share == pytest.approx(1 / 3)
     commits(one, 3, "b")
     assert of(Grant, one.stage(4))[0].share == pytest.approx(1 / 2)
+
+
+@pytest.mark.parametrize(
+    ("weight", "late", "counts"), [("tokens", "rebase", 2), ("tokens", "adopt", 1), ("equal", "rebase", 1)]
+)
+def test_what_missed_its_sync_weighs_in_the_next_one(weight: str, late: str, counts: int) -> None:
+    one = joined(replace(AHEAD, weight=weight, late=late))
+    one.stage(1)
+    commits(one, 1, "b")
+    (line_,) = told(Report, one.stage(2))[-1].syncs
+    assert line_.weight == counts
+    commits(one, 2, "b", "me")
+    (line_,) = told(Report, one.stage(3))[-1].syncs
+    assert line_.weight == 1
 
 
 def test_another_trainer_waits_for_what_its_predecessor_had_staged() -> None:

@@ -5,7 +5,7 @@ decided about it: taken in (merge) or not (move). A trainer that died leaves its
 comes next.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from wantrain.optimizers.stream import Stream
 from wantrain.peers.attempts import Attempts
@@ -81,6 +81,8 @@ class Contributions:
         """Contributions of a new trainer, behind what its predecessor had staged."""
         self._gradients: dict[str, int] = {}
         """Per gradient stream: the sync whose mean gradient is at hand."""
+        self._owed: dict[str, Staged] = {}
+        """Per stream that is answered ahead: what was in no sync, and is part of the next contribution."""
         self._shares: dict[str, float] = {}
         """Per stream: what of the last mean this peer's contribution was, or would have been."""
 
@@ -196,7 +198,7 @@ class Contributions:
 
     def reset(self) -> None:
         """The state was not the run's: nothing staged counts, and the trainer starts again once there is a new one."""
-        self._stages, self._queued, self._gradients = {}, {}, {}
+        self._stages, self._queued, self._gradients, self._owed = {}, {}, {}, {}
         if self._trainer is not None:
             self._trainer.again = self._trainer.again or self._trainer.started
             self._trainer.answered, self._trainer.started = "", False
@@ -225,6 +227,9 @@ class Contributions:
         if (after < now or (ahead and taken)) and self._recovery.complete:
             # The sync that this was meant for is over; it went on without it, unless a former daemon had offered it.
             return [self._grant(event, taken=taken)]
+        owed = self._owed.pop(stream, None)
+        if owed is not None and owed.boot == event.boot and self._streams[stream].weight == "tokens":
+            event = replace(event, weight=event.weight + owed.weight)
         floor = pending.floor if known and pending is not None else None
         self._stages[stream] = _Stage(event, after, floor=floor, decided=after < now, taken=taken)
         self.trainer_state = "waiting"
@@ -310,6 +315,8 @@ class Contributions:
                 effects += self._answer_ahead(stage)
                 continue
             del self._stages[name]
+            if self._ahead(name) and not stage.taken and self._streams[name].late == "rebase":
+                self._owed[name] = stage.event
             mine = self._trainer is not None and self.started and self._trainer.boot == stage.event.boot
             if mine and not stage.answered:
                 effects.append(self._grant(stage.event, taken=stage.taken))
