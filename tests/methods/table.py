@@ -89,7 +89,7 @@ def mean(lr: float = 1.0) -> Callable[[Tensor, list[Tensor]], Tensor]:
     return lambda phi, deltas: phi.double() - lr * torch.stack([delta.double() for delta in deltas]).sum(0)
 
 
-def adaptive(second: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, list[Tensor]], Tensor]:
+def adaptive(second: Callable[[Tensor, Tensor], Tensor], lr: float = 0.01) -> Callable[[Tensor, list[Tensor]], Tensor]:
     """FedOpt's outer step with the defaults (arXiv 2003.00295, algorithm 2), in float64; v <- second(v, delta^2)."""
 
     def outer(phi: Tensor, deltas: list[Tensor]) -> Tensor:
@@ -97,7 +97,7 @@ def adaptive(second: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, li
         for delta in deltas:
             m = 0.9 * m + 0.1 * delta.double()
             v = second(v, delta.double() ** 2)
-            value = value - 0.01 * m / (v.sqrt() + 1e-3)
+            value = value - lr * m / (v.sqrt() + 1e-3)
         return value
 
     return outer
@@ -126,7 +126,7 @@ ROWS = (
         "fedyogi", {"every": 5}, 5,
         adaptive(lambda v, square: v - 0.01 * square * (v - square).sign()), periodic(),
     ),
-    Row("fedadagrad", {"every": 5}, 5, adaptive(lambda v, square: v + square), periodic()),
+    Row("fedadagrad", {"every": 5}, 5, adaptive(lambda v, square: v + square, 0.03), periodic()),
     Row(
         "local-adam", {"every": 5}, 5, mean(), periodic(param=5, exp_avg=5, exp_avg_sq=5),
         codecs=MOMENTS, exact=False,
