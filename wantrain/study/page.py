@@ -82,7 +82,7 @@ def _catalogue() -> str:
     lines = ["| method | what it is | options |", "| --- | --- | --- |"]
     for name, method in METHODS.items():
         options = ", ".join(f"`{option.name}` {option.default}" for option in fields(method.options))
-        what = (sys.modules[method.streams.__module__].__doc__ or "").splitlines()[0]
+        what = (sys.modules[method.options.__module__].__doc__ or "").splitlines()[0]
         lines.append(f"| `{name}` | {what} | {options} |")
     return "\n".join(lines)
 

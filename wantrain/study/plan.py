@@ -71,7 +71,7 @@ ALONE = Setting("one worker alone, as many steps", "local-sgd", {"every": H}, "f
 DDP = Setting("data parallel", "ddp", codec="fp32")
 DILOCO = Setting("DiLoCo", "diloco", {"every": H})
 STREAMING = Setting("Streaming DiLoCo, int4 up", "streaming-diloco", {"every": H, "fragments": 2}, "int4", "int8")
-NOLOCO = Setting("NoLoCo", "noloco", {"every": H})
+NOLOCO = Setting("NoLoCo, fp32", "noloco", {"every": H}, "fp32")
 EAGER = Setting("eager", "eager", {"every": H})
 DES_LOC = Setting("DES-LOC", "des-loc", {"every": H})
 LOCAL_ADAM = Setting("Local Adam", "local-adam", {"every": H})
