@@ -61,7 +61,7 @@ def test_churn_and_unequal_paces_are_carried_out() -> None:
     churn = Run(TINY, 2, Setting("churn", "diloco", {"every": 4}, churn=True), 1)
     assert measure(churn)["aborts"] >= 1
     slow = Run(TINY, 2, Setting("slow", "diloco", {"every": 4}, paces=(1.0, 0.5)), 1)
-    assert measure(slow)["tokens"] < TINY.steps * TINY.tokens
+    assert measure(slow)["waited"] > 0.2  # half of the time, for one of two
 
 
 def test_the_page_has_means_spreads_and_ratios_to_data_parallel_and_names_what_failed() -> None:

@@ -2,6 +2,7 @@
 
 import math
 import time
+from functools import cache
 from statistics import fmean
 from typing import Any
 
@@ -34,7 +35,7 @@ def measure(run: Run) -> Json:
     torch.set_num_threads(1)
     began = time.monotonic()
     size, setting = run.size, run.setting
-    text = corpus.load(SHARDS, run.seed)
+    text = _text(run.seed)
     held_out = text.held_out_batch(batch=HELD_OUT_WINDOWS, context=size.model.context)
 
     every = setting.options.get("every", 1)
@@ -66,7 +67,7 @@ def measure(run: Run) -> Json:
         seed=run.seed,
     )
     stayed = [one for one in result.workers if one.ended == "finished"]
-    final = sim_phi(size, result.state_dict)
+    final = with_phi(size, result.state_dict)
     return {
         "loss": evaluate(final),
         "curve": [[entry.step, round(entry.loss, 4)] for entry in result.rounds if entry.loss is not None],
@@ -79,7 +80,12 @@ def measure(run: Run) -> Json:
     }
 
 
-def sim_phi(size: Size, values: dict[str, torch.Tensor]) -> nn.Module:
+@cache
+def _text(seed: int) -> corpus.Corpus:
+    return corpus.load(SHARDS, seed)
+
+
+def with_phi(size: Size, values: dict[str, torch.Tensor]) -> nn.Module:
     """A model with the common weights in it."""
     gpt = model.GPT(size.model)
     missing, unknown = gpt.load_state_dict(values, strict=False)

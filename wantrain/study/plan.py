@@ -63,7 +63,7 @@ class Run:
 H = 30
 """Inner steps between two syncs where nothing else is said: what the papers' small runs have."""
 
-SMALL = Size("0.12 M", GPTConfig(layers=2, width=64, heads=4, context=64), steps=960, batch=8, lr=3e-3)
+SMALL = Size("0.12 M", GPTConfig(layers=2, width=64, heads=4, context=64), steps=600, batch=8, lr=3e-3)
 MEDIUM = Size("1.05 M", GPTConfig(), steps=480, batch=4, lr=2e-3)
 LARGE = Size("5.1 M", GPTConfig(layers=6, width=264, heads=6, context=64), steps=300, batch=4, lr=1e-3)
 
@@ -89,6 +89,7 @@ METHODS = (
     Setting("FedAdam", "fedadam", {"every": H}),
     Setting("FedYogi", "fedyogi", {"every": H}),
     Setting("FedAdagrad", "fedadagrad", {"every": H}),
+    Setting("SPARTA, a 30th of the coordinates every step", "sparta", {"parts": H}),
 )
 CODECS = tuple(
     Setting(f"DiLoCo, {label}", "diloco", {"every": H}, codec, down, "codecs")
@@ -101,8 +102,10 @@ CODECS = tuple(
         ("rms0.75 with error feedback up, int8 down", "rms0.75+huffman", "int8"),
     )
 )
-PERIODS = tuple(
-    Setting(f"DiLoCo, every {every}", "diloco", {"every": every}, table="periods") for every in (10, H, 60, 120)
+PERIODS = (
+    *(Setting(f"DiLoCo, every {every}", "diloco", {"every": every}, table="periods") for every in (10, H, 60, 120)),
+    Setting("Local SGD, every 10", "local-sgd", {"every": 10}, table="periods"),
+    Setting("Local SGD, QSR from 10", "local-sgd", {"every": 10, "schedule": "qsr", "growth": 0.012}, table="periods"),
 )
 CHURN = (
     Setting("DiLoCo, nobody comes or goes", "diloco", {"every": H}, table="churn"),
@@ -113,7 +116,11 @@ SPEEDS = tuple(
     for label, options, paces in (
         ("DiLoCo, equal speeds", {}, ()),
         ("DiLoCo, one at half the speed, waited for", {}, (1.0, 1.0, 1.0, 0.5)),
-        ("the same, weighed by tokens", {"weight": "tokens"}, (1.0, 1.0, 1.0, 0.5)),
+        (
+            "the same, which makes fewer steps (dynamic)",
+            {"schedule": "dynamic", "weight": "tokens"},
+            (1.0, 1.0, 1.0, 0.5),
+        ),
     )
 )
 

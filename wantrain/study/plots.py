@@ -48,13 +48,13 @@ def _panels(figure: Any, rows: list[Json], title: str) -> None:
 
     curves, costs = figure.subplots(1, 2)
     figure.suptitle(title, color=INK, fontsize=13, x=0.01, ha="left")
-    colours = colormaps["tab20"].colors
+    colours = colormaps["tab20"]
     for k, row in enumerate(rows[:LONGEST]):
         outcomes = list(finished(row).values())
         points = list(zip(*(outcome["curve"] for outcome in outcomes), strict=False))
         steps = [fmean(point[0] for point in at) for at in points if at[0][0]]
         losses = [fmean(point[1] for point in at) for at in points if at[0][0]]
-        colour, label = colours[k % len(colours)], row["setting"]["label"]
+        colour, label = colours(k), row["setting"]["label"]
         curves.plot(steps, losses, color=colour, linewidth=1.6, label=label)
         sent = fmean(outcome["sync_bytes"] / outcome["tokens"] for outcome in outcomes)
         if sent:
