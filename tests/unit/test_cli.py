@@ -139,6 +139,35 @@ CHECKPOINTS = ("checkpoint ls", "checkpoint verify", "checkpoint export", "check
 
 
 @pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("bench codecs --elements 0 --json", "--elements"),
+        ("status --json --surplus", "--surplus"),
+        ("init a b --json", "b"),
+    ],
+)
+def test_words_that_a_command_does_not_take_are_errors_as_json_too(words: str, said: str) -> None:
+    result = wantrain(*words.split())
+    error = json.loads(result.output)
+    assert said in error["error"]
+    assert error["hint"].endswith(f" {words.partition(' -')[0].removesuffix(' a b')} --help")
+    assert (result.exit_code, error["code"]) == (2, 2)
+
+
+def test_json_of_the_training_command_is_its_own() -> None:
+    result = wantrain("peer", "--surplus", "--", "python", "train.py", "--json")
+    assert "No such option" in result.output
+    assert "{" not in result.output
+
+
+def test_a_codec_that_only_runs_know_is_not_measured() -> None:
+    result = wantrain("bench", "codecs", "--codec", "auto")
+    assert "each sync chooses its own" in result.output
+    assert "next: name one, such as int8, rms0.35+zstd, rms0.75+huffman" in result.output
+    assert result.exit_code == 2
+
+
+@pytest.mark.parametrize(
     "name", [*(name for name in COMMANDS if name not in ("bench", "checkpoint")), *BENCHES, *CHECKPOINTS]
 )
 def test_every_command_has_help_with_an_example_and_json(name: str) -> None:
