@@ -82,6 +82,9 @@ DOCUMENT = {
             "age_s": 200.0,
             "gather_s": 0.5,
             "move_s": 0.25,
+            "predicted_s": 0.2,
+            "topology": "direct",
+            "codec": "rms0.35+zstd",
         }
     ],
     "reason": "1 of 2 ready",
@@ -158,6 +161,15 @@ def test_json_of_the_training_command_is_its_own() -> None:
     result = wantrain("peer", "--surplus", "--", "python", "train.py", "--json")
     assert "No such option" in result.output
     assert "{" not in result.output
+
+
+def test_a_run_may_leave_the_codec_to_each_sync(tmp_path: Path) -> None:
+    path = tmp_path / "run.toml"
+    assert wantrain("init", path, "--codec", "auto").exit_code == 0
+    assert RunSpec.load(path).streams[0].codecs == ("auto", "int8")
+    refused = wantrain("init", tmp_path / "ring.toml", "--codec", "auto", "--topology", "ring")
+    assert "topology is 'ring' with codec 'auto'" in refused.output
+    assert refused.exit_code == 2
 
 
 def test_a_codec_that_only_runs_know_is_not_measured() -> None:
@@ -511,6 +523,7 @@ def test_status_shows_peers_syncs_and_commits(fake: Callable[..., None], run_fil
     expected = ["eng·[31mlish (00112233445566ff)", "1 of 2 ready", "berlin", "lost (late)", "waits for berlin", "1,234"]
     expected += ["words", "60,000", "2 of 3", "71.3 %", "68.0 %", "berlin 1,980", "17"]
     expected += ["4.2 MB", "param#13.2", "tokyo 0.8 s late", "berlin, tokyo", "3 min", "dddddddddddddddd"]
+    expected += ["200 ms", "250 ms", "direct", "rms0.35+zstd"]
     assert [text for text in expected if text not in result.output] == []
     assert "\x1b" not in result.output
 
