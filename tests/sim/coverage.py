@@ -1,13 +1,12 @@
 """What simulated runs have reached: transitions of the real cores, and which rows of their tables none has."""
 
 from collections import Counter
-from collections.abc import Hashable, Iterable
-from typing import TypeAlias, get_args
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from typing import Any, TypeAlias, get_args
 
 from wantrain.peers import coordinator_events, events, membership, rounds
 from wantrain.peers import messages as m
 from wantrain.peers.coordinator import Coordinator
-from wantrain.peers.membership import Membership
 from wantrain.peers.participant import Participant
 from wantrain.peers.rounds import Round
 
@@ -62,65 +61,46 @@ class Reached:
 
     def watch_participant(self, core: Participant) -> None:
         """Note what this participant does from now on."""
-        if not self._on:
-            return
-        handle, note = core.handle, self.transitions.add
-        state = _participant(core)
-
-        def watched(event: events.Event, now: float) -> list[object]:
-            nonlocal state
-            effects = handle(event, now)
-            kind = type(event.record if isinstance(event, events.FromPeer) else event).__name__
-            before, state = state, _participant(core)
-            note(("participant", before, kind, _kinds(effects), state))
-            return effects
-
-        core.handle = watched
+        self._watch("participant", core, lambda event: _participant(core))
 
     def watch_coordinator(self, core: Coordinator) -> None:
         """Note what this coordinator, its membership and its rounds do from now on."""
+        watched: Mapping[str, Round] = {}
+
+        def state(event: object) -> str:
+            nonlocal watched
+            if core.rounds is not watched:
+                watched = core.rounds
+                for current in watched.values():
+                    self._watch("round", current, lambda event, current=current: current.phase.value)
+            return _coordinator(core)
+
+        self._watch("coordinator", core, state)
+        peers = core.membership.peers
+        self._watch("membership", core.membership, lambda e: peers[e.peer].state if _peer(e) in peers else "")
+
+    def _watch(self, name: str, core: Any, state: Callable[[Any], Hashable]) -> None:
+        """Note what a core does: its state before, seen with the event in mind, what happens, and its state after."""
         if not self._on:
             return
-        handle, note, watched_rounds, state = core.handle, self.transitions.add, {}, _coordinator(core)
-        self._watch_membership(core.membership)
-
-        def watched(event: coordinator_events.CoordinatorEvent, now: float) -> list[object]:
-            nonlocal watched_rounds, state
-            if core.rounds is not watched_rounds:
-                watched_rounds = core.rounds
-                for current in core.rounds.values():
-                    self._watch_round(current)
-            effects = handle(event, now)
-            kind = type(event.record if isinstance(event, coordinator_events.FromPeer) else event).__name__
-            before, state = state, _coordinator(core)
-            note(("coordinator", before, kind, _kinds(effects), state))
-            return effects
-
-        core.handle = watched
-
-    def _watch_round(self, core: Round) -> None:
         handle, note = core.handle, self.transitions.add
 
         def watched(event: object, now: float) -> list[object]:
-            before = core.phase.value
+            before = state(event)
             effects = handle(event, now)
-            note(("round", before, type(event).__name__, _kinds(effects), core.phase.value))
+            note((name, before, _kind(event), _kinds(effects), state(event)))
             return effects
 
         core.handle = watched
 
-    def _watch_membership(self, core: Membership) -> None:
-        handle, note = core.handle, self.transitions.add
 
-        def watched(event: object, now: float) -> list[object]:
-            peer = getattr(event, "peer", "")
-            before = core.peers[peer].state if peer in core.peers else ""
-            effects = handle(event, now)
-            after = core.peers[peer].state if peer in core.peers else ""
-            note(("membership", before, type(event).__name__, _kinds(effects), after))
-            return effects
+def _kind(event: object) -> str:
+    said = isinstance(event, events.FromPeer | coordinator_events.FromPeer)
+    return type(event.record if said else event).__name__
 
-        core.handle = watched
+
+def _peer(event: object) -> str:
+    return getattr(event, "peer", "")
 
 
 def _kinds(effects: list[object]) -> tuple[str, ...]:

@@ -124,22 +124,13 @@ def _daemon(world: World, planned: Fault, peer: SimPeer, other: str) -> None:
     _back(world, planned)
 
 
-@fault("storm")
-def _storm(world: World, planned: Fault, peer: SimPeer, other: str) -> None:
-    def crash(left: int) -> None:
-        if peer.alive and world.may_crash(peer):
-            peer.die(seen=left % 2 == 0)
-
-    _crashes(world, planned, crash)
-
-
-def _crashes(world: World, planned: Fault, crash: Callable[[int], None]) -> None:
-    """A process that crashes again whenever it is started again; `crash` is told how often it still will."""
+def _again_and_again(world: World, planned: Fault, die: Callable[[bool], None]) -> None:
+    """A process that crashes again whenever it is started again; `die` is told whether others see it."""
 
     def again(left: int) -> None:
         if world.calm:
             return
-        crash(left)
+        die(left % 2 == 0)
         if left:
             world.net.at(STORM_S, lambda: restart(world))
             world.net.at(STORM_S * 1.5, lambda: again(left - 1))
@@ -147,6 +138,11 @@ def _crashes(world: World, planned: Fault, crash: Callable[[int], None]) -> None
             _back(world, planned)
 
     again(2 + planned.amount % 4)
+
+
+@fault("storm")
+def _storm(world: World, planned: Fault, peer: SimPeer, other: str) -> None:
+    _again_and_again(world, planned, lambda seen: peer.die(seen=seen) if world.may_crash(peer) else None)
 
 
 @fault("freeze")
@@ -192,11 +188,8 @@ def _coordinator_later(world: World, planned: Fault, peer: SimPeer, other: str) 
 
 @fault("coordinator-storm")
 def _coordinator_storm(world: World, planned: Fault, peer: SimPeer, other: str) -> None:
-    def crash(left: int) -> None:
-        if world.coordinator.core is not None:
-            world.coordinator.die()
-
-    _crashes(world, planned, crash)
+    coordinator = world.coordinator
+    _again_and_again(world, planned, lambda seen: coordinator.die() if coordinator.core is not None else None)
 
 
 @fault("coordinator-freeze")

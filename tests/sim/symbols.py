@@ -24,6 +24,9 @@ CACHED = 512
 """Chunks whose digests and links are remembered: peers go through the same ones at about the same time."""
 
 
+NO_MARK = Mark()
+
+
 class Violation(AssertionError):  # noqa: N818 - it is a finding, not an error of the program
     """A guarantee was broken."""
 
@@ -155,7 +158,7 @@ class SymbolicTensors:
     def note(self, stream: str, **fields: Any) -> None:
         """Change the stream's mark."""
         self.instant()
-        self.regions.marks[stream] = replace(self.regions.marks.get(stream, Mark()), **fields)
+        self.regions.marks[stream] = replace(self.regions.marks.get(stream, NO_MARK), **fields)
         self.instant()
 
     def note_told(self, stream: str, count: int) -> None:

@@ -30,6 +30,8 @@ FOUND = [
     (741, "after a Refetch a trainer waited for a mean gradient for ever"),
     (251, "after a rewind to the initial state a peer took what it had meanwhile for that"),
     (992, "in a run that commits fast the newest line was given up, as everybody was a line late all the time"),
+    (449, "two who reach each other were left behind by a third, as one of them owned what it could not send"),
+    (54003, "a ring of one, as was asked for, gave its update to nobody, and was cut off"),
     (51011, "a view was being written when the clock jumped, and the log went back at once"),
     (2981, "one false state outvoted the two others, who came later after a restart of the coordinator"),
 ]

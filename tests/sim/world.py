@@ -781,14 +781,16 @@ class SimTrainer:
 
     def _go_on(self) -> None:
         """Go on with the loop, as far as nothing has to be waited for."""
-        if self.core.waiting and self.alone:
+        waiting = self.core.waiting
+        if waiting and self.alone:
             self._do(self.core.handle(WaitedLongEnough()))
-        if not self.core.waiting:
+            waiting = self.core.waiting
+        if not waiting:
             self.longest_pause_s = max(self.longest_pause_s, self.pause_s)
             self._paused_at = None
         elif self._paused_at is None:
             self._paused_at = self.world.net.now
-        if self.core.waiting:
+        if waiting:
             self._waits += 1
             if self.world.wait_ceiling_s is not None:
                 self._later(self.world.wait_ceiling_s, lambda n=self._waits: self._give_up(n))

@@ -82,6 +82,9 @@ DOCUMENT = {
             "age_s": 200.0,
             "gather_s": 0.5,
             "move_s": 0.25,
+            "predicted_s": 0.2,
+            "topology": "direct",
+            "codec": "rms0.35+zstd",
         }
     ],
     "reason": "1 of 2 ready",
@@ -136,6 +139,44 @@ def test_package_runs_as_a_module() -> None:
 
 BENCHES = ("bench allreduce", "bench codecs", "bench outer", "bench trainer", "bench coordinator")
 CHECKPOINTS = ("checkpoint ls", "checkpoint verify", "checkpoint export", "checkpoint save")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("bench codecs --elements 0 --json", "--elements"),
+        ("status --json --surplus", "--surplus"),
+        ("init a b --json", "b"),
+    ],
+)
+def test_words_that_a_command_does_not_take_are_errors_as_json_too(words: str, said: str) -> None:
+    result = wantrain(*words.split())
+    error = json.loads(result.output)
+    assert said in error["error"]
+    assert error["hint"].endswith(f" {words.partition(' -')[0].removesuffix(' a b')} --help")
+    assert (result.exit_code, error["code"]) == (2, 2)
+
+
+def test_json_of_the_training_command_is_its_own() -> None:
+    result = wantrain("peer", "--surplus", "--", "python", "train.py", "--json")
+    assert "No such option" in result.output
+    assert "{" not in result.output
+
+
+def test_a_run_may_leave_the_codec_to_each_sync(tmp_path: Path) -> None:
+    path = tmp_path / "run.toml"
+    assert wantrain("init", path, "--codec", "auto").exit_code == 0
+    assert RunSpec.load(path).streams[0].codecs == ("auto", "int8")
+    refused = wantrain("init", tmp_path / "ring.toml", "--codec", "auto", "--topology", "ring")
+    assert "topology is 'ring' with codec 'auto'" in refused.output
+    assert refused.exit_code == 2
+
+
+def test_a_codec_that_only_runs_know_is_not_measured() -> None:
+    result = wantrain("bench", "codecs", "--codec", "auto")
+    assert "each sync chooses its own" in result.output
+    assert "next: name one, such as int8, rms0.35+zstd, rms0.75+huffman" in result.output
+    assert result.exit_code == 2
 
 
 @pytest.mark.parametrize(
@@ -482,6 +523,7 @@ def test_status_shows_peers_syncs_and_commits(fake: Callable[..., None], run_fil
     expected = ["eng·[31mlish (00112233445566ff)", "1 of 2 ready", "berlin", "lost (late)", "waits for berlin", "1,234"]
     expected += ["words", "60,000", "2 of 3", "71.3 %", "68.0 %", "berlin 1,980", "17"]
     expected += ["4.2 MB", "param#13.2", "tokyo 0.8 s late", "berlin, tokyo", "3 min", "dddddddddddddddd"]
+    expected += ["200 ms", "250 ms", "direct", "rms0.35+zstd"]
     assert [text for text in expected if text not in result.output] == []
     assert "\x1b" not in result.output
 

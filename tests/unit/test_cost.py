@@ -306,6 +306,14 @@ def test_peers_that_can_only_dial_out_own_nothing_and_are_no_neighbours() -> Non
     assert chosen(3, mesh(3), topology="direct", outbound=("p0",)).shards[0] > 0
 
 
+@pytest.mark.parametrize("topology", ["ring", "auto"])
+def test_a_ring_does_not_leave_as_many_without_the_update_as_are_in_it(topology: str) -> None:
+    receivers = ("q", "r", "s", "t")
+    choice = chosen(4, mesh(4), topology=topology, receivers=receivers)
+    assert (choice.topology, choice.receivers) == ("direct", receivers)
+    assert chosen(4, mesh(4), topology="ring", receivers=receivers[:3]).topology == "ring"
+
+
 def test_receivers_that_no_owner_reaches_are_left_to_fetch_it() -> None:
     choice = chosen(2, mesh(2), topology="direct", unreachable={("p0", "q"), ("p1", "q")}, receivers=("q", "r"))
     assert (choice.contributors, choice.receivers) == (("p0", "p1"), ("r",))

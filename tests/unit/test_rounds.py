@@ -307,6 +307,35 @@ def test_who_is_cut_off_is_not_in_a_sync_of_the_others_and_does_not_go_ahead_of_
 
 
 @pytest.mark.scenario(4, 18)
+def test_who_was_cut_off_while_a_sync_moved_is_left_out_and_not_whom_the_others_wait_for() -> None:
+    """Seed 449: all waited for b, who owned everything and had not got the part of a."""
+    current = round_of("abc")
+    for peer in "ab":
+        current.handle(ready(peer), 0.0)
+    current.handle(Tick(), 10.0)
+    for peer, waits_for in (("a", "b"), ("b", "a"), ("c", "b")):
+        current.handle(moving(peer, 1, waiting_for=waits_for), 10.1)
+    current.handle(apart("abc", "a"), 14.0)
+    effects = current.handle(Tick(), 15.2)
+    assert aborts(effects)[0].dropped == ("a",)
+    start = starts(effects)["b"]
+    assert (start.contributors, start.receivers) == (("b",), ("c",))
+
+
+@pytest.mark.scenario(4, 18)
+def test_rather_with_one_who_was_left_out_than_with_one_who_is_cut_off() -> None:
+    current = begun("ab")
+    for peer, waits_for in (("a", "b"), ("b", "a")):
+        current.handle(moving(peer, 1, waiting_for=waits_for), 0.1)
+    effects = current.handle(Tick(), 5.2)
+    assert aborts(effects)[0].dropped == ("b",)
+    current.handle(apart("ab", "a"), 5.3)
+    effects = current.handle(Tick(), 10.3)
+    assert aborts(effects)[0].dropped == ("a",)
+    assert starts(effects)["b"].contributors == ("b",)
+
+
+@pytest.mark.scenario(4, 18)
 @pytest.mark.parametrize(("trains", "now"), [("ab", 60.0), ("", 10.0)])
 def test_who_is_cut_off_goes_on_if_nobody_else_does(trains: str, now: float) -> None:
     current = round_of("abc")

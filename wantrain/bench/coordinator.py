@@ -223,7 +223,7 @@ def _of(kind: type[T], sent: Iterable[Send]) -> list[T]:
 
 def table(rows: Sequence[Json]) -> Table:
     """The rows of `measure` for a terminal."""
-    shown = Table(title="coordinator: cost of one sync, and of all peers joining", title_justify="left")
+    shown = Table(title="Coordinator: cost of one sync, and of all peers joining", title_justify="left")
     for heading in (
         "peers",
         "messages in",
@@ -234,6 +234,7 @@ def table(rows: Sequence[Json]) -> Table:
         "unpack ms",
         "pack ms",
         "joining: core s",
+        "MB out",
     ):
         shown.add_column(heading, justify="right")
     for row in rows:

@@ -2,13 +2,14 @@
 
 import json
 from importlib import import_module, metadata
+from itertools import takewhile
 from typing import Any, NoReturn
 
 import click
 
 from wantrain.cli.options import JSON
 from wantrain.cli.terminal import printable
-from wantrain.errors import WantrainError
+from wantrain.errors import ConfigError, WantrainError
 
 COMMANDS = ("init", "coordinator", "invite", "peer", "doctor", "status", "checkpoint", "bench", "local", "demo")
 """One module of this package each, imported when asked for. They import torch and sockets only when they run."""
@@ -30,10 +31,17 @@ class Commands(click.Group):
         return command
 
     def invoke(self, ctx: click.Context) -> Any:
+        as_json = "--json" in takewhile(lambda word: word != "--", list(ctx.args))
         try:
             return super().invoke(ctx)
         except WantrainError as error:
             _report(ctx, error)
+        except click.UsageError as error:
+            if not as_json:
+                raise
+            where = error.ctx.command_path if error.ctx is not None else "wantrain"
+            ctx.meta[JSON] = True
+            _report(ctx, ConfigError(error.format_message(), hint=f"see {where} --help"))
         except KeyboardInterrupt:
             ctx.exit(INTERRUPTED)
 

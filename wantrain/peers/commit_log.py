@@ -47,6 +47,8 @@ class CommitLog:
         self.manifest = history.manifest
         self.chain0 = history.chain0
         self.records = list(history.records)
+        self.head = len(self.records) if self.chain0 else -1
+        """Last committed log number; 0 is the initial state, -1 means there is none."""
         self.committed = Counter(record.sync.stream for record in history.records)
         """Syncs in the log, by stream."""
         self.newest = {record.sync.stream: record for record in history.records}
@@ -55,11 +57,6 @@ class CommitLog:
         """Why the store cannot be written, or ""."""
         self._pending: deque[tuple[Persist, FollowUp]] = deque()
         self._retry_at = 0.0
-
-    @property
-    def head(self) -> int:
-        """Last committed log number; 0 is the initial state, -1 means there is none."""
-        return len(self.records) if self.chain0 else -1
 
     def chain(self, number: int) -> bytes:
         """Link `number` of the digest chain, b"" for -1."""
@@ -80,11 +77,11 @@ class CommitLog:
 
     def begin(self, manifest: tuple[TensorSpec, ...], chain0: bytes) -> None:
         """The run has an initial state."""
-        self.manifest, self.chain0 = manifest, chain0
+        self.manifest, self.chain0, self.head = manifest, chain0, 0
 
     def forget(self) -> None:
         """The run has no state any more; nothing was committed on it."""
-        self.manifest, self.chain0 = (), b""
+        self.manifest, self.chain0, self.head = (), b"", -1
 
     def next_record(
         self,
@@ -108,12 +105,14 @@ class CommitLog:
     def append(self, record: CommitRecord) -> None:
         """The line is durable."""
         self.records.append(record)
+        self.head = len(self.records)
         self.committed[record.sync.stream] += 1
         self.newest[record.sync.stream] = record
 
     def rewind(self, after: int) -> None:
         """The lines after `after` are given up."""
         del self.records[after:]
+        self.head = len(self.records)
         self.committed = Counter(record.sync.stream for record in self.records)
         self.newest = {record.sync.stream: record for record in self.records}
 

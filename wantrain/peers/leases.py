@@ -304,6 +304,8 @@ class Leases:
 
     def rows(self) -> Rows:
         """What has changed since the last call, to be written."""
+        if not self._changed:
+            return {}
         changed, self._changed = self._changed, {}
         return {key: self._row(json.loads(key)) for key in changed}
 

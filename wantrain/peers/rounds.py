@@ -316,6 +316,7 @@ class Round:
         if not contributors:
             # Nobody else is there: better with those who were left out than not at all, the unfit one at a time.
             fit = [peer for peer in ready if peer not in self._unfit]
+            fit = [peer for peer in fit if peer not in self._cut_off] or fit
             contributors = fit or [min(ready, key=lambda peer: self._ready[peer].norm)]
         return self._begin_attempt(contributors, now)
 
@@ -496,7 +497,7 @@ class Round:
         return max(votes, key=lambda peer: (votes[peer], contributors.index(peer)))
 
     def _culprit(self, stalled: list[str]) -> str:
-        """The one without whom most can go on together; of these whom most of the stalled wait for.
+        """Who is cut off by now; else the one without whom most can go on together, whom most of the stalled wait for.
 
         Where all reach each other every choice leaves as many. But where two that only dial out meet at a third, and
         the path from it to one of them is dead, most wait for that third, without whom nobody could go on with anybody.
@@ -509,7 +510,8 @@ class Round:
         left = {
             peer: self._together(tuple(other for other in order if other != peer)) for peer in suspects[:MOST_WEIGHED]
         }
-        return max(suspects, key=lambda p: (left.get(p, 0), votes[p], p in stalled, order[p]))
+        apart = self._cut_off
+        return max(suspects, key=lambda p: (p in apart, left.get(p, 0), votes[p], p in stalled, order[p]))
 
     def _stall(self, peer: str) -> None:
         self._stalls[peer] += 1

@@ -147,7 +147,7 @@ class TrainerCore:
     @property
     def waiting(self) -> tuple[str, ...]:
         """Streams whose grant the trainer blocks for."""
-        return tuple(name for name, p in self._streams.items() if p.outstanding and p.blocking and p.patient)
+        return tuple([name for name, p in self._streams.items() if p.outstanding and p.blocking and p.patient])
 
     @property
     def outstanding(self) -> tuple[str, ...]:
@@ -243,7 +243,8 @@ class TrainerCore:
         return effects + self._wait()
 
     def _wait(self) -> list[TrainerEffect]:
-        return [Wait(self.waiting)] if self.waiting else []
+        waiting = self.waiting
+        return [Wait(waiting)] if waiting else []
 
     def _stage(self, progress: _Progress, *, block: bool) -> list[TrainerEffect]:
         progress.serial += 1

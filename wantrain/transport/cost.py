@@ -138,7 +138,7 @@ def choose(
     Args:
         topology: "direct", "ring" or "pair", or "auto" for direct or ring.
         contributors: at least one.
-        receivers: who only get the result; a ring and pairs are planned without them.
+        receivers: who only get the result; pairs are planned without them, a ring if they are fewer than those in it.
         chunks: of the vector.
         up_bytes: of a whole vector as parts.
         down_bytes: of a whole vector as results.
@@ -156,6 +156,8 @@ def choose(
     task = _Task(contributors, receivers, chunks, up_bytes, down_bytes, _paces(links), reach, message_s)
     if topology == "pair":
         return Choice("pair", contributors, (), task.equal, 0.0, "pair, as asked for")
+    if topology != "direct" and len(receivers) >= len(contributors):
+        return task.direct(passed or {}).choice("as a ring would leave as many without the update")
     if topology == "ring":
         ring = task.ring()
         return task.direct(passed or {}).choice(f"as {ring.but}") if ring.gap else ring.choice("as asked for")

@@ -85,6 +85,11 @@ def bits(codec: str) -> float:
 
 
 def _split(codec: str) -> tuple[Format, str]:
+    if codec == AUTO:
+        raise ConfigError(
+            f"codec {AUTO!r} is for the way up in a run, where each sync chooses its own",
+            hint=f"name one, such as {', '.join(AUTO_CODECS)}",
+        )
     name, plus, stage = codec.partition("+")
     if name not in FORMATS or (plus and stage not in STAGES):
         raise ConfigError(
