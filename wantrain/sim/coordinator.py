@@ -14,7 +14,8 @@ from wantrain.transport.link import Received
 from wantrain.transport.memory_link import MemoryHub, MemoryLink
 from wantrain.transport.wire import Message
 
-TICK_S = 0.1
+TICK_S = 0.5
+"""As for peers: what must happen at once does so when a message comes."""
 KEY = bytes(32)
 """Of everybody; nothing is encrypted in memory."""
 
