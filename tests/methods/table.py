@@ -89,15 +89,15 @@ def mean(lr: float = 1.0) -> Callable[[Tensor, list[Tensor]], Tensor]:
     return lambda phi, deltas: phi.double() - lr * torch.stack([delta.double() for delta in deltas]).sum(0)
 
 
-def adaptive(second: Callable[[Tensor, Tensor], Tensor], lr: float = 0.01) -> Callable[[Tensor, list[Tensor]], Tensor]:
-    """FedOpt's outer step with the defaults (arXiv 2003.00295, algorithm 2), in float64; v <- second(v, delta^2)."""
+def adaptive(second: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, list[Tensor]], Tensor]:
+    """FedOpt's outer step of rate 0.01 (arXiv 2003.00295, algorithm 2), in float64; v <- second(v, delta^2)."""
 
     def outer(phi: Tensor, deltas: list[Tensor]) -> Tensor:
         value, m, v = phi.double(), torch.zeros_like(phi).double(), torch.full_like(phi, 1e-6).double()
         for delta in deltas:
             m = 0.9 * m + 0.1 * delta.double()
             v = second(v, delta.double() ** 2)
-            value = value - lr * m / (v.sqrt() + 1e-3)
+            value = value - 0.01 * m / (v.sqrt() + 1e-3)
         return value
 
     return outer
@@ -121,12 +121,12 @@ ROWS = (
     ),
     Row("eager", {"every": 5}, 5, nesterov(0.4, 0.9), periodic(), resumes=False),
     Row("delayed", {"every": 5}, 5, nesterov(0.4, 0.9), periodic(), resumes=False),
-    Row("fedadam", {"every": 5}, 5, adaptive(lambda v, square: 0.99 * v + 0.01 * square), periodic()),
+    Row("fedadam", {"every": 5, "outer_lr": 0.01}, 5, adaptive(lambda v, square: 0.99 * v + 0.01 * square), periodic()),
     Row(
-        "fedyogi", {"every": 5}, 5,
+        "fedyogi", {"every": 5, "outer_lr": 0.01}, 5,
         adaptive(lambda v, square: v - 0.01 * square * (v - square).sign()), periodic(),
     ),
-    Row("fedadagrad", {"every": 5}, 5, adaptive(lambda v, square: v + square, 0.03), periodic()),
+    Row("fedadagrad", {"every": 5, "outer_lr": 0.01}, 5, adaptive(lambda v, square: v + square), periodic()),
     Row(
         "local-adam", {"every": 5}, 5, mean(), periodic(param=5, exp_avg=5, exp_avg_sq=5),
         codecs=MOMENTS, exact=False,
