@@ -178,7 +178,8 @@ def _syncs(syncs: list[dict[str, Any]]) -> Table:
             ", ".join(sync.get("waiting_for", [])),
             sync.get("reason"),
         ]
-        for sync in syncs
+        # Of many streams only a few have anything to show.
+        for sync in [one for one in syncs if one.get("ready") or one.get("attempt")] or syncs[:1]
     ]
     return _table("in flight", ["sync", "phase", "age", "ready", "late", "why"], rows, right={"age"})
 

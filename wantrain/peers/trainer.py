@@ -123,6 +123,8 @@ class TrainerCore:
         self._step_s = 0.0
         """What an inner step takes lately."""
         self._streams = {s.name: _Progress(s, period=s.steps(1)) for s in streams}
+        self._together = next((p for p in self._streams.values() if not p.stream.held), None)
+        """The stream of gradients, if every step is made together."""
 
     @property
     def global_step(self) -> int:
@@ -212,10 +214,10 @@ class TrainerCore:
         Where every step is made together (a stream of gradients), the run's steps count, not the own ones: a newcomer's
         first period is what is left of the others', or it would wait for them at a step where they wait for it.
         """
-        lead = next((p.index for p in self._streams.values() if not p.stream.held), None)
-        if lead is None or not progress.stream.held or progress.outstanding:
+        together = self._together
+        if together is None or not progress.stream.held or progress.outstanding:
             return progress.since + 1
-        return max(0, lead - progress.index * progress.stream.every)
+        return max(0, together.index - progress.index * progress.stream.every)
 
     def _plan(self, progress: _Progress) -> None:
         """Find out how long the round is."""
