@@ -299,8 +299,8 @@ class SymbolicTensors:
         return 100
 
     def apply(self, stream: str, payloads: Sequence[SumOf], skip: frozenset[int], index: int) -> None:
-        nothing = (None, False) if self.streams[stream].gossip else None  # where another's state is copied
-        contribution, taken = nothing if nothing and stream not in self._settled else self._settled.pop(stream)
+        # Nothing is settled where another's state is copied, or a line comes again after what is staged.
+        contribution, taken = self._settled.pop(stream, (None, False))
         inside = any(mine is contribution for payload in payloads for _, mine in payload.inputs)
         if payloads and taken and not inside:
             raise Violation(f"{self.who} keeps the error of {contribution}, which the update does not hold")

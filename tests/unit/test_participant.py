@@ -18,6 +18,7 @@ from wantrain.peers.effects import (
     SendContribution,
     SendPayload,
     SendState,
+    Settle,
     StoreState,
     Tell,
     TellTrainer,
@@ -754,3 +755,12 @@ def test_the_next_trainer_is_another_reader() -> None:
 
 def reports(effects: list[Effect]) -> list[Report]:
     return [tell.record for tell in of(Tell, effects) if isinstance(tell.record, Report)]
+
+
+def test_a_line_that_is_older_than_what_is_staged_decides_nothing() -> None:
+    """A peer that falls back to an older state goes through lines again that its trainer has been moved by."""
+    one = joined(head=2)
+    one.stage()
+    assert one.core._mine.decide(line(2)) == []
+    assert one.core._mine.staged["param"].serial == 1
+    assert one.core._mine.decide(line(3)) == [Settle("param", False)]

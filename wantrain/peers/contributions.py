@@ -284,6 +284,8 @@ class Contributions:
         if self._trainer is not None and (pending := self._trainer.pending.get(sync.stream)) is not None:
             pending.observe(record, self._me)
         stage = self._stages.get(sync.stream)
+        if stage is not None and not stage.decided and sync.index <= stage.after:
+            return []  # it is older than what is staged: this peer took over an older state than it had
         taken = False
         if stage is not None and not stage.decided and sync.index > stage.after:
             stage.decided = True
