@@ -5,7 +5,7 @@ import torch
 
 from tests.methods.table import LR, ROWS, Row, codec_bytes, constant, equal, members, regression, slope
 from wantrain.optimizers.method import METHODS
-from wantrain.sim import Join, Kill, Leave, Pace
+from wantrain.sim import Join, Kill, Leave, Pace, Result
 
 rows = pytest.mark.parametrize("row", ROWS, ids=str)
 exact = pytest.mark.parametrize("row", [row for row in ROWS if row.exact], ids=str)
@@ -84,9 +84,8 @@ def test_the_mean_of_all_replicas_is_conserved(row: Row) -> None:
     )
 
 
-@common
-def test_all_peers_hold_the_same_bits_with_churn(row: Row) -> None:
-    """One joins, one leaves, one is killed, one is slow; who is there at the end holds the same phi."""
+def with_churn(row: Row) -> Result:
+    """A run in which one joins, one leaves, one is killed, and one is slow."""
     churn = [
         Join(3.2 * row.every),
         Leave(6.5 * row.every, worker=1),
@@ -98,6 +97,22 @@ def test_all_peers_hold_the_same_bits_with_churn(row: Row) -> None:
     contributors = [set(members(commit.contributors)) for commit in result.commits]
     assert any(4 in who for who in contributors), "the newcomer contributed"
     assert [commit.number for commit in result.commits] == list(range(1, len(result.commits) + 1))
+    return result
+
+
+@gossiping
+def test_replicas_come_and_go(row: Row) -> None:
+    """With churn the run goes on, and the mean of those who stay has learnt."""
+    result = with_churn(row)
+    first, last = result.workers[0].losses[: row.every], result.workers[0].losses[-row.every :]
+    assert sum(last) < sum(first)
+    assert all(torch.isfinite(value).all() for value in result.state_dict.values())
+
+
+@common
+def test_all_peers_hold_the_same_bits_with_churn(row: Row) -> None:
+    """One joins, one leaves, one is killed, one is slow; who is there at the end holds the same phi."""
+    result = with_churn(row)
     newest = [worker for worker in result.workers if worker.number == len(result.commits)]
     assert newest
     assert all(equal(worker.state_dict, result.state_dict) for worker in newest)
