@@ -192,7 +192,8 @@ class Site:
         segment = self.engine.segment if self.engine is not None else None
         steps_left, step_s, own_steps = segment.progress() if segment is not None else (0, 0.0, 0)
         stats = dict(self.peer.values) | {"step": float(own_steps)}
-        return Progress(steps_left * step_s if step_s > 0 else -1.0, stats, {}, frozenset(self.link.ways()))
+        eta_s = steps_left * step_s if step_s > 0 else -1.0
+        return Progress(eta_s, stats, {}, frozenset(self.link.ways()), max(step_s, 0.0))
 
     @property
     def current(self) -> bool:
