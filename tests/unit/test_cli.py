@@ -32,6 +32,7 @@ DOCUMENT = {
     "coordinator": {"address": "10.0.0.1:7700", "epoch": 3, "uptime_s": 90.0},
     "log": {"head": 12, "chain": "c" * 64},
     "view": {"number": 5, "members": ["aa", "bb"]},
+    "replica_spread": 0.01234,
     "peers": [
         {
             "peer": "aa" * 8,
@@ -522,7 +523,7 @@ def test_status_shows_peers_syncs_and_commits(fake: Callable[..., None], run_fil
     assert (result.exit_code, asked) == (0, [(run_file, 2.0)])
     expected = ["eng·[31mlish (00112233445566ff)", "1 of 2 ready", "berlin", "lost (late)", "waits for berlin", "1,234"]
     expected += ["words", "60,000", "2 of 3", "71.3 %", "68.0 %", "berlin 1,980", "17"]
-    expected += ["4.2 MB", "param#13.2", "tokyo 0.8 s late", "berlin, tokyo", "3 min", "dddddddddddddddd"]
+    expected += ["4.2 MB", "param#13.2", "tokyo 0.8 s late", "berlin, tokyo", "3 min", "dddddddddddddddd", "differ by 0.0123"]
     expected += ["200 ms", "250 ms", "direct", "rms0.35+zstd"]
     assert [text for text in expected if text not in result.output] == []
     assert "\x1b" not in result.output

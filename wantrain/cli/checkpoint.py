@@ -121,6 +121,8 @@ def export(directory: Path, out: Path, dtype: str | None, as_json: bool) -> None
 def save(run_file: Path, timeout: float, as_json: bool) -> None:
     """Have the state of a run saved now, by one of its peers, and wait until it is on that peer's disk.
 
+    With noloco all replicas come to one first, in an exchange of everybody: what is saved is the result of the run.
+
     \b
     Example:
       wantrain checkpoint save run.toml

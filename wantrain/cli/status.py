@@ -99,6 +99,8 @@ def _render(document: dict[str, Any]) -> RenderableType:
         f", start {coordinator.get('epoch', '?')}\nlog {log.get('head', '?')}, chain {str(log.get('chain', '?'))[:16]}"
     )
     head.append(f"  view {view.get('number', '?')} with {len(view.get('members', []))} members")
+    if document.get("replica_spread") is not None:
+        head.append(f"\nreplicas differ by {document['replica_spread']:.3g} (standard deviation of a weight)")
     if coordinator.get("dropped"):
         head.append(
             f"\n{coordinator['dropped']} messages dropped by the coordinator: garbage, or not admitted", "yellow"

@@ -20,8 +20,8 @@ class Recording:
     """Everything a demo run left behind; times are seconds since its start."""
 
     settings: Json
-    """peers, rounds, every, batch, context, method, codec, seed, lead (the stream whose syncs are the rounds), and
-    killed / newcomer: a peer's name or None."""
+    """peers, rounds, every, batch, context, method, codec, seed, lead (the stream whose syncs are the rounds), gossip
+    (whether every peer has a model of its own) and killed / newcomer: a peer's name or None."""
     samples: list[Json] = field(default_factory=list)
     """One per change of a peer's stats: time_s, peer (name) and the stats."""
     events: list[Json] = field(default_factory=list)
@@ -135,10 +135,10 @@ def _round(recording: Recording, commit: Json) -> int | None:
 
 
 def parity(recording: Recording) -> tuple[bool, str]:
-    """Whether all live peers hold the same log and the same model, and the sentence that says so."""
+    """Whether all live peers hold the same log and, but for gossip, the same model, and the sentence that says so."""
     live = recording.live()
     facts = []
-    for kind, what in (("chain", "log"), ("state", "model")):
+    for kind, what in (("chain", "log"), ("state", "model"))[: 1 if recording.settings.get("gossip") else 2]:
         seen = recording.states[kind]
         for number in sorted({number for digests in seen.values() for number in digests}):
             digests = {name: found[number] for name, found in seen.items() if number in found}

@@ -148,7 +148,7 @@ class Demo:
         self.display.update(0.0, "starting", self.rounds, {})
         first = lead(write_run_file(self.run_file, self.options).streams)
         assert first is not None, "every method has a stream of parameters"
-        self.recording.settings["lead"] = first.name
+        self.recording.settings |= {"lead": first.name, "gossip": first.gossip}
         self._start_coordinator()
         for name in self.peers:
             self._start_peer(name)

@@ -412,7 +412,8 @@ class Coordinator:
         behind = self.head - report.log_number
         current = not refetch and report.log_number >= 0 and behind <= self._few
         effects = self._member(Heard(peer, report, current), now)
-        self.saves.reported(peer, -1 if refetch else report.saved)
+        if not self._gossip or (peer == self.saves.writer and report.saved >= self.saves.number):
+            self.saves.reported(peer, -1 if refetch else report.saved)  # any other state is that peer's own
         if not refetch and report.saved > (before.saved if before is not None else -1):
             effects.append(Announce("saved", {"peer": peer, "name": self.name_of(peer), "number": report.saved}))
         if refetch:

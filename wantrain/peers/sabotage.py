@@ -1,8 +1,9 @@
 """For churn tests and the demo: a peer that kills itself, without a word, at a chosen moment of a sync.
 
 WANTRAIN_KILL_AT="param#10:moving" kills the peer's whole process group (daemon and trainer) with SIGKILL when sync 10
-of stream `param` has begun and others wait for its bytes, right before the first of them are handed to the network.
-Later would be left to chance: all that one owner needs of a small model fits into one message.
+of stream `param`, or the next one in which it sends any bytes, has begun and others wait for them, right before the
+first are handed to the network. Later would be left to chance: all that one owner needs of a small model fits into one
+message.
 WANTRAIN_KILL_AT="param#10:moving daemon" kills the daemon alone.
 
 WANTRAIN_KILL_COORDINATOR_AT="8:persist" kills the coordinator at commit 8: before it is written (persist), after that
@@ -38,7 +39,9 @@ class KillSwitch:
 
     def sending(self, record: Record) -> None:
         """A record is about to be handed to the network."""
-        if isinstance(record, Part | Result) and (record.sync.stream, record.sync.index) == (self._stream, self._index):
+        if not isinstance(record, Part | Result) or record.sync.stream != self._stream:
+            return
+        if record.sync.index >= self._index:
             os.kill(os.getpid(), signal.SIGKILL) if self._alone else os.killpg(os.getpgrp(), signal.SIGKILL)
 
 

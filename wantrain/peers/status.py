@@ -1,6 +1,7 @@
 """The run as one JSON document: made by the coordinator, asked for by `wantrain status` with the owner's key."""
 
 import json
+import math
 import time
 from itertools import islice
 from pathlib import Path
@@ -12,6 +13,7 @@ from wantrain.errors import UnreachableError
 from wantrain.peers.coordinator import Coordinator
 from wantrain.peers.membership import PeerState
 from wantrain.peers.messages import COORDINATOR, Status, WantSave, WantStatus, pack, unpack
+from wantrain.peers.pairing import Pairing
 from wantrain.transport.auth import RunKeys
 from wantrain.transport.link import Connected, Disconnected, Received
 from wantrain.transport.wire import PROTOCOL_VERSION
@@ -86,6 +88,7 @@ def document(
         "data": core.leases.figures(),
         "commits": commits,
         "saved": _saved(core),
+        "replica_spread": _spread(core),
         "reason": core.reason(now),
     }
 
@@ -93,13 +96,21 @@ def document(
 def _saved(core: Coordinator) -> dict[str, Any]:
     """Which state is on disk, at whom, which one is due (-1: none) and who has been asked for it."""
     number, peer = core.saves.newest(core.head)
+    apart = any(isinstance(current, Pairing) and current.wants_consensus for current in core.rounds.values())
     return {
         "number": number,
         "name": core.name_of(peer),
         "due": core.saves.due(core.head),
         "writer": core.name_of(core.saves.writer),
-        "trouble": core.saves.trouble,
+        "trouble": core.saves.trouble or ("all replicas come to one first, in their next exchange" if apart else ""),
     }
+
+
+def _spread(core: Coordinator) -> float | None:
+    """The replicas' standard deviation, from what the members have seen of their last partners; None without any."""
+    reports = [core.membership.peers[peer].report for peer in core.membership.members]
+    seen = [report.stats["replica_spread"] for report in reports if report and "replica_spread" in report.stats]
+    return math.sqrt(sum(spread**2 for spread in seen) / len(seen)) if seen else None
 
 
 def _links(core: Coordinator) -> list[dict[str, Any]]:
