@@ -168,6 +168,8 @@ def _nothing_lost(world: World) -> None:
         trainer = peer.trainer
         if not peer.alive or trainer is None or not trainer.alive or trainer.restarts:
             continue
+        if world.gossip and peer.boot > 1:
+            continue  # what a daemon has taken in alone and not saved is lost with it
         for stream, theta in trainer.theta.items():
             lost = {step for step in trainer.made - theta.steps if (stream, step) not in world.checkers.taken}
             if ahead and peer.tensors is not None:

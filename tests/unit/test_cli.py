@@ -523,7 +523,15 @@ def test_status_shows_peers_syncs_and_commits(fake: Callable[..., None], run_fil
     assert (result.exit_code, asked) == (0, [(run_file, 2.0)])
     expected = ["eng·[31mlish (00112233445566ff)", "1 of 2 ready", "berlin", "lost (late)", "waits for berlin", "1,234"]
     expected += ["words", "60,000", "2 of 3", "71.3 %", "68.0 %", "berlin 1,980", "17"]
-    expected += ["4.2 MB", "param#13.2", "tokyo 0.8 s late", "berlin, tokyo", "3 min", "dddddddddddddddd", "differ by 0.0123"]
+    expected += [
+        "4.2 MB",
+        "param#13.2",
+        "tokyo 0.8 s late",
+        "berlin, tokyo",
+        "3 min",
+        "dddddddddddddddd",
+        "differ by 0.0123",
+    ]
     expected += ["200 ms", "250 ms", "direct", "rms0.35+zstd"]
     assert [text for text in expected if text not in result.output] == []
     assert "\x1b" not in result.output
