@@ -8,6 +8,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from multiprocessing import get_context
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -51,8 +52,9 @@ class Forked:
         files = (stdout.name, stdout.name if isinstance(stderr, int) else stderr.name)
         self._process = _start(command[1:], files, dict(env), cwd)
         self.pid = self._process.pid or 0
-        while self.poll() is None and os.getpgid(self.pid) != self.pid:  # a signal to its group is to reach it
-            time.sleep(_POLL_S)
+        with suppress(ProcessLookupError):  # it has ended already
+            while os.getpgid(self.pid) != self.pid:  # a signal to its group is to reach it
+                time.sleep(_POLL_S)
 
     @property
     def returncode(self) -> int | None:
