@@ -132,9 +132,9 @@ def _change(text: str) -> Change:
 
 def _upload(text: str) -> tuple[int, float]:
     """A host and its limit in bytes per second."""
-    host, _, rate = text.partition("=")
+    host, equals, rate = text.partition("=")
     try:
-        if host.isdecimal():
+        if equals and host.isdecimal():
             return int(host), parse_rate(rate)
     except ConfigError as error:
         raise ConfigError(f"--upload is {text!r}: {error.message}", hint="write it like 0=50mbit") from None
