@@ -17,6 +17,8 @@ from typing import Any, Self, TypeVar
 
 import msgpack
 
+from tests.process import forked
+from tests.process.forked import ROOT
 from wantrain.config import store_path
 from wantrain.demo.processes import Children, json_lines
 from wantrain.errors import UnreachableError
@@ -29,7 +31,6 @@ from wantrain.peers.store import Store
 from wantrain.transport.digest import next_link
 from wantrain.transport.wire import Message
 
-ROOT = Path(__file__).parents[2]
 TRAINER = Path(__file__).parent / "trainer.py"
 DEADLINE_S = 90.0
 """For any one condition; generous, as many imports of PyTorch may share the cores."""
@@ -118,9 +119,15 @@ class Run:
         """What every process of the run gets, beside this one's environment."""
         return {"PYTHONPATH": str(ROOT), "XDG_STATE_HOME": str(self.folder / "state")}
 
-    def start(self, name: str, *words: str | Path, environment: dict[str, str] | None = None) -> None:
-        """Start a command under a name, in a process group of its own."""
-        popen = partial(self.lab.popen, self._host(name)) if self.lab is not None else subprocess.Popen
+    def start(
+        self, name: str, *words: str | Path, environment: dict[str, str] | None = None, fork: bool = False
+    ) -> None:
+        """Start a command under a name, in a process group of its own; `fork`: from one that has PyTorch already."""
+        popen: Any = subprocess.Popen
+        if self.lab is not None:
+            popen = partial(self.lab.popen, self._host(name))
+        elif fork and forked.AVAILABLE:
+            popen = forked.Forked
         self._children.start(name, [str(word) for word in words], {**self.environment, **(environment or {})}, popen)
 
     def coordinator(self, *words: str, environment: dict[str, str] | None = None) -> None:
@@ -129,7 +136,7 @@ class Run:
         where = ["--bind", self.address] if self.address else []
         command = [sys.executable, "-m", "wantrain", "coordinator", self.run_file]
         command += ["--json", "--events", self._event_file("coordinator")]
-        self.start("coordinator", *command, *where, *words, environment=environment)
+        self.start("coordinator", *command, *where, *words, environment=environment, fork=True)
         self.until(lambda: len(self.events("coordinator", "listening")) > known, "the coordinator listens")
         listening = self.events("coordinator", "listening")[-1]
         self.address, self.invite = listening["address"], self.invite or listening["invite"]
@@ -153,12 +160,14 @@ class Run:
         where += [] if "--outbound-only" in words else ["--bind", self._where(name)]
         events = ["--events", self._event_file(name)]
         script = ["--", sys.executable, TRAINER, self.folder, name, *trainer]
-        self.start(name, *command, *where, *events, *words, *script, environment=environment)
+        self.start(name, *command, *where, *events, *words, *script, environment=environment, fork=True)
 
     def wantrain(self, *words: str | Path, prepare: str = "") -> "subprocess.CompletedProcess[str]":
         """Run a wantrain command to its end; `prepare` is Python that changes its modules first."""
         environment = {**os.environ, "OMP_NUM_THREADS": "1", **self.environment}
         command = [sys.executable, *_entry(prepare), *map(str, words)]
+        if forked.AVAILABLE:
+            return forked.run(command, env=environment, cwd=self.folder, timeout=DEADLINE_S)
         return subprocess.run(
             command, env=environment, cwd=self.folder, capture_output=True, text=True, timeout=DEADLINE_S, check=False
         )

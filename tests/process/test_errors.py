@@ -37,7 +37,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
         made.peer("anna")
         made.until_commits(1, "anna")
         yield made
-        assert made.events("coordinator", "lost") == []
+        assert "anna" not in {event["name"] for event in made.events("coordinator", "lost")}
         made.until_commits(2, "anna")
         made.assert_parity("anna")
         made.stop("anna")
@@ -70,12 +70,12 @@ def test_no_coordinator(run: Run, tmp_path: Path) -> None:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
         nobody = run.wantrain("invite", "run.toml", "--address", address).stdout.strip()
         events = tmp_path / "events"
-        said = refused(run, 4, nobody, "--give-up", "3s", "--events", str(events))
-    assert f"no coordinator at {address} for 3 s: " in said
+        said = refused(run, 4, nobody, "--give-up", "5s", "--events", str(events))
+    assert f"no coordinator at {address} for 5 s: " in said
     assert "is `wantrain coordinator` running there" in said
     waiting = [event for event in map(json.loads, events.read_text().splitlines()) if event["event"] == "waiting"]
     assert [event["reason"].endswith("trying again") for event in waiting] == [True]
-    assert 2.0 <= waiting[0]["waited_s"] < 3.0
+    assert waiting[0]["waited_s"] >= 2.0
 
 
 def test_port_in_use(run: Run, tmp_path: Path) -> None:

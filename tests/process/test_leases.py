@@ -9,7 +9,7 @@ import pytest
 from tests.conftest import Measured
 from tests.process.harness import EVERY, Run
 
-SAMPLES = 4000
+SAMPLES = 2500
 
 
 def drawn(folder: Path, name: str) -> list[int]:
@@ -49,5 +49,5 @@ def test_an_epoch_is_gone_through_once_although_a_peer_is_killed(
     back = run.events("coordinator", "samples-back")
     ids = {event["name"]: event["peer"] for event in run.events("coordinator", "joined")}
     assert [event["peer"] for event in back] == [ids["carl"]]
-    measured(1, "samples that a killed peer had drawn and others drew again, of 4000", len(repeated), "samples")
+    measured(1, f"samples that a killed peer had drawn and others drew again, of {SAMPLES}", len(repeated), "samples")
     run.assert_one_history("anna", "bert")

@@ -249,6 +249,7 @@ def test_the_command_changes_links_when_it_is_told_to() -> None:
         (("--at", "soon"), "--at is 'soon', allowed is SECONDS:FROM-TO:SHAPE"),
         (("--at", "1:0-5:down"), "host 5, allowed are 0 to 1"),
         (("--upload", "5"), "--upload is '5', allowed is HOST=RATE"),
+        (("--upload", "0=50"), "--upload is '0=50': rate is '50'"),
         (("--hosts", "65"), "allowed are 1 to 64"),
     ],
 )

@@ -88,7 +88,7 @@ def test_the_coordinator_goes_on_whatever_a_member_says(seed: int) -> None:
     rng = random.Random(seed)
     made = run("a", "b", "c")
     mine = get_type_hints(Report)
-    for turn, record in enumerate(records(rng, 1500, leave_out=(Report,))):
+    for turn, record in enumerate(records(rng, 700, leave_out=(Report,))):
         now = 1.0 + turn / 100
         made.tell("c", record, now)
         for _ in range(2):  # reports are the most that it may say

@@ -1,6 +1,7 @@
 """The table of failures has no gap: every row is shown by a marked test or a simulated fault, or says why not."""
 
 import ast
+from functools import cache
 from pathlib import Path
 
 from tests.scenarios import SCENARIOS
@@ -9,6 +10,7 @@ from tests.sim.faults import kinds
 ROOT = Path(__file__).parents[2]
 
 
+@cache
 def marked_rows() -> dict[int, list[str]]:
     """Rows that tests are marked with, by reading the tests: the marker's argument has to be a plain number there."""
     found: dict[int, list[str]] = {}

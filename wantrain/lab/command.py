@@ -83,10 +83,7 @@ def run(
         for _, source, destination, _ in planned:
             lab.check(source, destination)
         for text in uploads:
-            host, equals, rate = text.partition("=")
-            if not equals or not host.isdecimal():
-                raise ConfigError(f"--upload is {text!r}, allowed is HOST=RATE", hint="write it like 0=50mbit")
-            lab.limit(int(host), parse_rate(rate))
+            lab.limit(*_upload(text))
         code = _run(lab, command, planned)
         if stats:
             for (source, destination), pair in sorted(lab.stats().items()):
@@ -131,6 +128,17 @@ def _change(text: str) -> Change:
     if found is None:
         raise ConfigError(f"--at is {text!r}, allowed is SECONDS:FROM-TO:SHAPE", hint="write it like 10:0-1:down")
     return float(found[1]), int(found[2]), int(found[3]), Shape.parse(found[4])
+
+
+def _upload(text: str) -> tuple[int, float]:
+    """A host and its limit in bytes per second."""
+    host, equals, rate = text.partition("=")
+    try:
+        if equals and host.isdecimal():
+            return int(host), parse_rate(rate)
+    except ConfigError as error:
+        raise ConfigError(f"--upload is {text!r}: {error.message}", hint="write it like 0=50mbit") from None
+    raise ConfigError(f"--upload is {text!r}, allowed is HOST=RATE", hint="write it like 0=50mbit")
 
 
 def _run(lab: Lab, command: tuple[str, ...], planned: list[Change]) -> int:
