@@ -5,9 +5,13 @@ import os
 from collections.abc import Callable
 
 import pytest
+from hypothesis import settings
 
 MEASURED = "WANTRAIN_MEASURED"
 """Environment variable that names the file for figures, one JSON object in a line; without it they are dropped."""
+
+settings.register_profile("suite", deadline=None)  # a machine may be slow: no test asserts a time
+settings.load_profile("suite")
 
 Measured = Callable[[int, str, float, str], None]
 

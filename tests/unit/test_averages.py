@@ -71,7 +71,7 @@ def test_the_network_sorts_every_order_of_zeros_and_ones(rows: int) -> None:
 
 @every_rule
 @given(st.integers(1, 9), st.integers(0, 10**6), st.lists(st.integers(0, SIZE), max_size=4).map(sorted))
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_any_split_into_ranges_gives_the_same_bits(rule: str, rows: int, seed: int, cuts: list[int]) -> None:
     values = gaussian(seed, rows, SIZE)
     parts = [combined(rule, values[:, a:b]) for a, b in itertools.pairwise([0, *cuts, SIZE])]

@@ -69,7 +69,7 @@ def test_golden_vectors(coder: Codec) -> None:
 
 @every_format
 @given(values=arrays.arrays(np.float32, st.integers(0, 300), elements=FINITE | ODD))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_any_finite_values_come_out_as_a_second_implementation_has_them(coder: Codec, values: np.ndarray) -> None:
     assert_agrees(coder, values)
 

@@ -234,7 +234,7 @@ def test_a_wrong_size_is_refused_everywhere(coder: Codec) -> None:
 
 @every_codec
 @given(data=st.binary(min_size=1, max_size=300), elements=st.integers(0, 600))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_bytes_that_pass_the_check_decode_to_finite_values(coder: Codec, data: bytes, elements: int) -> None:
     size_bytes = coder.max_bytes(elements)
     received = as_tensor((data * (1 + size_bytes // len(data)))[:size_bytes])
@@ -244,7 +244,7 @@ def test_bytes_that_pass_the_check_decode_to_finite_values(coder: Codec, data: b
 
 @every_codec
 @given(seed=st.integers(0, 2**32 - 1), elements=st.integers(1, 5000))
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_damaged_bytes_never_break_the_check(coder: Codec, seed: int, elements: int) -> None:
     rng = np.random.default_rng(seed)
     received = encode(coder, gaussian(elements)).numpy()

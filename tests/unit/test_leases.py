@@ -160,7 +160,7 @@ STEPS = st.lists(st.tuples(st.sampled_from(WHAT), st.integers(0, 2), st.integers
 
 
 @given(st.integers(1, 60), st.integers(1, 3), st.integers(1, 3), STEPS)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_every_sample_is_in_one_commit_whatever_happens(
     length: int, epochs: int, peers: int, steps: list[tuple[str, int, int]]
 ) -> None:

@@ -31,7 +31,7 @@ MODEL = (TensorSpec("w", (7, 5), "float32"), TensorSpec("b", (3,), "float32"), T
 SIZE = 39
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(parts=st.integers(1, 40), start=st.integers(0, 5000), length=st.integers(0, 500))
 def test_the_parts_are_a_partition_and_counted_without_being_made(parts: int, start: int, length: int) -> None:
     found = [indices(part, parts, start, start + length) for part in range(parts)]

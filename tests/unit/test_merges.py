@@ -34,7 +34,7 @@ def zero_state(rule: Merge, elements: int = SIZE) -> tuple[Tensor, ...]:
 
 @every_rule
 @given(cuts=st.lists(st.integers(0, SIZE), max_size=8).map(sorted))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_any_split_into_ranges_gives_the_same_bits(rule: Merge, cuts: list[int]) -> None:
     whole, split = gaussian(0), gaussian(0)
     whole_state, split_state = zero_state(rule), zero_state(rule)
