@@ -96,7 +96,7 @@ class GossipWorld(ValueWorld):
         """Who goes on with another's state for the moment, which it has fetched in parts."""
         self.spreads: list[float] = []
         self.noise = torch.Generator().manual_seed(0)
-        self._offers: dict[tuple[str, int], Tensor] = {}
+        self.offers: dict[tuple[str, int], Tensor] = {}
         super().__init__(folder, "pair", "fp32")
         self.save_every = 0
 
@@ -108,7 +108,7 @@ class GossipWorld(ValueWorld):
 
     def offered(self, who: str, attempt: int, weights: Tensor) -> None:
         """A peer uses its input in an attempt: the same at each use."""
-        if not torch.equal(self._offers.setdefault((who, attempt), weights.clone()), weights):
+        if not torch.equal(self.offers.setdefault((who, attempt), weights.clone()), weights):
             raise Violation(f"{who} used two inputs in attempt {attempt}")
 
     def applied(self, who: str, record: CommitRecord, mean: Tensor) -> None:
@@ -116,7 +116,7 @@ class GossipWorld(ValueWorld):
         known = self.update_of.setdefault(record.chain, (record, mean))
         if not torch.equal(known[1], mean):
             raise Violation(f"{who} applied other numbers as {record.number} than its partner")
-        offers = [self._offers[peer, record.sync.attempt] for peer in record.contributors]
+        offers = [self.offers[peer, record.sync.attempt] for peer in record.contributors]
         if not torch.equal(mean, torch.stack(offers).sum(0).div(len(offers))):
             raise Violation(f"{record.sync} is not the mean of what {record.contributors} offered")
         if known[1] is mean:

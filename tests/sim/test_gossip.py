@@ -9,6 +9,7 @@ import torch
 from tests.sim.faults import restart
 from tests.sim.gossip import GossipWorld, Replica
 from tests.sim.values import PEERS
+from wantrain.peers.messages import CommitRecord
 
 LONGEST_S = 60.0
 """Virtual seconds until everybody is in more pairs."""
@@ -90,36 +91,25 @@ def test_both_of_a_pair_apply_or_neither_does_whenever_somebody_dies(
 
 
 @pytest.mark.scenario(23)
-def test_without_any_loss_the_mean_follows_heavy_ball_whoever_is_paired_with_whom(tmp_path: Path) -> None:
-    """Every step of a replica is the mixing, which does not move the mean, and momentum and gradient, which add up."""
+def test_what_two_pull_at_each_other_does_not_move_their_mean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step is momentum, the own outer gradient and a pull; the pulls of a pair add up to nothing."""
+    pulls: dict[bytes, list[torch.Tensor]] = {}
+    real = GossipWorld.applied
+
+    def applied(self: GossipWorld, who: str, record: CommitRecord, mean: torch.Tensor) -> None:
+        before = self.replicas.get(who) or Replica(torch.zeros_like(mean), torch.zeros_like(mean))
+        phi, momentum = before.phi.double(), before.momentum.double()
+        real(self, who, record, mean)
+        own = 0.7 * (self.offers[who, record.sync.attempt].double() - phi)
+        pulls.setdefault(record.chain, []).append(self.replicas[who].phi.double() - phi - 0.5 * momentum - own)
+
+    monkeypatch.setattr(GossipWorld, "applied", applied)
     world = GossipWorld(tmp_path)
-    before: dict[str, Replica] = {}
-    gradient, pulls = [], []
-
-    applied = world.applied
-
-    def watched(who: str, record: object, mean: torch.Tensor) -> None:
-        known = world.replicas.get(who) or Replica(torch.zeros_like(mean), torch.zeros_like(mean))
-        before[who] = Replica(known.phi.double(), known.momentum.double())
-        applied(who, record, mean)  # type: ignore[arg-type]
-        after, contributors = world.replicas[who], record.contributors  # type: ignore[attr-defined]
-        offer = world._offers[who, record.sync.attempt].double()  # type: ignore[attr-defined]
-        own = 0.7 * (offer - before[who].phi)
-        pulls.append(
-            (record, after.phi.double() - before[who].phi - 0.5 * before[who].momentum - own, len(contributors))
-        )
-        gradient.append(own)
-
-    world.applied = watched  # type: ignore[method-assign]
     advance(world, all_paired(world, 6))
-    assert len(gradient) >= 12
-    of_line: dict[bytes, list[torch.Tensor]] = {}
-    for record, pull, _ in pulls:
-        of_line.setdefault(record.chain, []).append(pull)  # type: ignore[attr-defined]
-    whole = [found for (record, _, size) in pulls if len(found := of_line[record.chain]) == size]  # type: ignore[attr-defined]
-    assert len(whole) >= 12
-    for found in whole:
-        torch.testing.assert_close(sum(found), torch.zeros_like(found[0]), rtol=0, atol=1e-3)
-    assert any(found[0].abs().max() > 0.1 for found in whole if len(found) == 2)
+    pairs = [found for found in pulls.values() if len(found) == 2]
+    assert len(pairs) >= 6
+    for one, other in pairs:
+        torch.testing.assert_close(one, -other, rtol=0, atol=1e-3)
+        assert one.abs().max() > 0.1
     assert world.spreads
     assert all(0.3 < spread < 3 for spread in world.spreads[2:])
