@@ -32,6 +32,7 @@ FOUND = [
     (992, "in a run that commits fast the newest line was given up, as everybody was a line late all the time"),
     (449, "two who reach each other were left behind by a third, as one of them owned what it could not send"),
     (54003, "a ring of one, as was asked for, gave its update to nobody, and was cut off"),
+    (558, "a peer whose former process still counted as alive was asked for its Hello without end"),
     (51011, "a view was being written when the clock jumped, and the log went back at once"),
     (2981, "one false state outvoted the two others, who came later after a restart of the coordinator"),
 ]

@@ -66,6 +66,7 @@ from wantrain.peers.messages import (
     UpdateChunk,
     View,
     WantGenesis,
+    WantHello,
     WantLease,
     WantRecords,
     WantState,
@@ -202,6 +203,13 @@ def test_that_an_attempt_has_begun_or_a_state_was_digested_is_told_with_the_next
     (report,) = told(Report, one.heartbeat())
     assert [(line.phase, line.attempt) for line in report.syncs] == [("moving", 5)]
     assert (report.state_number, report.state_digest) == (0, b"s" * 32)
+
+
+def test_who_is_asked_who_it_is_reports_again_only_once_it_is_welcome() -> None:
+    """Seed 558: the coordinator took its identity for in use, and each report was followed by the next at once."""
+    one = joined()
+    assert of(Tell, one.hear(WantHello())) == [Tell(COORDINATOR, HELLO)]
+    assert told(Report, one.welcome(0))
 
 
 @pytest.mark.parametrize(("contributors", "kind"), [(("b", "me"), "merge"), (("b",), "move")])

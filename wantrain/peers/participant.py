@@ -461,7 +461,7 @@ class Participant:
             case WantGenesis():
                 return self._genesis_asked()
             case WantHello():
-                self._reported = None
+                # A report follows the Welcome: before, it would be answered by another WantHello, again and again.
                 return [Tell(COORDINATOR, self.facts.hello)]
             case Refetch() as refetch:
                 return self._refetch(refetch, now)
