@@ -74,9 +74,9 @@ class Checkers:
         """
         self.saves += 1
         if self.gossip:
-            lines = [
-                r for r in self.durable.values() if r.number <= self.chains[chain].number and who in r.contributors
-            ]
+            if (last := self.chains.get(chain)) is None:
+                return  # the initial state, which all have in common
+            lines = [r for r in self.durable.values() if r.number <= last.number and who in r.contributors]
             if wanted and not (lines and max(lines, key=lambda r: r.number).consensus):
                 raise Violation(f"{who} has saved a state of its own, which is not where all replicas have come to one")
             return

@@ -236,6 +236,7 @@ class SymbolicTensors:
 
     def forget_residuals(self) -> None:
         self.kept, self._owed = {}, {}
+        self._orphaned = True
 
     def residual(self, stream: str) -> list[object]:
         return [("owed", self.kept[stream])] * self.chunks[stream] if stream in self.kept else []

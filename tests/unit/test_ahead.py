@@ -191,6 +191,18 @@ def test_what_a_trainer_that_is_gone_has_left_is_not_added_to_its_successors(tmp
     assert peers.sync()[0].item() == pytest.approx(1.5)
 
 
+def test_what_was_in_use_when_its_history_was_over_is_not_added_to_the_next_contribution(tmp_path: Path) -> None:
+    peers = Peers(tmp_path, stream_of("delayed"), 2)
+    for k in range(2):
+        peers.contribute(k, peers.given(k) - (k + 1.0))
+    peers.engines[1].forget_residuals()
+    peers.sync(0)
+    peers.engines[1].grant("param", "start")
+    for k in range(2):
+        peers.contribute(k, peers.given(k) - (k + 1.0))
+    assert peers.sync()[0].item() == pytest.approx(1.5)
+
+
 def test_a_contribution_is_not_touched_by_the_rounds_that_follow(tmp_path: Path) -> None:
     peers = Peers(tmp_path, stream_of("eager"), 1)
     peers.contribute(0, peers.given(0) - 1.0)

@@ -317,3 +317,11 @@ def test_a_lone_liar_is_not_asked_as_fast_as_it_can_lie() -> None:
                     event = FromPeer("b", UpdateChunk(3, chunk), "false", b"x" * 32)
                     effects += one.update_came(event, 3, chunk, 2.0 + tenth / 10)
     assert 5 * CHUNKS <= questions <= 15 * CHUNKS
+
+
+def test_lines_beyond_the_head_that_a_welcome_names_were_given_up() -> None:
+    one, _ = newcomer()
+    one.learn([line(3)], 3)
+    one.welcomed(Welcome("me", 2, "", 2, chain(2), CHAIN0, {"param": 2}, MANIFEST), 1.0)
+    assert one.head == 2
+    assert one.next_line(1.0) == ([], None)

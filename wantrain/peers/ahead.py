@@ -61,8 +61,8 @@ class Ahead:
         self._owed = False
 
     def forget(self) -> None:
-        """The history that this comes from is over."""
-        self._owed = False
+        """The history that this comes from is over, and that of the contribution in use with it."""
+        self._owed, self._orphaned = False, True
         for slot in self._private:
             slot.zero_()
 

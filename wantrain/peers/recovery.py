@@ -185,6 +185,8 @@ class Recovery:
     def welcomed(self, welcome: Welcome, now: float) -> list[Effect]:
         """The coordinator has said where the run is; begin to fetch the state if there is none here."""
         self.head, self.genesis = welcome.head, welcome.genesis
+        # Lines beyond were given up, or come again.
+        self._records = {number: record for number, record in self._records.items() if number <= welcome.head}
         if welcome.head < 0 or self.applied >= 0:
             return []
         if not self._own_anchor and self._repair is None:  # a repair goes on from where this peer stood
