@@ -325,3 +325,21 @@ def test_lines_beyond_the_head_that_a_welcome_names_were_given_up() -> None:
     one.welcomed(Welcome("me", 2, "", 2, chain(2), CHAIN0, {"param": 2}, MANIFEST), 1.0)
     assert one.head == 2
     assert one.next_line(1.0) == ([], None)
+
+
+@pytest.mark.scenario(10)
+def test_an_update_that_is_to_be_had_false_only_is_done_without_by_fetching_the_state() -> None:
+    one, _ = newcomer(("b",))
+    one.learn([line(3)], 3)
+    queue, now = asked(WantUpdate, one.fetch(line(3), 2.0)), 2.0
+    effects: list[Effect] = []
+    while now < 30.0 and not asked(WantState, effects):
+        now += 0.1
+        effects = one.tick(now)
+        queue += asked(WantUpdate, effects)
+        while queue:
+            for chunk in queue.pop(0)[1].chunks:
+                came = one.update_came(FromPeer("b", UpdateChunk(3, chunk), "false", b"x" * 32), 3, chunk, now)
+                queue += asked(WantUpdate, came)
+    assert asked(WantState, effects)
+    assert now > 5.0  # it was asked for again and again before

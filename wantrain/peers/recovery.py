@@ -542,7 +542,8 @@ class Recovery:
         self._chase.look(self.applied, self.head, complete=self.complete, now=now)
         self._resumed = self._resumed and self.applied < self.head and now - self._moved_at < STUCK_S
         gossip = any(stream.gossip for stream in self._streams.values())  # whose own state is not to be had elsewhere
-        if self.applied >= 0 and not gossip and self._chase.leap(self.head - self.applied):
+        leaps = self.applied >= 0 and not gossip and self._chase.leap(self.head - self.applied)
+        if leaps or self._only_lies:
             effects += self.snapshot_again(now)
         replaying = self._state is not None and not self._state.missing and not self.complete
         if replaying and now - self._moved_at >= STUCK_S:
@@ -564,6 +565,14 @@ class Recovery:
         self._floor = update.record.number
         note = Note("enters-anew", {"number": update.record.number, "reason": "nobody keeps the update any more"})
         return [note, *self.snapshot_again(now)]
+
+    @property
+    def _only_lies(self) -> bool:
+        """Whether the update that is being fetched is to be had false only, of peers whose state may be sound."""
+        update = self._update
+        if update is None or update.vain < VAIN_ROUNDS or not self._streams[update.record.sync.stream].held:
+            return False
+        return bool(update.asked) and self._liars.issuperset(update.asked)
 
     def _ask_lines(self, now: float) -> list[Effect]:
         """Ask for lines of the commit log that are missing: around a snapshot, or in a gap."""

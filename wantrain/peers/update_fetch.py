@@ -54,6 +54,11 @@ class UpdateFetch:
         return self._fetch.sources
 
     @property
+    def asked(self) -> tuple[str, ...]:
+        """All who are asked, one after another."""
+        return self._peers.peers
+
+    @property
     def payloads(self) -> tuple[Payload, ...] | None:
         """The whole update; None while anything is missing."""
         if self._fetch.missing:
