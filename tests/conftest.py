@@ -5,15 +5,18 @@ import os
 from collections.abc import Callable
 
 import pytest
-from hypothesis import settings
 
 MEASURED = "WANTRAIN_MEASURED"
 """Environment variable that names the file for figures, one JSON object in a line; without it they are dropped."""
 
-settings.register_profile("suite", deadline=None)  # a machine may be slow: no test asserts a time
-settings.load_profile("suite")
-
 Measured = Callable[[int, str, float, str], None]
+
+
+def pytest_configure() -> None:
+    from hypothesis import settings  # not sooner: its plugin minds being imported before pytest has begun
+
+    settings.register_profile("suite", deadline=None)  # a machine may be slow: no test asserts a time
+    settings.load_profile("suite")
 
 
 @pytest.fixture
