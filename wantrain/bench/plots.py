@@ -19,13 +19,6 @@ def draw(record: Json, folder: Path) -> list[str]:
     Raises:
         ConfigError: matplotlib is not installed.
     """
-    try:
-        import matplotlib as mpl
-    except ImportError:
-        raise ConfigError(
-            "the pictures need matplotlib, which is not installed", hint="pip install 'wantrain[plot]'"
-        ) from None
-    mpl.use("Agg")
     done = [row for row in record["allreduce"] if "failed" not in row]
     made = {
         "loopback.png": _loopback(
@@ -41,9 +34,18 @@ def draw(record: Json, folder: Path) -> list[str]:
     return [name for name, figure in made.items() if figure is not None]
 
 
-def _figure(columns: int, width: float, height: float, title: str, sharey: bool = False) -> tuple[Any, Any]:
-    from matplotlib.figure import Figure
+def panels(columns: int, width: float, height: float, title: str, sharey: bool = False) -> tuple[Any, Any]:
+    """A figure, width and height in inches, and its axes side by side.
 
+    Raises:
+        ConfigError: matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise ConfigError(
+            "the pictures need matplotlib, which is not installed", hint="pip install 'wantrain[plot]'"
+        ) from None
     figure = Figure(figsize=(width, height), layout="constrained")
     axes = figure.subplots(1, columns, sharey=sharey, squeeze=False)[0]
     for axis in axes:
@@ -58,7 +60,7 @@ def _loopback(rows: Sequence[Json]) -> Any:
     counts = sorted({row["options"]["peers"] for row in rows})
     if not counts:
         return None
-    figure, axes = _figure(len(counts), 4.2 * len(counts), 4.4, "All-reduce over loopback, without CURVE", sharey=True)
+    figure, axes = panels(len(counts), 4.2 * len(counts), 4.4, "All-reduce over loopback, without CURVE", sharey=True)
     for axis, peers in zip(axes, counts, strict=True):
         here = sorted((row for row in rows if row["options"]["peers"] == peers), key=lambda r: r["options"]["size_mb"])
         lines = (
@@ -103,7 +105,7 @@ def _links(rows: Sequence[Json]) -> Any:
     if not groups:
         return None
     title = "All-reduce over shaped links, in units of the time that raw sockets take for fp32"
-    figure, (axis,) = _figure(1, 9.5, 1.8 + 0.95 * len(groups), title)
+    figure, (axis,) = panels(1, 9.5, 1.8 + 0.95 * len(groups), title)
     seen = set()
     for at, (label, here) in enumerate(groups.items()):
         bars: list[tuple[str, str, float]] = []
@@ -138,7 +140,7 @@ def _codecs(rows: Sequence[Json]) -> Any:
     shown = [row for row in rows if row["error_gaussian"] > 0]
     if not shown:
         return None
-    figure, (axis,) = _figure(1, 9.0, 5.6, "Codecs: error of one encoding against bits on the wire")
+    figure, (axis,) = panels(1, 9.0, 5.6, "Codecs: error of one encoding against bits on the wire")
     from matplotlib.ticker import FuncFormatter, NullFormatter
 
     for key, label, marker, colour in (
@@ -194,7 +196,7 @@ def _name_points(axis: Any, points: Sequence[tuple[str, float, float, float]]) -
 def _coordinator(rows: Sequence[Json]) -> Any:
     if not rows:
         return None
-    figure, axes = _figure(2, 10.5, 4.4, "What one sync costs the coordinator")
+    figure, axes = panels(2, 10.5, 4.4, "What one sync costs the coordinator")
     peers = [row["peers"] for row in rows]
     for key, label, colour in (
         ("core_s", "its core", "fp32"), ("unpack_s", "unpacking messages", "int8"), ("pack_s", "packing them", "low")

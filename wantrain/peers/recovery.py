@@ -57,6 +57,8 @@ class Recovery:
         self.given_up = False
         """Whether the run has given up the history that this peer stood in: then only `reset` helps."""
         self._streams = {stream.name: stream for stream in streams}
+        self._gossip = any(stream.gossip for stream in streams)
+        """Whether this peer's state is its own, and not to be had elsewhere."""
         self._coordinator = coordinator
         self._me = me
         self._records: dict[int, CommitRecord] = {}
@@ -541,8 +543,7 @@ class Recovery:
             effects += self._fetch_state(catchup.Sources(self._sources, self._liars), now)
         self._chase.look(self.applied, self.head, complete=self.complete, now=now)
         self._resumed = self._resumed and self.applied < self.head and now - self._moved_at < STUCK_S
-        gossip = any(stream.gossip for stream in self._streams.values())  # whose own state is not to be had elsewhere
-        leaps = self.applied >= 0 and not gossip and self._chase.leap(self.head - self.applied)
+        leaps = self.applied >= 0 and not self._gossip and self._chase.leap(self.head - self.applied)
         if leaps or self._only_lies:
             effects += self.snapshot_again(now)
         replaying = self._state is not None and not self._state.missing and not self.complete

@@ -4,8 +4,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from wantrain.bench.plots import GRID, INK
-from wantrain.errors import ConfigError
+from wantrain.bench.plots import panels
 from wantrain.study.language import Json
 from wantrain.study.page import finished
 from wantrain.study.plan import SMALL
@@ -20,12 +19,6 @@ def draw(record: Json, folder: Path) -> list[str]:
     Raises:
         ConfigError: matplotlib is not installed.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise ConfigError(
-            "the pictures need matplotlib, which is not installed", hint="pip install 'wantrain[plot]'"
-        ) from None
     names = []
     for table, title in (("methods", "Methods"), ("codecs", "Bits on the wire"), ("periods", "How seldom")):
         rows = [
@@ -36,18 +29,18 @@ def draw(record: Json, folder: Path) -> list[str]:
             and finished(row)
         ]
         if rows:
-            figure = Figure(figsize=(12.5, 5.4), layout="constrained")
-            _panels(figure, rows, f"{title}: {PEERS} workers, {SMALL.name} parameters, mean over the seeds")
+            words = f"{title}: {PEERS} workers, {SMALL.name} parameters, mean over the seeds"
+            figure, axes = panels(2, 12.5, 5.4, words)
+            _fill(axes, rows)
             figure.savefig(folder / f"{table}.png", dpi=120)
             names.append(f"{table}.png")
     return names
 
 
-def _panels(figure: Any, rows: list[Json], title: str) -> None:
+def _fill(axes: Any, rows: list[Json]) -> None:
     from matplotlib import colormaps
 
-    curves, costs = figure.subplots(1, 2)
-    figure.suptitle(title, color=INK, fontsize=13, x=0.01, ha="left")
+    curves, costs = axes
     colours = colormaps["tab20"]
     for k, row in enumerate(rows[:LONGEST]):
         outcomes = list(finished(row).values())
@@ -66,7 +59,3 @@ def _panels(figure: Any, rows: list[Json], title: str) -> None:
     curves.set(xlabel="inner steps of a worker", ylabel="held-out loss of φ, nats per byte")
     costs.set(xlabel="bytes sent by a peer for each of its tokens", ylabel="at the end; bars: all seeds", xscale="log")
     curves.legend(frameon=False, fontsize=8)
-    for axis in (curves, costs):
-        axis.grid(color=GRID, linewidth=0.8)
-        axis.set_axisbelow(True)
-        axis.spines[["top", "right"]].set_visible(False)
