@@ -9,12 +9,12 @@ from wantrain.errors import ConfigError
 
 
 def in_order(optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer]) -> tuple[torch.optim.Optimizer, ...]:
-    """One optimizer, or several in the order in which they step, as several.
+    """One optimizer, or several in the order in which they step, as several; of wrapped ones what is in them.
 
     Raises:
         ConfigError: none, or one twice.
     """
-    several = (optimizer,) if isinstance(optimizer, torch.optim.Optimizer) else tuple(optimizer)
+    several = tuple(map(stepping, (optimizer,) if isinstance(optimizer, torch.optim.Optimizer) else optimizer))
     if not several or len({id(one) for one in several}) != len(several):
         raise ConfigError(
             f"{len(several)} optimizers, allowed are 1 and more, each once",
@@ -23,11 +23,25 @@ def in_order(optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer])
     return several
 
 
+def stepping(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    """The optimizer that really steps: accelerate and Lightning wrap it in an object that has no hooks of its own."""
+    while not hasattr(optimizer, "_optimizer_step_post_hooks"):
+        inner = getattr(optimizer, "optimizer", None)
+        if not isinstance(inner, torch.optim.Optimizer):
+            raise ConfigError(
+                f"{type(optimizer).__name__} is no torch.optim.Optimizer whose steps can be followed",
+                hint="give join the optimizer that is in it",
+            )
+        optimizer = inner
+    return optimizer
+
+
 class InnerSteps:
     """Calls `before` ahead of the first optimizer's step and `after` behind the last one's, in each inner step.
 
     A step that does not happen (a GradScaler has found an infinite gradient) is none: of one optimizer nothing is
-    called, of several the inner step is over when an earlier one of them steps again.
+    called, of several the inner step is over when an earlier one of them steps again. Where the optimizer gets its
+    gradients from a closure, as Lightning gives it one, `before` is called when that has been through once.
 
     Args:
         optimizers: in the order in which they step.
@@ -56,14 +70,34 @@ class InnerSteps:
             hook.remove()
         self._hooks = []
 
-    def _begins(self, optimizer: torch.optim.Optimizer, *_: object) -> None:
+    def _begins(
+        self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         if self._under_way and self._places[id(optimizer)] <= self._stepped:
             self._over()
+        if self._under_way:
+            return None
+        closure = kwargs.get("closure", args[1] if len(args) > 1 else None)  # args[0] is the optimizer
+        if closure is None:
+            self._begin()
+            return None
+
+        def closed() -> Any:
+            loss = closure()
+            self._begin()
+            return loss
+
+        if "closure" in kwargs:
+            return args, {**kwargs, "closure": closed}
+        return (args[0], closed, *args[2:]), kwargs
+
+    def _begin(self) -> None:
         if not self._under_way:
             self._under_way = True
             self._before()
 
     def _ended(self, optimizer: torch.optim.Optimizer, *_: object) -> None:
+        self._begin()  # of a closure that was not called
         self._stepped = self._places[id(optimizer)]
         if self._stepped == len(self._places) - 1:
             self._over()

@@ -295,3 +295,48 @@ def test_no_optimizer_and_one_twice_are_refused() -> None:
     for wrong in ([], [one, one]):
         with pytest.raises(ConfigError, match="allowed are 1 and more, each once"):
             in_order(wrong)
+
+
+# ---- what libraries do to an optimizer
+
+
+class Wrapped(torch.optim.SGD):
+    """As accelerate and Lightning wrap an optimizer: of the class by isinstance, without anything that it has."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self.optimizer = optimizer
+
+
+def test_the_optimizer_that_really_steps_is_followed() -> None:
+    one, other = (torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0) for _ in range(2))
+    assert in_order([Wrapped(Wrapped(one)), other]) == (one, other)
+    with pytest.raises(ConfigError, match="Wrapped is no torch.optim.Optimizer whose steps can be followed"):
+        in_order(Wrapped(None))  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="each once"):
+        in_order([one, Wrapped(one)])
+
+
+@pytest.mark.parametrize("by_name", [False, True])
+def test_gradients_that_come_from_a_closure_are_there_before_the_step(by_name: bool) -> None:
+    weight = nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([weight], lr=1.0)
+    seen: list[object] = []
+    steps = InnerSteps([optimizer], lambda: seen.append(weight.grad), lambda: seen.append(weight.item()))
+
+    def closure() -> torch.Tensor:
+        optimizer.zero_grad()
+        loss = 3 * weight.sum()
+        loss.backward()
+        return loss
+
+    loss = optimizer.step(closure=closure) if by_name else optimizer.step(closure)
+    assert loss == 0
+    assert seen == [weight.grad, -3.0]
+    assert weight.grad == 3
+    steps.close()
+    lbfgs = torch.optim.LBFGS([weight], max_iter=3)
+    seen.clear()
+    steps = InnerSteps([lbfgs], lambda: seen.append("before"), lambda: seen.append("after"))
+    lbfgs.step(closure)  # which calls it several times
+    assert seen == ["before", "after"]
+    steps.close()
