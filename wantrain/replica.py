@@ -1,11 +1,14 @@
 """The trainer's copy of the model: what is copied between its parameters and the memory shared with the daemon."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import accumulate
 
 import torch
 from torch import Tensor, nn
 
+from wantrain.copy_order import CopyOrder, Mark, Queues, Work
+from wantrain.cuda_queues import CudaQueues, PinnedPages
 from wantrain.errors import ConfigError
 from wantrain.inner_state import InnerState
 from wantrain.optimizers.fragment import mask_of
@@ -14,7 +17,7 @@ from wantrain.optimizers.stream import Stream
 from wantrain.peers.layout import stream_tensors
 from wantrain.peers.messages import MAX_TENSORS, Manifest, TensorSpec
 from wantrain.peers.shared_memory import Segment
-from wantrain.piece import Piece
+from wantrain.piece import Change, Piece, mix, move, move_nonnegative, take
 
 
 class Replica:
@@ -25,12 +28,18 @@ class Replica:
     Args:
         model: whose parameters they are.
         optimizers: that train them.
+        queues: of a device that has any; None for one whose copies are made at once.
 
     Raises:
         ConfigError: there are no such parameters, or too many, or one has complex numbers.
     """
 
-    def __init__(self, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizers: Sequence[torch.optim.Optimizer],
+        queues: Callable[[torch.device], Queues | None] = lambda d: CudaQueues(d) if d.type == "cuda" else None,
+    ) -> None:
         named = {plain_name(name): p for name, p in model.named_parameters() if p.requires_grad}
         if not named:
             raise ConfigError("the model has no parameter that requires a gradient", hint="check requires_grad")
@@ -54,6 +63,12 @@ class Replica:
         self._copied: set[str] = set()
         """Streams whose values were last made equal to what was granted."""
         self._views: dict[str, list[Piece]] = {}
+        self._queues = queues
+        self._orders: dict[torch.device, CopyOrder] = {}
+        """Of devices that copy behind the host's back."""
+        self._marks: dict[str, list[Mark]] = {}
+        """Per stream: where what was written last ends."""
+        self._pages: PinnedPages | None = None
 
     def bind(self, segment: Segment, streams: Sequence[Stream]) -> None:
         """Lay each stream's parameters out in its regions of the segment, in manifest order.
@@ -61,6 +76,9 @@ class Replica:
         Raises:
             ConfigError: the optimizer does not keep what a stream exchanges.
         """
+        self.release()
+        if any(parameter.is_cuda for parameter in self._parameters.values()):
+            self._pages = PinnedPages(segment.whole())
         self._streams = {stream.name: stream for stream in streams}
         self._inner.prepare({stream.state for stream in streams} - {"param", "grad"})
         for name, stream in self._streams.items():
@@ -78,27 +96,47 @@ class Replica:
                 first = last
 
     def release(self) -> None:
-        """Let go of the segment's regions."""
+        """Let go of the segment's regions, when no copy is under way any more."""
+        for order in self._orders.values():
+            order.finish()
+        self._marks.clear()
+        if self._pages is not None:
+            self._pages.close()
+            self._pages = None
         self._views.clear()
 
     @torch.no_grad()
     def write(self, stream: str) -> None:
         """Copy what the stream exchanges into its `out` as fp32; a gradient that is None counts as 0.
 
-        Values of a narrower dtype that were copied from `given` began at it rounded. What was rounded off is added
-        again: it is no movement of this trainer's, and phi would lose it.
+        From a device with queues that may last until `staged`, and until `before_step` nothing else may change it.
         """
         grads = self._streams[stream].state == "grad"
+        work: dict[torch.device, list[Work]] = {}
         for piece in self._views[stream]:
-            parameter, out, given = piece.parameter, piece.out, piece.given
-            source = parameter.grad if grads else self._value(stream, parameter)
+            source = piece.parameter.grad if grads else self._value(stream, piece.parameter)
             if source is None:
-                out.zero_()
+                piece.out.zero_()
                 continue
-            out.copy_(piece.of(source))
-            if stream in self._copied and source.dtype in (torch.bfloat16, torch.float16):
-                # In this order what has not moved gives `given` exactly.
-                out.sub_(given.to(source.dtype)).add_(given)
+            job = partial(piece.stage, source, again=stream in self._copied)
+            work.setdefault(source.device, []).append(job)
+        self._marks[stream] = []
+        for device, jobs in work.items():
+            if (order := self._order(device)) is not None:
+                self._marks[stream].append(order.read(jobs, kept=not grads))
+            else:
+                _do(device, jobs)
+
+    def staged(self, stream: str, *, wait: bool) -> bool:
+        """Whether what was written last is in the stream's `out` by now; `wait` until it is."""
+        for mark in self._marks.get(stream, ()) if wait else ():
+            mark.synchronize()
+        return all(mark.query() for mark in self._marks.get(stream, ()))
+
+    def before_step(self) -> None:
+        """Parameters (and what optimizers keep) are changed from now on: what reads them is to come first."""
+        for order in self._orders.values():
+            order.before_change()
 
     @torch.no_grad()
     def adopt(self, stream: str, kind: str, *, stepped: bool) -> None:
@@ -112,41 +150,56 @@ class Replica:
         rule = self._streams[stream]
         if kind == "start" and not rule.held:
             return  # no mean gradient to be had: the step is made with the own one
-        mixes = kind == "merge" and rule.adopt == "mix"
         moves = kind == "move" and rule.late == "rebase"
-        if kind == "grad" or mixes or moves or (kind == "merge" and stepped):
+        change: Change = take
+        if kind == "merge" and rule.adopt == "mix":
+            change = mix(rule.alpha)
+        elif moves or (kind == "merge" and stepped):
+            change = move_nonnegative if rule.nonnegative else move
+        if kind == "grad" or change is not take:
             self._copied.discard(stream)
         else:
             self._copied.add(stream)
+        work: dict[torch.device, list[Work]] = {}
         for piece in self._views[stream]:
-            parameter, out, given = piece.parameter, piece.out, piece.given
+            parameter = piece.parameter
             if kind == "grad":
-                if parameter.grad is not None:
-                    piece.put(parameter.grad, given)
-                elif given.any():  # some other peer's step has used it
+                if parameter.grad is None:
+                    if not piece.given.any():
+                        continue  # no other peer's step has used it
                     parameter.grad = torch.zeros_like(parameter)
-                    piece.put(parameter.grad, given)
-                continue
-            value = self._value(stream, parameter)
-            if mixes:
-                mixed = piece.of(value).to(torch.float32, copy=True).mul_(rule.alpha)
-                piece.put(value, mixed.add_(given.to(mixed.device).mul(1.0 - rule.alpha)))
-            elif moves or (kind == "merge" and stepped):
-                moved = piece.of(value).to(torch.float32, copy=True)
-                moved.sub_(out.to(moved.device)).add_(given.to(moved.device))
-                piece.put(value, moved.clamp_(min=0.0) if rule.nonnegative else moved)
+                target: Tensor = parameter.grad
             else:
-                piece.put(value, given)
+                target = self._value(stream, parameter)
+            work.setdefault(target.device, []).append(partial(piece.adopt, target, change))
+        for device, jobs in work.items():
+            if (order := self._order(device)) is not None:
+                order.write(jobs)
+            else:
+                _do(device, jobs)
 
     def begin_at(self, step: int) -> None:
         """The run's step count where this trainer begins: what the optimizer counts goes on from there."""
         if any(stream.state not in ("param", "grad") for stream in self._streams.values()):
             self._inner.count(step)
 
+    def _order(self, device: torch.device) -> CopyOrder | None:
+        if device not in self._orders and (queues := self._queues(device)) is not None:
+            self._orders[device] = CopyOrder(queues)
+        return self._orders.get(device)
+
     def _value(self, stream: str, parameter: nn.Parameter) -> Tensor:
         """What a stream that is held exchanges of a parameter."""
         state = self._streams[stream].state
         return parameter if state == "param" else self._inner.value(parameter, state)
+
+
+def _do(device: torch.device, jobs: Sequence[Work]) -> None:
+    """Copy, and be done with it."""
+    for job in jobs:
+        job()
+    if device.type != "cpu":
+        torch.get_device_module(device).synchronize(device)
 
 
 def plain_name(name: str) -> str:

@@ -145,6 +145,8 @@ class Swarm:
         """Whether the daemon was lost (or left): training goes on, with nobody, until one is started again here."""
         self.waited_s = 0.0
         """Seconds that training has been stopped in all, for results that had not come yet."""
+        self.staged_s = 0.0
+        """Seconds that this thread has spent in all on copies of weights; what a GPU does of them takes it no time."""
         self.peer = ""
         """Name of this peer."""
         self.streams: tuple[Stream, ...] = ()
@@ -164,6 +166,8 @@ class Swarm:
         """Whether the connection had broken, and the daemon has not answered since."""
         self._asked_at = -math.inf
         self._outbox: deque[Record] = deque()
+        self._staging: deque[Contribute] = deque()
+        """Offers whose values a GPU is still copying to where the daemon reads them."""
         self._inner: InnerSteps | None = None
         self._optimizers: Sequence[torch.optim.Optimizer] = ()
         self._grants = 0
@@ -276,6 +280,7 @@ class Swarm:
                     *wasted,
                 )
             self._leaving = True
+            self._hand_over(wait=True)
             self._outbox += [Log(dict(self._log)), Detach("training finished")]
             deadline = self._now() + LEAVE_PATIENCE_S
             while not (self._detached or self.alone):
@@ -377,6 +382,7 @@ class Swarm:
     def _resume(self) -> None:
         """The daemon has answered: offer it again what it may not have, and wait for it again."""
         self.alone, self._away, self._lost_at = False, False, None
+        self._hand_over(wait=True)
         self._grants = 0
         self._outbox = deque(self._offers[name] for name in self._core.outstanding if name in self._offers)
         if self._leaving:
@@ -386,6 +392,7 @@ class Swarm:
         for stream in self.streams:
             if stream.held:
                 self._replica.write(stream.name)
+                self._replica.staged(stream.name, wait=True)
         self._outbox.append(GenesisWritten())
 
     def hook(self, optimizers: Sequence[torch.optim.Optimizer]) -> None:
@@ -401,6 +408,8 @@ class Swarm:
             self.attach()
         if self._segment is None:
             return
+        self._replica.before_step()
+        self._flush()
         began = self._now()
         lr = 0.0
         if any(stream.uneven for stream in self.streams):
@@ -419,6 +428,7 @@ class Swarm:
         self._shards.stepped()
         # The core must count the step before it hears of grants, or their adoption would undo the step.
         self._run(self._core.handle(AfterStep(seconds, self._step_s)))
+        self._flush()
         segment.post_progress(steps_left=self._core.steps_left, step_s=self._step_s, own_steps=self._core.step)
         if segment.granted != self._grants or now - self._looked_at > LOOK_EVERY_S:
             self._poll(0.0)
@@ -449,12 +459,16 @@ class Swarm:
             self._run(self._core.handle(WaitedLongEnough()))
 
     def _run(self, effects: Sequence[TrainerEffect]) -> None:
+        if not effects:
+            return
+        began = self._now()
         for effect in effects:
             match effect:
                 case Stage():
                     self._stage(effect)
                 case Adopt(stream, kind, stepped):
                     self._replica.adopt(stream, kind, stepped=stepped)
+        self.staged_s += self._now() - began
 
     def _stage(self, stage: Stage) -> None:
         name = stage.stream
@@ -470,8 +484,13 @@ class Swarm:
         made = (stage.serial, self._core.step, self._tokens, stage.granted, drawn, self._core.made(name))
         self._offers[name] = Contribute(name, *made)
         if not self._away:
-            self._outbox.append(self._offers[name])
+            self._staging.append(self._offers[name])
             self._flush()
+
+    def _hand_over(self, *, wait: bool) -> None:
+        """Let the daemon know of what is staged as far as it is where the daemon reads it, or `wait` until it is."""
+        while self._staging and self._replica.staged(self._staging[0].stream, wait=wait):
+            self._outbox.append(self._staging.popleft())
 
     # ---- data
 
@@ -520,6 +539,7 @@ class Swarm:
 
     def _poll(self, timeout_s: float) -> None:
         """Send what is to be sent, react to what has come."""
+        self._hand_over(wait=timeout_s > 0)
         self._flush()
         for event in self._link.poll(timeout_s):
             match event:
@@ -528,6 +548,7 @@ class Swarm:
                 case Disconnected() if not self._away:
                     self._away, self._lost_at = True, self._now()
                     self._asked_at = -math.inf
+                    self._hand_over(wait=True)
                     self._outbox.clear()
                     if self._to_start:  # nothing was begun that could be gone on with
                         self._drop_segment()
@@ -568,6 +589,7 @@ class Swarm:
                 self._detached = True
 
     def _flush(self) -> None:
+        self._hand_over(wait=False)
         while self._outbox and self._link.send(DAEMON, pack(self._outbox[0])):
             self._outbox.popleft()
 

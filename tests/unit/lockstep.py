@@ -36,6 +36,7 @@ class Worker:
             match effect:
                 case Stage(stream, serial, _):
                     self.replica.write(stream)
+                    assert self.replica.staged(stream, wait=True)
                     assert self.engine.stage(stream)[1]
                     self.engine.use_stage(stream)
                     self.serials[stream] = serial
@@ -87,6 +88,7 @@ class Lockstep:
         first = self.workers[0]
         for name in held:
             first.replica.write(name)
+            first.replica.staged(name, wait=True)
         first.engine.adopt_genesis()
         for worker in self.workers[1:]:
             take_over(first, worker)

@@ -75,6 +75,7 @@ class Segment:
         self.path = path
         self.elements = dict(elements)
         self.size_bytes = len(memory)
+        self._memory = memory
         # Never memory.close(): torch.frombuffer would be left with tensors over unmapped memory.
         self._out: dict[str, Tensor] = {}
         self._given: dict[str, Tensor] = {}
@@ -164,6 +165,10 @@ class Segment:
     def given(self, stream: str) -> Tensor:
         """fp32[elements] view of what the daemon hands out."""
         return self._given[stream]
+
+    def whole(self) -> Tensor:
+        """uint8[size_bytes] view of all of the memory."""
+        return torch.frombuffer(self._memory, dtype=torch.uint8)
 
     def post_progress(self, *, steps_left: int, step_s: float, own_steps: int) -> None:
         """Trainer: say how far it is; costs less than a microsecond.
