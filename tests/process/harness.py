@@ -150,17 +150,18 @@ class Run:
         home: str = "",
         environment: dict[str, str] | None = None,
         prepare: str = "",
+        script: tuple[str | Path, ...] = (),
     ) -> None:
         """Start a peer with trainer.py; `words` are options of `wantrain peer`, `trainer` of the script.
 
-        `prepare` is Python that changes its modules first.
+        `prepare` is Python that changes its modules first; `script` is run by Python in place of trainer.py.
         """
         command = [sys.executable, *_entry(prepare), "peer", invite or self.invite, "--name", name, "--json"]
         where = ["--home", self.folder / (home or name)]
         where += [] if "--outbound-only" in words else ["--bind", self._where(name)]
         events = ["--events", self._event_file(name)]
-        script = ["--", sys.executable, TRAINER, self.folder, name, *trainer]
-        self.start(name, *command, *where, *events, *words, *script, environment=environment, fork=True)
+        training = ["--", sys.executable, *(script or (TRAINER, self.folder, name, *trainer))]
+        self.start(name, *command, *where, *events, *words, *training, environment=environment, fork=True)
 
     def wantrain(self, *words: str | Path, prepare: str = "") -> "subprocess.CompletedProcess[str]":
         """Run a wantrain command to its end; `prepare` is Python that changes its modules first."""
