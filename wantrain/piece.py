@@ -1,4 +1,4 @@
-"""What a stream takes of one parameter, all of it or a mask's coordinates, and how it is copied to and from its place.
+"""What a stream takes of a parameter's part here, all or a mask's coordinates, and how that is copied to its place.
 
 All arithmetic of staging and adoption is here: single operations in fp32 on the parameter's own device, so that a GPU
 gives the bits that a CPU gives. It is made box by box, so that a device needs memory for a few boxes only. On CUDA
@@ -12,6 +12,7 @@ from math import prod
 import torch
 from torch import Tensor, nn
 
+from wantrain.local_shard import local_part
 from wantrain.optimizers.mask_indices import indices
 
 BOX = 1 << 22
@@ -24,15 +25,17 @@ Change = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Piece:
-    """One parameter's part of a stream."""
+    """One parameter's part of a stream, as far as it is on this rank."""
 
     parameter: nn.Parameter
     out: Tensor
-    """fp32, a view of the stream's `out`: shaped like the parameter, or [n] for n coordinates of it."""
+    """fp32, a view of the stream's `out`: shaped like the parameter's part, or [n] for n coordinates of it."""
     given: Tensor
     """The same of `given`."""
     mask: tuple[int, int, int, int] | None
     """Part, parts, and first and last coordinate in the model; None for the whole parameter."""
+    writes: bool = True
+    """Whether it is this rank's to write; of several that have the same values one does."""
 
     def stage(self, value: Tensor, *, again: bool) -> None:
         """Copy the piece's part of a tensor like the parameter into `out`, as fp32.
@@ -58,10 +61,11 @@ class Piece:
             part = current[box]
             part.copy_(change(part, self.out[box], self.given[box]), non_blocking=True)
         if self.mask is not None:
-            value.put_(self._where(value), current)
+            local_part(value).put_(self._where(value), current)
 
     def _of(self, value: Tensor) -> Tensor:
-        """What the stream takes of a tensor like the parameter: itself, or a copy of some of its values."""
+        """What the stream takes of a tensor like the parameter: its part here, or a copy of some of its values."""
+        value = local_part(value)
         return value if self.mask is None else value.take(self._where(value))
 
     def _where(self, value: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import accumulate
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -11,13 +12,23 @@ from wantrain.copy_order import CopyOrder, Mark, Queues, Work
 from wantrain.cuda_queues import CudaQueues, PinnedPages
 from wantrain.errors import ConfigError
 from wantrain.inner_state import InnerState
+from wantrain.local_shard import Spot, held, local_box, spots, whole_gradient
 from wantrain.optimizers.fragment import mask_of
-from wantrain.optimizers.mask import between
 from wantrain.optimizers.stream import Stream
 from wantrain.peers.layout import stream_tensors
 from wantrain.peers.messages import MAX_TENSORS, Manifest, TensorSpec
-from wantrain.peers.shared_memory import Segment
 from wantrain.piece import Change, Piece, mix, move, move_nonnegative, take
+from wantrain.wrappers import FullyShardedParts, plain_name, unwrapped
+
+
+class Regions(Protocol):
+    """Memory with two vectors for each stream, as `shared_memory.Segment` is."""
+
+    def out(self, stream: str) -> Tensor: ...
+
+    def given(self, stream: str) -> Tensor: ...
+
+    def whole(self) -> Tensor: ...
 
 
 class Replica:
@@ -40,6 +51,9 @@ class Replica:
         optimizers: Sequence[torch.optim.Optimizer],
         queues: Callable[[torch.device], Queues | None] = lambda d: CudaQueues(d) if d.type == "cuda" else None,
     ) -> None:
+        model = unwrapped(model)
+        self._sharded = FullyShardedParts(model)
+        self._sharded.reshard()
         named = {plain_name(name): p for name, p in model.named_parameters() if p.requires_grad}
         if not named:
             raise ConfigError("the model has no parameter that requires a gradient", hint="check requires_grad")
@@ -60,6 +74,10 @@ class Replica:
         ends = list(accumulate(parameter.numel() for parameter in named.values()))
         self._places = dict(zip(named, zip([0, *ends], ends, strict=False), strict=True))
         """First and last coordinate of each parameter in the model."""
+        self._boxes = {name: local_box(name, parameter) for name, parameter in named.items()}
+        """The part of each that is here."""
+        self._writes = set(named)
+        """Those whose part here is this rank's to write."""
         self._copied: set[str] = set()
         """Streams whose values were last made equal to what was granted."""
         self._views: dict[str, list[Piece]] = {}
@@ -70,30 +88,31 @@ class Replica:
         """Per stream: where what was written last ends."""
         self._pages: PinnedPages | None = None
 
-    def bind(self, segment: Segment, streams: Sequence[Stream]) -> None:
+    def bind(self, segment: Regions, streams: Sequence[Stream]) -> None:
         """Lay each stream's parameters out in its regions of the segment, in manifest order.
 
         Raises:
             ConfigError: the optimizer does not keep what a stream exchanges.
         """
         self.release()
-        if any(parameter.is_cuda for parameter in self._parameters.values()):
-            self._pages = PinnedPages(segment.whole())
+        if any(parameter.is_cuda for parameter in self._parameters.values()) and len(memory := segment.whole()):
+            self._pages = PinnedPages(memory)
         self._streams = {stream.name: stream for stream in streams}
         self._inner.prepare({stream.state for stream in streams} - {"param", "grad"})
-        for name, stream in self._streams.items():
+        for name in self._streams:
             views = self._views[name] = []
-            first, mask = 0, mask_of(stream.fragment)
-            for tensor in stream_tensors(stream, self.manifest):
-                begin, end = self._places[tensor.name]
-                last = first + (end - begin if mask is None else between(*mask, begin, end))
-                parameter = self._parameters[tensor.name]
-                out, given = segment.out(name)[first:last], segment.given(name)[first:last]
-                if mask is None:
-                    views.append(Piece(parameter, out.view_as(parameter), given.view_as(parameter), None))
-                else:
-                    views.append(Piece(parameter, out, given, (*mask, begin, end)))
-                first = last
+            for spot in self._spots(name):
+                box = self._boxes[spot.name]
+                out, mask = spot.part(segment.out(name), box)
+                given, _ = spot.part(segment.given(name), box)
+                parameter, writes = self._parameters[spot.name], spot.name in self._writes
+                views.append(Piece(parameter, held(out), held(given), mask, writes))
+
+    def _spots(self, stream: str) -> list[Spot]:
+        """Where the tensors of a stream are in its vector."""
+        rule = self._streams[stream]
+        tensors = [(tensor.name, tuple(tensor.shape)) for tensor in stream_tensors(rule, self.manifest)]
+        return spots(tensors, self._places, mask_of(rule.fragment))
 
     def release(self) -> None:
         """Let go of the segment's regions, when no copy is under way any more."""
@@ -114,7 +133,9 @@ class Replica:
         grads = self._streams[stream].state == "grad"
         work: dict[torch.device, list[Work]] = {}
         for piece in self._views[stream]:
-            source = piece.parameter.grad if grads else self._value(stream, piece.parameter)
+            source = whole_gradient(piece.parameter) if grads else self._value(stream, piece.parameter)
+            if not piece.writes:
+                continue
             if source is None:
                 piece.out.zero_()
                 continue
@@ -160,6 +181,7 @@ class Replica:
             self._copied.discard(stream)
         else:
             self._copied.add(stream)
+        self._sharded.reshard()
         work: dict[torch.device, list[Work]] = {}
         for piece in self._views[stream]:
             parameter = piece.parameter
@@ -200,8 +222,3 @@ def _do(device: torch.device, jobs: Sequence[Work]) -> None:
         job()
     if device.type != "cpu":
         torch.get_device_module(device).synchronize(device)
-
-
-def plain_name(name: str) -> str:
-    """A parameter's name without what torch.compile adds, so that peers may compile or not, as they like."""
-    return ".".join(part for part in name.split(".") if part != "_orig_mod")

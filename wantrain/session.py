@@ -47,6 +47,7 @@ from wantrain.peers.trainer import (
     TrainerEffect,
     WaitedLongEnough,
 )
+from wantrain.ranks import portion, site_ranks, split_of
 from wantrain.replica import Replica
 from wantrain.shard import Shards, repeated, samples
 from wantrain.transport.link import Disconnected, Link, Received
@@ -87,6 +88,7 @@ def join(
         model: its parameters that require gradients are trained together; they must be the run's in name, shape,
             dtype and order. They are overwritten with the run's state, unless this peer gives the run its first one.
             It may be compiled. Frozen parameters and buffers (such as batch norm's statistics) stay this peer's own.
+            Under torchrun every rank calls join, with the model whole or sharded (DDP, fully_shard, tensor parallel).
         optimizer: the inner optimizer, whose state stays this peer's own unless the method exchanges it; or several
             (Muon for matrices, AdamW for the rest), in the order in which they step. Gradients may be accumulated
             between its steps.
@@ -95,13 +97,16 @@ def join(
         daemon: address of the peer, "ipc://path"; default: the environment's WANTRAIN_DAEMON.
 
     Raises:
-        ConfigError: no daemon is named, or the model cannot be trained this way.
+        ConfigError: no daemon is named, the model cannot be trained this way, or there are several ranks and
+            torch.distributed is not initialised.
         ModelMismatchError: the model is not the run's.
         RefusedError: the peer turns this process away.
         UnreachableError: no answer, or no state of the run, for 600 s.
     """
+    ranks = site_ranks()
+    leads = ranks is None or ranks.leads
     address = daemon or os.environ.get("WANTRAIN_DAEMON", "")
-    if not address:
+    if leads and not address:
         raise ConfigError(
             "no peer daemon beside this process: WANTRAIN_DAEMON is not set",
             hint="start the training through it: wantrain peer '<invite>' -- python train.py",
@@ -114,11 +119,20 @@ def join(
     if not ceiling_s > 0:
         raise ConfigError(f"WANTRAIN_WAIT_CEILING_S is {text!r}, allowed is a number > 0", hint="leave it to the peer")
     optimizers = in_order(optimizer)
-    replica = Replica(model, optimizers)
     link = ZmqLink(LOCAL_RUN)
-    swarm = Swarm(link, replica, wait_ceiling_s=ceiling_s, delay=delay)
     try:
-        link.connect(DAEMON, address, b"")
+        if ranks is None:
+            swarm = Swarm(link, Replica(model, optimizers), wait_ceiling_s=ceiling_s, delay=delay)
+        else:
+            from wantrain.ranked_session import ranked  # it is built on this module
+
+            swarm = ranked(model, optimizers, ranks, link, wait_ceiling_s=ceiling_s, delay=delay)
+    except BaseException:
+        link.close()
+        raise
+    try:
+        if leads:
+            link.connect(DAEMON, address, b"")
         swarm.attach()
         swarm.hook(optimizers)
     except BaseException:
@@ -236,7 +250,14 @@ class Swarm:
         self._send_log()
 
     def shard(
-        self, dataset: Any, *, name: str = "data", seed: int = 0, epochs: int | None = None, batch: int | None = None
+        self,
+        dataset: Any,
+        *,
+        name: str = "data",
+        seed: int = 0,
+        epochs: int | None = None,
+        batch: int | None = None,
+        split: tuple[int, int] | None = None,
     ) -> Iterator[Any]:
         """This trainer's part of a data set with `len` and indices: all peers together draw each sample once an epoch.
 
@@ -253,6 +274,10 @@ class Swarm:
             epochs: how often the run goes through it; None: for ever. The last samples of the last epoch may be with
                 other peers that fail, so everybody waits until they are in a committed sync.
             batch: so many samples at once, stacked as a DataLoader does; the last of all may be fewer. None: single.
+            split: under torchrun, which part (from 0 on) of how many this rank gets of what its site draws; ranks that
+                are tensor parallel to each other name the same one. All ranks draw at the same time. At the end of the
+                data every rank gets at least one sample or none does: where fewer are left than parts, some samples
+                are in several. None: each rank its own.
 
         Raises:
             ConfigError: an argument that cannot be used, an empty dataset, or (when the first sample is drawn) the run
@@ -262,9 +287,10 @@ class Swarm:
             raise ConfigError(f"shard: batch is {batch}, allowed are 1 and more")
         if not (hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__")):
             return repeated(dataset, epochs)
+        part = split_of(split)
         supply = self._shards.open(name, len(dataset), seed, epochs)
         own = self._shards.own_order(supply)
-        return samples(dataset, lambda wait: self._next_index(supply, own, wait), batch)
+        return samples(dataset, lambda count: self._draw(supply, own, count, part), batch)
 
     def leave(self) -> None:
         """End this trainer's part: its peer finishes what is in flight and leaves the run. Again is fine.
@@ -281,7 +307,7 @@ class Swarm:
                 )
             self._leaving = True
             self._hand_over(wait=True)
-            self._outbox += [Log(dict(self._log)), Detach("training finished")]
+            self._outbox += [Log(self._to_log), Detach("training finished")]
             deadline = self._now() + LEAVE_PATIENCE_S
             while not (self._detached or self.alone):
                 if self._now() > deadline:
@@ -368,7 +394,7 @@ class Swarm:
             self._segment.close()
             self._offers.clear()
             self._resume()
-        streams = tuple(_own_delay(_stream(row), self._delay) for row in record.streams)
+        streams = tuple(_own_delay(stream_of(row), self._delay) for row in record.streams)
         segment = Segment.open(record.segment)
         self.peer, self._peer_id, self.streams = record.name, record.peer, streams
         self._core = TrainerCore(streams)
@@ -481,7 +507,7 @@ class Swarm:
             refuse_scaled(self._optimizers)
         self._replica.write(name)
         drawn = self._shards.drawn
-        made = (stage.serial, self._core.step, self._tokens, stage.granted, drawn, self._core.made(name))
+        made = (stage.serial, self._core.step, self._all_tokens, stage.granted, drawn, self._core.made(name))
         self._offers[name] = Contribute(name, *made)
         if not self._away:
             self._staging.append(self._offers[name])
@@ -492,7 +518,23 @@ class Swarm:
         while self._staging and self._replica.staged(self._staging[0].stream, wait=wait):
             self._outbox.append(self._staging.popleft())
 
+    @property
+    def _all_tokens(self) -> int:
+        """Tokens that what was written last was trained on."""
+        return self._tokens
+
+    @property
+    def _to_log(self) -> dict[str, float]:
+        return dict(self._log)
+
     # ---- data
+
+    def _draw(self, supply: Supply, own: Iterator[int], count: int, split: tuple[int, int]) -> list[int]:
+        """Part `split` of the next samples, `count` for each part; fewer at the end, and where some may come back."""
+        drawn: list[int] = []
+        while len(drawn) < count * split[1] and (index := self._next_index(supply, own, not drawn)) is not None:
+            drawn.append(index)
+        return portion(drawn, *split)
 
     def _next_index(self, supply: Supply, own: Iterator[int], wait: bool) -> int | None:
         """The next sample to train on, or None after the last; waits for a lease if there is none.
@@ -598,7 +640,7 @@ class Swarm:
         if self.alone or self._away or not self._log or self._outbox:
             return
         now = self._now()
-        if now - self._logged_at >= LOG_EVERY_S and self._link.send(DAEMON, pack(Log(dict(self._log)))):
+        if now - self._logged_at >= LOG_EVERY_S and self._link.send(DAEMON, pack(Log(self._to_log))):
             self._logged_at = now
             self._log.clear()
 
@@ -611,7 +653,7 @@ class Swarm:
         return now
 
 
-def _stream(row: dict[str, Any]) -> Stream:
+def stream_of(row: dict[str, Any]) -> Stream:
     """A stream from its row in Attached, in which tuples have become lists."""
     try:
         pairs = {

@@ -88,26 +88,20 @@ class Shards:
             yield from map(order.index, range(supply.length))
 
 
-def samples(dataset: Any, next_index: Callable[[bool], int | None], batch: int | None) -> Iterator[Any]:
-    """The samples that `next_index` names until it gives None; in batches as a DataLoader makes them, if asked for.
+def samples(dataset: Any, draw: Callable[[int], list[int]], batch: int | None) -> Iterator[Any]:
+    """The samples that `draw` names until it names none; in batches as a DataLoader makes them, if asked for.
 
     Args:
         dataset: where they are.
-        next_index: is told whether it may wait; if not, None says that it would have to.
+        draw: the next samples, at most so many.
         batch: samples at once; None: single.
     """
-    several: list[Any] = []
-    while True:
-        index = next_index(not several)
-        if index is not None:
-            several.append(dataset[index])
-        elif not several:
-            return
+    while drawn := draw(batch or 1):
+        several = [dataset[index] for index in drawn]
         if batch is None:
-            yield several.pop()
-        elif len(several) == batch or index is None:
+            yield from several
+        else:
             yield default_collate(several)
-            several = []
 
 
 def repeated(dataset: Iterable[Any], epochs: int | None) -> Iterator[Any]:

@@ -18,7 +18,6 @@ from wantrain.optimizers.stream import lead
 from wantrain.peers.memory_store import MemoryStore
 from wantrain.peers.messages import COORDINATOR
 from wantrain.peers.place import segment_directory
-from wantrain.replica import plain_name
 from wantrain.sim import churn as churning
 from wantrain.sim.churn import Churn, Join, Kill, Leave, Pace
 from wantrain.sim.coordinator import VirtualCoordinator
@@ -27,6 +26,7 @@ from wantrain.sim.site import HIGH_WATER, Kept, Site
 from wantrain.sim.timeline import Task, Timeline
 from wantrain.sim.trainer import Trainer, Worker
 from wantrain.transport.memory_link import MemoryHub
+from wantrain.wrappers import plain_name
 
 PEERS_MOST = 1024
 SETTLE_S = 0.1

@@ -1,0 +1,211 @@
+"""Taking part as several ranks of one site: the leader trains as a single process would, the others do what it does.
+
+Only the leader talks to the peer daemon and decides; at each place where it may act (a hook, drawing data, leaving) the
+others listen until it tells them to go on. So all stage and adopt at the same inner step, whatever the daemon does.
+"""
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import msgpack
+import torch
+from torch import nn
+
+from wantrain.errors import WantrainError
+from wantrain.inner_step import refuse_scaled
+from wantrain.peers.supply import Supply
+from wantrain.peers.trainer import Stage
+from wantrain.ranked_replica import FollowingReplica, LeadingReplica
+from wantrain.ranks import Place, Ranks, Told, portion
+from wantrain.session import Swarm, stream_of
+from wantrain.transport.link import Link
+
+SPEAK_EVERY_S = 5.0
+"""A leader that waits tells the others as often that it is still there."""
+_MICROSECONDS = 1e6
+
+
+class Leader(Swarm):
+    """Rank 0: a trainer whose replica is that of all ranks."""
+
+    def __init__(self, link: Link, replica: LeadingReplica, ranks: Ranks, **options: Any) -> None:
+        super().__init__(link, replica, **options)
+        self._ranks, self._parts = ranks, replica
+        self._serving = False
+        self._attended = False
+        """Whether the others listen before the next step."""
+        self._spoke = 0.0
+        self._drawn: list[int] = []
+        self._share = float(ranks.size)
+        """Tokens of all ranks for each of the leader's own, as counted last."""
+
+    @contextmanager
+    def _at(self, place: Place) -> Iterator[None]:
+        """A place where the others listen; its end tells them to go on, or of the error."""
+        if self._serving:
+            yield
+            return
+        self._serving, self._ranks.place, self._drawn = True, place, []
+        try:
+            self._ranks.check_launcher()
+            yield
+            self._go_on()
+        except WantrainError as error:
+            if not self._ranks.failed:
+                self._ranks.tell_failure(error)
+            raise
+        finally:
+            self._serving = False
+
+    def _go_on(self) -> None:
+        together = any(not stream.held for stream in self.streams)
+        self._attended = together or bool(self._to_start or self._core.waiting)
+        counts = (self.round, self.global_step, self.own_steps, round(self.waited_s * _MICROSECONDS))
+        payload = b""
+        if self._ranks.place in (Place.JOIN, Place.DRAW):
+            payload = msgpack.packb([self.peer, self._drawn])
+        self._ranks.tell(Told.GO_ON, int(self._attended), int(self.alone), *counts, payload=payload)
+
+    def attach(self) -> None:
+        with self._at(Place.JOIN):
+            super().attach()
+
+    def leave(self) -> None:
+        if self._inner is None:
+            super().leave()
+            return
+        with self._at(Place.LEAVE):
+            super().leave()
+
+    def _before_step(self) -> None:
+        if self._attended:
+            with self._at(Place.BEFORE_STEP):
+                super()._before_step()
+        else:
+            super()._before_step()
+
+    def _after_step(self) -> None:
+        with self._at(Place.AFTER_STEP):
+            super()._after_step()
+
+    def _draw(self, supply: Supply, own: Iterator[int], count: int, split: tuple[int, int]) -> list[int]:
+        index, parts = split
+        with self._at(Place.DRAW):
+            self._drawn = super()._draw(supply, own, count * parts, (0, 1))
+            drawn = self._drawn
+        return portion(drawn, index, parts)
+
+    def _poll(self, timeout_s: float) -> None:
+        super()._poll(timeout_s)
+        now = time.monotonic()
+        if timeout_s and self._serving and now - self._spoke > SPEAK_EVERY_S:
+            self._spoke = now
+            self._ranks.check_launcher()
+            self._ranks.tell(Told.STILL)
+
+    def _stage(self, stage: Stage) -> None:
+        self._parts.tokens = self._tokens
+        super()._stage(stage)
+        self._share = self._all_tokens / self._tokens if self._tokens else self._share
+
+    def _hand_over(self, *, wait: bool) -> None:
+        if self._serving:  # all ranks have a part in it
+            super()._hand_over(wait=wait)
+
+    @property
+    def _all_tokens(self) -> int:
+        return self._parts.counted
+
+    @property
+    def _to_log(self) -> dict[str, float]:
+        logged = dict(self._log)
+        if "tokens" in logged:
+            logged["tokens"] = float(round(logged["tokens"] * self._share))
+        return logged
+
+
+class Follower(Swarm):
+    """Another rank: it does to its part of the model what the leader tells, and knows what it is told."""
+
+    def __init__(self, link: Link, replica: FollowingReplica, ranks: Ranks) -> None:
+        super().__init__(link, replica, wait_ceiling_s=math.inf)
+        self._ranks, self._parts = ranks, replica
+        self._attended = False
+        self._counts = (0, 0, 0)
+        self._drawn: list[int] = []
+
+    @property
+    def round(self) -> int:
+        return self._counts[0]
+
+    @property
+    def global_step(self) -> int:
+        return self._counts[1]
+
+    @property
+    def own_steps(self) -> int:
+        return self._counts[2]
+
+    def attach(self) -> None:
+        self._listen(Place.JOIN)
+
+    def leave(self) -> None:
+        if self._inner is not None:
+            self._listen(Place.LEAVE)
+        self.close()
+
+    def _before_step(self) -> None:
+        self._parts.before_step()
+        if self._attended:
+            self._listen(Place.BEFORE_STEP)
+
+    def _after_step(self) -> None:
+        self._listen(Place.AFTER_STEP)
+
+    def _draw(self, supply: Supply, own: Iterator[int], count: int, split: tuple[int, int]) -> list[int]:
+        self._listen(Place.DRAW)
+        return portion(self._drawn, *split)
+
+    def _send_log(self) -> None:
+        self._log.clear()
+
+    def _listen(self, place: Place) -> None:
+        """Do what the leader tells until it says to go on."""
+        self._ranks.place = place
+        try:
+            while True:
+                told, words, payload = self._ranks.hear()
+                if told == Told.GO_ON:
+                    break
+                self._obey(told, words, payload)
+        except WantrainError:
+            self.close()
+            raise
+        self._attended, self.alone = bool(words[0]), bool(words[1])
+        self._counts = (words[2], words[3], words[4])
+        self.waited_s = words[5] / _MICROSECONDS
+        if payload:
+            self.peer, self._drawn = msgpack.unpackb(payload)
+
+    def _obey(self, told: Told, words: Sequence[int], payload: bytes) -> None:
+        path = host = ""
+        if told == Told.BIND:
+            path, host, rows = msgpack.unpackb(payload)
+            self.streams = tuple(stream_of(row) for row in rows)
+        grads = told == Told.WRITE and self.streams[words[0]].state == "grad"
+        if grads:
+            refuse_scaled(self._optimizers)
+        self._parts.tokens = self._tokens
+        self._parts.obey(told, words, self.streams, path, host)
+
+
+def ranked(
+    model: nn.Module, optimizers: Sequence[torch.optim.Optimizer], ranks: Ranks, link: Link, **options: Any
+) -> Swarm:
+    """This rank's part, leader or not."""
+    if ranks.leads:
+        return Leader(link, LeadingReplica(model, optimizers, ranks), ranks, **options)
+    return Follower(link, FollowingReplica(model, optimizers, ranks), ranks)
