@@ -253,6 +253,27 @@ def test_each_failing_verdict_is_a_sentence(spoil: Callable[[Recording], None], 
     assert f"FAILED: {summary['problems'][0]}" in report.text(summary)
 
 
+def test_who_left_before_the_last_commit_need_not_have_it() -> None:
+    """A contribution that missed the last round is committed after it, when others may have left."""
+    recording = recorded()
+    _behind(recording)
+    recording.events.append({"time_s": 29.5, "from": "coordinator", "event": "left", "name": "peer-5"})
+    assert report.parity(recording)[0], "commit 10 was at 30.0 s"
+    recording.events[-1]["time_s"] = 30.5
+    assert not report.parity(recording)[0]
+
+
+def test_the_verdict_on_gossip_is_of_the_log_and_says_how_far_replicas_are_apart() -> None:
+    recording = recorded()
+    recording.settings |= {"gossip": True, "common": False}
+    recording.status["replica_spread"] = 0.00123
+    _other_model(recording)
+    summary = report.summarise(recording)
+    assert summary["ok"]
+    assert "differ by 0.0012 (standard deviation of a weight)" in summary["parity"]["text"]
+    assert "weights of peer-1" in report.text(summary)
+
+
 def test_an_empty_recording_still_gives_a_report(tmp_path: Path) -> None:
     recording = Recording(recorded().settings | {"killed": None, "newcomer": None}, failure="nothing started")
     summary = report.write(recording, tmp_path)
@@ -434,12 +455,23 @@ def test_demo_ends_a_stalled_run(
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_run_file_has_the_demo_period_in_every_method(method: str, tmp_path: Path) -> None:
-    run.write_run_file(tmp_path / "run.toml", run.DemoOptions(method=method, codec="bf16"))
+def test_run_file_has_the_demo_period_and_the_own_codec_of_every_method(method: str, tmp_path: Path) -> None:
+    run.write_run_file(tmp_path / "run.toml", run.DemoOptions(method=method))
     spec = RunSpec.load(tmp_path / "run.toml")
+    assert {stream.codec for stream in spec.streams if stream.state == "param"} == {METHODS[method].codec}
     assert [stream.every for stream in spec.streams if stream.state == "param"][0] == run.EVERY
-    assert (spec.wire.codec, spec.coordinator.bind) == ("bf16", "127.0.0.1:0")
+    assert spec.coordinator.bind == "127.0.0.1:0"
     assert (tmp_path / "run.key").exists()
+
+
+def test_the_kill_strikes_in_the_stream_that_counts_the_rounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = []
+    monkeypatch.setattr(run.Demo, "_wantrain", lambda self, *words, environment=None: given.append(environment))
+    demo = run.Demo(run.DemoOptions(peers=2, rounds=10), tmp_path, Children(tmp_path), display.make(json=True))
+    demo.recording.settings["lead"] = "param-0"
+    demo._start_peer("peer-1")
+    demo._start_peer("peer-2")
+    assert given == [{}, {"WANTRAIN_KILL_AT": "param-0#4:moving"}]
 
 
 @pytest.mark.parametrize("options", [{"peers": 1}, {"peers": 99}, {"rounds": 5}, {"rounds": 0, "churn": False}])

@@ -11,7 +11,7 @@ from wantrain.cli.options import json_option
 @click.option("--peers", default=4, show_default=True, type=click.IntRange(1, 16), help="Peers at the start.")
 @click.option("--rounds", type=click.IntRange(1), help="Rounds to train.  [default: the demo's choice]")
 @click.option("--method", default="diloco", show_default=True, help="How peers train together; see the README.")
-@click.option("--codec", default="int8", show_default=True, help="Values on the wire: fp32, bf16, int8, int4, …")
+@click.option("--codec", default="", help="Values on the wire: fp32, bf16, int8, int4, …  [default: the method's own]")
 @click.option("--no-churn", is_flag=True, help="Kill no peer and let none join.")
 @click.option("--seed", default=0, show_default=True, type=int, help="Seed of the model and the data.")
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Directory for logs and the report.")

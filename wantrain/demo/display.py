@@ -123,7 +123,7 @@ def screen(
 
 
 def _of(now: int, rounds: int) -> str:
-    return f"{now}/{rounds}" if rounds else str(now)
+    return f"{min(now, rounds)}/{rounds}" if rounds else str(now)  # a late contribution may have a sync after the last
 
 
 def _number(value: float | None, form: str) -> str:

@@ -21,7 +21,8 @@ class Recording:
 
     settings: Json
     """peers, rounds, every, batch, context, method, codec, seed, lead (the stream whose syncs are the rounds), gossip
-    (whether every peer has a model of its own) and killed / newcomer: a peer's name or None."""
+    (whether every peer has a model of its own), common (whether trainers' weights are the common ones at the end of a
+    round) and killed / newcomer: a peer's name or None."""
     samples: list[Json] = field(default_factory=list)
     """One per change of a peer's stats: time_s, peer (name) and the stats."""
     events: list[Json] = field(default_factory=list)
@@ -149,11 +150,28 @@ def parity(recording: Recording) -> tuple[bool, str]:
         if not common:
             return False, f"no commit at which every live peer reported its {what} digest"
         last = max(common)
-        # Who has nothing more to exchange leaves; pairs that others still make are of no concern to it.
-        if kind == "chain" and not gossip and last < recording.status.get("log", {}).get("head", 0):
+        head = recording.status.get("log", {}).get("head", 0)
+        # Pairs that others still make are of no concern to a peer that has nothing more to exchange.
+        if kind == "chain" and not gossip and not all(_reached(recording, name, head) for name in live):
             return False, f"not all live peers reached the last commit: the last common one is {last}"
         facts.append(f"{what} digest {seen[live[0]][last][:12]} at commit {last}")
-    return True, f"equal on {len(live)} live peers: {', '.join(facts)}"
+    sentence = f"equal on {len(live)} live peers: {', '.join(facts)}"
+    if gossip:
+        spread = recording.status.get("replica_spread")
+        differ = "" if spread is None else f" and differ by {spread:.2g} (standard deviation of a weight)"
+        sentence += f"; models are each peer's own{differ}"
+    return True, sentence
+
+
+def _reached(recording: Recording, name: str, head: int) -> bool:
+    """Whether a peer has come to the head of the log, or was not there any more when the next line was written.
+
+    Who has missed the last round contributes once more when others may have left already.
+    """
+    number = max(recording.states["chain"].get(name, {0: ""}))
+    left_s = min((e["time_s"] for e in recording.of("coordinator", "left") if e.get("name") == name), default=math.inf)
+    after = (e for e in recording.of("coordinator", "commit") if e.get("number") == number + 1)
+    return number >= head or left_s <= min((e["time_s"] for e in after), default=-math.inf)
 
 
 def summarise(recording: Recording) -> Json:
@@ -219,14 +237,14 @@ def text(summary: Json) -> str:
             "Held-out loss (nats per byte, same held-out files for all)",
             f"  at the start      {losses['start']:.3f}",
             f"  together          {losses['swarm']:.3f}   {settings['peers']} peers, {settings['rounds']} rounds"
-            f" of {settings['every']} steps",
+            f" of {settings['every']} steps" + ("" if settings.get("common", True) else ", weights of peer-1"),
             f"  one peer alone    {losses['alone']:.3f}   same {losses['steps']} steps, same initial weights and data",
         ]
     if losses.get("parameters"):
         lines += [
             f"Bytes sent per peer ({settings['codec']}), against synchronous data parallel for the same tokens",
             "  (fp32 ring all-reduce each step: 2(M-1)/M * 4N bytes,"
-            f" M={settings['peers']}, N={losses['parameters']:,})",
+            f" M={settings['peers']}, N={losses['parameters']:,}; what was sent includes the state for those who join)",
         ]
         lines += [
             f"  {name:<12} {_megabytes(row['bytes_sent'])} instead of {_megabytes(row['ddp_bytes'])}"

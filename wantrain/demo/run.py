@@ -56,7 +56,8 @@ class DemoOptions:
     rounds: int | None = None
     """None: the default of the demo."""
     method: str = "diloco"
-    codec: str = "int8"
+    codec: str = ""
+    """"": the method's own."""
     churn: bool = True
     """Kill a peer in the middle of a sync and let a newcomer join."""
     seed: int = 0
@@ -148,7 +149,13 @@ class Demo:
         self.display.update(0.0, "starting", self.rounds, {})
         first = lead(write_run_file(self.run_file, self.options).streams)
         assert first is not None, "every method has a stream of parameters"
-        self.recording.settings |= {"lead": first.name, "gossip": first.gossip}
+        own = first.gossip or first.adopt == "mix" or first.answer == "eager"
+        self.recording.settings |= {
+            "lead": first.name,
+            "gossip": first.gossip,
+            "common": not own,
+            "codec": first.codec,
+        }
         self._start_coordinator()
         for name in self.peers:
             self._start_peer(name)
@@ -176,7 +183,7 @@ class Demo:
         if number == 1:
             trainer += ["--evaluate", "--save", str(self.folder / "phi.npy")]
         # The engine's own switch: the daemon kills its process group in the middle of this sync.
-        doom = {"WANTRAIN_KILL_AT": f"param#{self.kill_round}:moving"} if name == self.doomed else {}
+        doom = {"WANTRAIN_KILL_AT": f"{self.recording.lead}#{self.kill_round}:moving"} if name == self.doomed else {}
         where = ["--name", name, "--home", str(self.folder / name), "--bind", "127.0.0.1:0", "--json"]
         self._wantrain(name, "peer", self.invite, *where, "--", *trainer, environment=doom)
 
