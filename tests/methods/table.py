@@ -41,8 +41,10 @@ class Row:
     """Whether all peers hold the same phi; else they keep its mean."""
     gradients: bool = False
     """Whether workers exchange gradients, and so make every step together."""
-    resumes: bool = True
-    """Whether everything that a peer keeps is in the saved state."""
+    private: str = ""
+    """What a trainer has at the end of a round that is not phi, and that a run that goes on from a saved state has not:
+    there everybody starts from phi, and what remains is, bit for bit, a run whose trainers all started from it at that
+    point. Where it is nothing, that is the run without any interruption."""
     lossy: str = "int8"
     """A codec that loses something, and that the method takes."""
     run: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -119,8 +121,13 @@ ROWS = (
         "diloco", {"every": 5, "nesterov": False, "outer_lr": 0.5, "momentum": 0.5}, 5,
         nesterov(0.5, 0.5, look_ahead=False), periodic(), "diloco, heavy ball",
     ),
-    Row("eager", {"every": 5}, 5, nesterov(0.4, 0.9), periodic(), resumes=False),
-    Row("delayed", {"every": 5}, 5, nesterov(0.4, 0.9), periodic(), resumes=False),
+    Row(
+        "eager", {"every": 5}, 5, nesterov(0.4, 0.9), periodic(),
+        private="a guess at the sync that is under way, and the momentum of such guesses",
+    ),
+    Row(
+        "delayed", {"every": 5}, 5, nesterov(0.4, 0.9), periodic(), private="it has phi without the sync under way",
+    ),
     Row("fedadam", {"every": 5, "outer_lr": 0.01}, 5, adaptive(lambda v, square: 0.99 * v + 0.01 * square), periodic()),
     Row(
         "fedyogi", {"every": 5, "outer_lr": 0.01}, 5,
@@ -142,14 +149,16 @@ ROWS = (
     Row(
         "streaming-diloco", {"every": 6, "fragments": 2, "split": "balanced"}, 6, nesterov(0.4, 0.9),
         lambda steps: {"param-0": (steps + 3) // 6, "param-1": steps // 6}, "streaming-diloco, two fragments",
-        elements={"param-0": 21000, "param-1": 3}, offset=3, exact=False, resumes=False,
+        elements={"param-0": 21000, "param-1": 3}, offset=3, exact=False,
+        private="steps since a fragment's last sync, and weights that are yet to be mixed with it",
     ),
     Row(
         "sparta", {"parts": 4}, 4, mean(), lambda steps: {f"param-{k}": (steps + 3 - k) // 4 for k in range(4)},
-        elements={f"param-{k}": between(k, 4, 0, 21003) for k in range(4)}, offset=1, exact=False, resumes=False,
+        elements={f"param-{k}": between(k, 4, 0, 21003) for k in range(4)}, offset=1, exact=False,
+        private="steps since a part's last exchange",
     ),
     Row(
-        "noloco", {"every": 5}, 5, nesterov(0.7, 0.5, look_ahead=False), periodic(), common=False, resumes=False,
+        "noloco", {"every": 5}, 5, nesterov(0.7, 0.5, look_ahead=False), periodic(), common=False,
         lossy="bf16",
     ),
     Row(

@@ -5,14 +5,13 @@ import torch
 
 from tests.methods.table import LR, ROWS, Row, codec_bytes, constant, equal, members, regression, slope
 from wantrain.optimizers.method import METHODS
-from wantrain.sim import Join, Kill, Leave, Pace, Result
+from wantrain.sim import Join, Kill, Leave, Pace, Restart, Result
 
 rows = pytest.mark.parametrize("row", ROWS, ids=str)
 exact = pytest.mark.parametrize("row", [row for row in ROWS if row.exact], ids=str)
 averaged = pytest.mark.parametrize("row", [row for row in ROWS if row.exact and row.common], ids=str)
 gossiping = pytest.mark.parametrize("row", [row for row in ROWS if not row.common], ids=str)
 common = pytest.mark.parametrize("row", [row for row in ROWS if row.common], ids=str)
-resuming = pytest.mark.parametrize("row", [row for row in ROWS if row.resumes], ids=str)
 averaging = pytest.mark.parametrize("row", [row for row in ROWS if row.averages], ids=str)
 
 
@@ -129,18 +128,33 @@ def test_an_aborted_attempt_leaves_no_trace(row: Row) -> None:
     assert equal(during.state_dict, before.state_dict)
 
 
-@resuming
-def test_a_resumed_run_is_one_without_interruption(row: Row) -> None:
-    """Bit for bit: what was saved is all that matters."""
-    whole = row.train(regression(), peers=3, steps=8 * row.every, codec=row.lossy)
-    half = row.train(regression(), peers=3, steps=4 * row.every, codec=row.lossy)
-    rest = row.train(regression(), peers=3, steps=8 * row.every, codec=row.lossy, resume=half)
-    assert len(rest.commits) == len(whole.commits) > len(half.commits)
-    assert equal(rest.state_dict, whole.state_dict)
-    assert not equal(half.state_dict, whole.state_dict)
-    assert [w.losses for w in whole.workers] == [
-        a.losses + b.losses for a, b in zip(half.workers, rest.workers, strict=True)
-    ]
+@rows
+def test_a_resumed_run_is_one_whose_trainers_all_started_from_phi_there(row: Row) -> None:
+    """Bit for bit: phi, outer state and place in the log are in what was saved, and nothing else of the run matters.
+
+    With more than two replicas it is drawn anew who meets whom.
+    """
+    steps, peers = 4 * row.every, 3 if row.common else 2
+    half = row.train(regression(), peers=peers, steps=steps, codec=row.lossy)
+    rest = row.train(regression(), peers=peers, steps=2 * steps, codec=row.lossy, resume=half)
+    anew = row.train(regression(), peers=peers, steps=2 * steps, codec=row.lossy, churn=[Restart(steps)])
+    whole = row.train(regression(), peers=peers, steps=2 * steps, codec=row.lossy)
+    losses = [one.losses + other.losses for one, other in zip(half.workers, rest.workers, strict=True)]
+    for run in (anew,) if row.private else (anew, whole):
+        assert [commit.chain for commit in rest.commits] == [commit.chain for commit in run.commits]
+        assert equal(rest.state_dict, run.state_dict)
+        assert losses == [worker.losses for worker in run.workers]
+    assert equal(rest.state_dict, whole.state_dict) == (not row.private), "the table says whether anything is lost"
+    assert len(rest.commits) > len(half.commits)
+
+
+@gossiping
+def test_every_replica_goes_on_from_its_own_state(row: Row) -> None:
+    half = row.train(regression(), peers=4, steps=4 * row.every, codec=row.lossy)
+    rest = row.train(regression(), peers=4, steps=4 * row.every, codec=row.lossy, resume=half)
+    for one, other in zip(half.workers, rest.workers, strict=True):
+        assert equal(one.state_dict, other.state_dict)
+    assert not equal(rest.workers[0].state_dict, rest.workers[1].state_dict)
 
 
 @rows

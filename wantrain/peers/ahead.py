@@ -56,13 +56,17 @@ class Ahead:
         self._owed = keep and not self._orphaned
 
     def trainer_left(self) -> None:
-        """The next contribution is another trainer's."""
+        """The next contribution is another trainer's, who starts from phi: nothing is private yet."""
         self._orphaned = True
         self._owed = False
+        self._begin()
 
     def forget(self) -> None:
         """The history that this comes from is over, and that of the contribution in use with it."""
         self._owed, self._orphaned = False, True
+        self._begin()
+
+    def _begin(self) -> None:
         for slot in self._private:
             slot.zero_()
 

@@ -245,6 +245,11 @@ class Participant:
         return self._mine.gives_genesis and self._welcome is not None and self._welcome.head < 0
 
     @property
+    def in_flight(self) -> bool:
+        """Whether the trainer has given something that is not decided, or this peer takes part in a sync."""
+        return self._mine.outstanding or bool(self._attempts.running)
+
+    @property
     def saving(self) -> bool:
         """Whether the state is being read to be saved, and must stay as it is."""
         return self._saving.holds
@@ -801,11 +806,10 @@ class Participant:
         assert self._leaving is not None
         reason, since = self._leaving
         heirs = [member.current for member in self.members.values()]
-        in_flight = self._mine.outstanding or bool(self._attempts.running)
         needed = self.complete and bool(heirs) and (not any(heirs) or self._sole > 0)
         # The last report is to say what state was reached.
         undigested = self.complete and self.digested != self.applied
-        if (in_flight or undigested) and now - since < LEAVE_PATIENCE_S and self._up:
+        if (self.in_flight or undigested) and now - since < LEAVE_PATIENCE_S and self._up:
             return []
         if needed and now - since < HEIR_PATIENCE_S and self._up:
             return []

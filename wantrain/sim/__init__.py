@@ -7,9 +7,9 @@
 coordinator, peers, codecs, and the trainers' side of `wantrain.join`.
 """
 
-from wantrain.sim.churn import Join, Kill, Leave, Pace
+from wantrain.sim.churn import Join, Kill, Leave, Pace, Restart
 from wantrain.sim.result import Result, Round, WorkerResult
 from wantrain.sim.run import train
 from wantrain.sim.trainer import Worker
 
-__all__ = ["Join", "Kill", "Leave", "Pace", "Result", "Round", "Worker", "WorkerResult", "train"]
+__all__ = ["Join", "Kill", "Leave", "Pace", "Restart", "Result", "Round", "Worker", "WorkerResult", "train"]

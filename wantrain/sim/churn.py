@@ -50,7 +50,17 @@ class Pace:
     """Steps that it makes in the time of one usual step."""
 
 
-Churn: TypeAlias = Join | Leave | Kill | Pace
+@dataclass(frozen=True, slots=True)
+class Restart:
+    """All trainers end and start again from what their peers hold, which go on; what was not contributed is lost.
+
+    Each stops as soon as it has counted so many steps of the run, and all begin anew once no sync is under way.
+    """
+
+    step: int
+
+
+Churn: TypeAlias = Join | Leave | Kill | Pace | Restart
 
 
 def check(churn: Sequence[Churn], workers: int) -> None:
@@ -60,7 +70,13 @@ def check(churn: Sequence[Churn], workers: int) -> None:
         ConfigError: no such worker, or a time, pace or sync that cannot be.
     """
     workers += sum(isinstance(change, Join) for change in churn)
+    if sum(isinstance(change, Restart) for change in churn) > 1:
+        raise ConfigError("churn: several Restarts, allowed is one", hint="resume a run for another one")
     for change in churn:
+        if isinstance(change, Restart):
+            if not change.step >= 1:
+                raise ConfigError(f"churn: {change}: step is {change.step}, allowed is 1 and more")
+            continue
         if not isinstance(change, Join) and not 0 <= change.worker < workers:
             raise ConfigError(
                 f"churn: {change}: there is no such worker, they are 0 to {workers - 1}",

@@ -19,7 +19,7 @@ from wantrain.peers.memory_store import MemoryStore
 from wantrain.peers.messages import COORDINATOR
 from wantrain.peers.place import segment_directory
 from wantrain.sim import churn as churning
-from wantrain.sim.churn import Churn, Join, Kill, Leave, Pace
+from wantrain.sim.churn import Churn, Join, Kill, Leave, Pace, Restart
 from wantrain.sim.coordinator import VirtualCoordinator
 from wantrain.sim.result import Result, Round, phi_of
 from wantrain.sim.site import HIGH_WATER, Kept, Site
@@ -172,7 +172,11 @@ class _World:
         self._seen = len(self.store.records)
         """Commits that somebody has applied."""
         self._to_begin: set[int] = set()
-        """Workers of the start that are not there yet."""
+        """Workers of the start that are not there yet, or of those who start again."""
+        self._open = False
+        """Whether they may train."""
+        self._at_restart: set[int] = set()
+        """Workers that have come to the step at which all start again."""
         self._began_s = -1.0
         self._coming = sum(isinstance(change, Join) for change in churn)
         self._moved = (0, 0.0)
@@ -227,25 +231,32 @@ class _World:
             wait_ceiling_s=self.spec.sync.wait_ceiling_s,
             begin=lambda: self._begin(number, task),
             finish=lambda: self._finish(number, task),
+            restart=next((change.step for change in self.churn if isinstance(change, Restart)), 0),
+            settle=lambda: self._settle(number, task),
+            again=lambda: self.sites[number].trainer_again(),
         )
         self._stop_if_over()
 
     def _begin(self, number: int, task: Task) -> float:
-        """Wait until all workers of the start are there; when training began."""
+        """Wait until all workers of the start are there, or of a restart; when training began."""
         if number not in self._to_begin:
             return self._began_s
         self._to_begin.remove(number)
         if self._to_begin:
-            while self._began_s < 0:
+            while not self._open:
                 task.pause(self.timeline.now() + STALL_S)
             return self._began_s
-        while len(self.coordinator.core.membership.members) < len(self.trainers):
+        again = self._began_s >= 0
+        while not again and len(self.coordinator.core.membership.members) < len(self.trainers):
             task.pause(self.timeline.now() + SETTLE_S)
-        if self.saved is not None:  # until then nobody waits for a trainer that was started again
-            task.pause(self.timeline.now() + self.spec.sync.grace_ceiling_s + SETTLE_S)
-        self._began_s = self.timeline.now()
-        self._look_at(self.sites[number], (), last=False)
-        self._plan()
+        if again or self.saved is not None:  # until then nobody waits for a trainer that was started again
+            settled_s = self.spec.sync.grace_ceiling_s + 2 * self.spec.liveness.heartbeat_s
+            task.pause(self.timeline.now() + settled_s)
+        self._open = True
+        if not again:
+            self._began_s = self.timeline.now()
+            self._look_at(self.sites[number], (), last=False)
+            self._plan()
         for other in self.tasks.values():
             if other is not task:
                 other.wake()
@@ -258,6 +269,17 @@ class _World:
             site.alive and not site.left and site.peer.core.applied < len(self.store.records)
             for other, site in self.sites.items()
             if other != number and self.trainers[other].result.ended != "killed"
+        ):
+            task.pause(self.timeline.now() + SETTLE_S)
+
+    def _settle(self, number: int, task: Task) -> None:
+        """Wait until all trainers are here, and what they have contributed is decided."""
+        self._at_restart.add(number)
+        self._to_begin.add(number)
+        self._open = False
+        task.pause(self.timeline.now() + SETTLE_S)  # what it has just staged is still to come to its peer
+        while any(t.result.ended == "training" and k not in self._at_restart for k, t in self.trainers.items()) or any(
+            site.alive and not site.left and not site.settled(len(self.store.records)) for site in self.sites.values()
         ):
             task.pause(self.timeline.now() + SETTLE_S)
 

@@ -200,6 +200,15 @@ class Site:
         """Whether the state at hand is one of the run's."""
         return self.engine is not None and self.peer.core.complete
 
+    def settled(self, number: int) -> bool:
+        """Whether it has applied the commit log up to this line, and nothing that its trainer gave is undecided."""
+        return self.peer.core.applied >= number and not self.peer.core.in_flight
+
+    def trainer_again(self) -> None:
+        """The trainer has ended without a word, and is started again."""
+        self.peer.trainer_gone(self.timeline.now())
+        self.peer.trainer_starting(self.timeline.now())
+
     # ---- Surroundings
 
     def send(self, to: str, record: Record) -> bool:

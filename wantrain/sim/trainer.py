@@ -116,6 +116,9 @@ class Trainer:
         wait_ceiling_s: float,
         begin: Callable[[], float],
         finish: Callable[[], None],
+        restart: int = 0,
+        settle: Callable[[], None] = lambda: None,
+        again: Callable[[], None] = lambda: None,
     ) -> None:
         """Train until the run has made so many steps, or the worker is to leave; in the task's thread.
 
@@ -128,28 +131,37 @@ class Trainer:
             wait_ceiling_s: see `wantrain.session.Swarm`.
             begin: called when the run's weights are here; blocks until training begins; when that was.
             finish: called after the last step; blocks until it may leave.
+            restart: the run's step at which it ends and starts again; 0: none.
+            settle: called then; blocks until nothing that it has contributed is under way.
+            again: called when it has ended.
         """
         worker, result = self.prepare(), self.result
-        self.link = link = TrainerLink(hub, TRAINER, LOCAL_RUN)
-        link.task, link.timeline = task, timeline
         optimizers = in_order(worker.optimizer)
-        replica = Replica(worker.model, optimizers)
-        swarm = self.swarm = Swarm(link, replica, wait_ceiling_s=wait_ceiling_s, clock=timeline)
         try:
-            link.connect(DAEMON, "", b"")
-            swarm.attach()
-            swarm.hook(optimizers)
-            began_s = begin()
-            while swarm.global_step < steps and not self.leaving:
-                task.pause(timeline.now() + step_s / self.pace)
-                if worker.tokens:
-                    swarm.tokens(worker.tokens)
-                made = swarm.own_steps
-                loss = float(worker.step())
-                if swarm.own_steps > made:
-                    result.losses.append(loss)
-                    result.step_times_s.append(timeline.now() - began_s)
-                result.waited_s = swarm.waited_s
+            for goal in (*([restart] if restart else []), steps):
+                self.link = link = TrainerLink(hub, TRAINER, LOCAL_RUN)
+                link.task, link.timeline = task, timeline
+                replica = Replica(worker.model, optimizers)
+                swarm = self.swarm = Swarm(link, replica, wait_ceiling_s=wait_ceiling_s, clock=timeline)
+                link.connect(DAEMON, "", b"")
+                swarm.attach()
+                swarm.hook(optimizers)
+                began_s, waited_s = begin(), result.waited_s
+                while swarm.global_step < goal and not self.leaving:
+                    task.pause(timeline.now() + step_s / self.pace)
+                    if worker.tokens:
+                        swarm.tokens(worker.tokens)
+                    made = swarm.own_steps
+                    loss = float(worker.step())
+                    if swarm.own_steps > made:
+                        result.losses.append(loss)
+                        result.step_times_s.append(timeline.now() - began_s)
+                    result.waited_s = waited_s + swarm.waited_s
+                if self.leaving or goal == steps:
+                    break
+                settle()
+                swarm.close()
+                again()
             result.ended = "left" if self.leaving else "finished"
             finish()
             swarm.leave()
@@ -157,5 +169,6 @@ class Trainer:
             error.add_note(f"in worker {self._number} of the simulated run, after {len(result.losses)} steps")
             raise
         finally:
-            swarm.close()
+            if self.swarm is not None:
+                self.swarm.close()
             self.random = torch.get_rng_state()
