@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from tests.unit.lockstep import Lockstep, Worker, take_over
 from wantrain.errors import ConfigError
-from wantrain.inner_state import InnerState
+from wantrain.inner_state import InnerState, mu_product
 from wantrain.optimizers.merge import merge
 from wantrain.optimizers.method import build
 from wantrain.optimizers.stream import Stream, Wire
@@ -126,11 +126,33 @@ def test_each_moment_is_common_after_its_own_period(run: Run) -> None:
         assert torch.equal(moment(first, "exp_avg_sq"), moment(second, "exp_avg_sq")) == (step % 12 == 0)
 
 
+def relative(kind: Any, **options: Any) -> Make:
+    """Another optimizer that keeps Adam's moments."""
+
+    def make(_: int) -> tuple[nn.Module, torch.optim.Optimizer]:
+        model = model_of(1)
+        return model, kind(model.parameters(), lr=0.01, **options)
+
+    return make
+
+
+ADAMS: dict[str, Make] = {
+    "AdamW": adam,
+    "NAdam": relative(torch.optim.NAdam, momentum_decay=0.01),
+    "NAdam, one at a time": relative(torch.optim.NAdam, foreach=False),
+    "RAdam": relative(torch.optim.RAdam),
+}
+
+
+@pytest.mark.parametrize("adam", ADAMS.values(), ids=ADAMS.keys())
 @pytest.mark.parametrize("name", ["local-adam", "ddp"])
-def test_a_newcomer_has_the_moments_and_counts_steps_as_the_others(run: Run, name: str, tmp_path: Path) -> None:
+def test_a_newcomer_has_the_moments_and_counts_steps_as_the_others(
+    run: Run, name: str, adam: Make, tmp_path: Path
+) -> None:
+    """Whatever the optimizer counts, by any name: bit for bit as those who were there from the start."""
     options = {"every": 4} if name == "local-adam" else {"resync": 4, "moments": True}
     rows = build(name, options, EXACT)
-    lockstep = run(rows, 2)
+    lockstep = run(rows, 2, adam)
     train(lockstep, range(8))
     newcomer = Worker(*adam(0), rows, tmp_path / "new")
     take_over(lockstep.workers[0], newcomer)
@@ -142,8 +164,10 @@ def test_a_newcomer_has_the_moments_and_counts_steps_as_the_others(run: Run, nam
     for key in MOMENTS:
         assert torch.equal(moment(newcomer, key), moment(old, key))
         assert moment(newcomer, key).any()
-    steps = {float(newcomer.optimizer.state[p]["step"]) for p in newcomer.model.parameters()}
-    assert steps == {8.0} == {float(old.optimizer.state[p]["step"]) for p in old.model.parameters()}
+    for ours, theirs in zip(newcomer.optimizer.state.values(), old.optimizer.state.values(), strict=True):
+        assert ours.keys() == theirs.keys()
+        assert ours["step"] == 8.0
+        assert all(torch.equal(ours[key], theirs[key]) for key in ours)
     lockstep.workers.append(newcomer)
     train(lockstep, range(8, 12))
     assert all(torch.equal(moment(worker, "exp_avg"), moment(old, "exp_avg")) for worker in lockstep.workers)
@@ -159,6 +183,8 @@ OPTIMIZERS: dict[str, Callable[[list[nn.Parameter]], torch.optim.Optimizer]] = {
     "Adam": lambda p: torch.optim.Adam(p, lr=0.1, weight_decay=0.1),
     "AdamW": lambda p: torch.optim.AdamW(p, lr=torch.tensor(0.1), weight_decay=0.1),
     "amsgrad": lambda p: torch.optim.AdamW(p, lr=0.1, amsgrad=True),
+    "NAdam": lambda p: torch.optim.NAdam(p, lr=0.1, weight_decay=0.1),
+    "RAdam": lambda p: torch.optim.RAdam(p, lr=0.1),
     "SGD": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, weight_decay=0.1),
     "Muon": lambda p: torch.optim.Muon(p, lr=0.1),
 }
@@ -202,6 +228,35 @@ def test_an_optimizer_that_keeps_no_such_state_is_refused() -> None:
         InnerState({"w": weight}, (torch.optim.SGD([weight], lr=0.1),)).prepare({"momentum_buffer"})
     with pytest.raises(ConfigError, match="not among the optimizer's parameters"):
         InnerState({"w": weight}, (torch.optim.Adam([nn.Parameter(torch.zeros(2))]),)).prepare({"exp_avg"})
+
+
+class Counting(torch.optim.AdamW):
+    """An AdamW that keeps one more number for each parameter."""
+
+    def step(self, closure: Any = None) -> Any:
+        super().step(closure)
+        for parameter in self.param_groups[0]["params"]:
+            self.state[parameter]["warmth"] = 1.0
+
+
+def test_an_optimizer_with_numbers_that_nobody_could_tell_a_newcomer_is_refused() -> None:
+    weight = nn.Parameter(torch.zeros(2))
+    with pytest.raises(ConfigError, match="Counting keeps warmth for w") as caught:
+        InnerState({"w": weight}, (Counting([weight], lr=0.1),)).prepare(MOMENTS)
+    assert caught.value.hint
+    with pytest.raises(ConfigError, match="exp_avg_sq, which Adamax does not keep"):
+        InnerState({"w": weight}, (torch.optim.Adamax([weight]),)).prepare(MOMENTS)
+
+
+def test_a_product_of_momenta_too_small_for_any_number_is_found_at_once() -> None:
+    late = mu_product(10**9, 0.9, 4e-3, torch.float32)
+    assert 0.0 <= late < 1e-40
+    assert mu_product(0, 0.9, 4e-3, torch.float32) == 1.0
+
+
+def test_a_parameter_that_is_one_number_has_its_moments() -> None:
+    weight = nn.Parameter(torch.tensor(1.0))
+    InnerState({"w": weight}, (torch.optim.NAdam([weight], lr=0.1),)).prepare(MOMENTS)
 
 
 # ---- the toy of the paper, smaller: Rosenbrock's valley with noisy gradients

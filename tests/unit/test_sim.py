@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import wantrain.sim
 from wantrain.errors import ConfigError, RefusedError, WantrainError
-from wantrain.sim import Join, Kill, Leave, Pace, Worker, train
+from wantrain.sim import Join, Kill, Leave, Pace, Restart, Worker, train
 
 ROOT = Path(__file__).parents[2]
 Built = tuple[nn.Module, torch.optim.Optimizer, Callable[[], Tensor]]
@@ -192,6 +192,8 @@ def test_a_run_that_nobody_is_left_of_fails() -> None:
         ({"churn": [Kill(worker=1)]}, "allowed is either at >= 0 or sync >= 1"),
         ({"churn": [Join(-1)]}, "at is -1"),
         ({"churn": [Pace(1, worker=0, pace=0)]}, "pace is 0"),
+        ({"churn": [Restart(0)]}, "step is 0"),
+        ({"churn": [Restart(4), Restart(8)]}, "several Restarts"),
     ],
 )
 def test_what_cannot_be_used_is_refused_in_words(arguments: dict[str, Any], words: str) -> None:

@@ -75,7 +75,7 @@ def check(churn: Sequence[Churn], workers: int) -> None:
     for change in churn:
         if isinstance(change, Restart):
             if not change.step >= 1:
-                raise ConfigError(f"churn: {change}: step is {change.step}, allowed is 1 and more")
+                raise ConfigError(f"churn: {change}: step is {change.step}, allowed is 1 and more", hint="a sync's")
             continue
         if not isinstance(change, Join) and not 0 <= change.worker < workers:
             raise ConfigError(
