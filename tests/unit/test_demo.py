@@ -231,6 +231,11 @@ def _never_in(recording: Recording) -> None:
             line["contributors"] = [name for name in line["contributors"] if name != "peer-5"]
 
 
+def _too_late(recording: Recording) -> None:
+    _never_in(recording)
+    next(line for line in recording.events if line.get("kind") == "start")["index"] = 10
+
+
 @pytest.mark.parametrize(
     ("spoil", "sentence"),
     [
@@ -242,6 +247,7 @@ def _never_in(recording: Recording) -> None:
         (_worse, "did not improve"),
         (_not_a_number, "did not improve"),
         (_never_in, "peer-5 joined and never contributed"),
+        (_too_late, "had the weights after round 10 of 10; give more --rounds"),
     ],
 )
 def test_each_failing_verdict_is_a_sentence(spoil: Callable[[Recording], None], sentence: str) -> None:

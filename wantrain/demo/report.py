@@ -112,6 +112,13 @@ def churn(recording: Recording) -> list[Json]:
     return found
 
 
+def _too_late(entry: Json, rounds: int) -> str:
+    """If a newcomer's trainer was there too late to contribute, that."""
+    ready_at = entry["ready_at"]
+    late = ready_at is not None and ready_at >= rounds - 1
+    return f": its trainer had the weights after round {ready_at} of {rounds}; give more --rounds" if late else ""
+
+
 def _arrival(recording: Recording, name: str) -> Json:
     """After which round a newcomer was ready (its trainer had the run's weights), and in which it first contributed."""
     starts = [line for line in recording.of(name, "granted") if line.get("kind") == "start"]
@@ -186,7 +193,7 @@ def summarise(recording: Recording) -> Json:
     happened = churn(recording)
     if not recording.failure:
         problems += [
-            f"{entry['peer']} joined and never contributed"
+            f"{entry['peer']} joined and never contributed{_too_late(entry, settings['rounds'])}"
             for entry in happened
             if entry["event"] == "joins" and entry["rounds_to_contribute"] is None
         ]
