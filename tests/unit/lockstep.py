@@ -11,16 +11,20 @@ from wantrain.peers.engine import Engine
 from wantrain.peers.messages import Granted
 from wantrain.peers.trainer import Adopt, AfterStep, BeforeStep, Stage, TrainerCore, TrainerEffect
 from wantrain.replica import Replica
+from wantrain.transport.codec import codec
+from wantrain.transport.device import CodecOf
 
 
 class Worker:
     """One peer: what its daemon holds, and its trainer."""
 
-    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, streams: Sequence[Stream], path: Path):
+    def __init__(
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, streams: Sequence[Stream], path: Path, codecs: CodecOf
+    ):
         self.model, self.optimizer = model, optimizer
         self.streams = {stream.name: stream for stream in streams}
         self.replica = Replica(model, (optimizer,))
-        self.engine = Engine(self.replica.manifest, streams)
+        self.engine = Engine(self.replica.manifest, streams, codecs)
         self.engine.open_segment(path)
         self.core = TrainerCore(streams)
         self.serials: dict[str, int] = {}
@@ -67,6 +71,7 @@ class Lockstep:
         streams: of the method.
         folder: for memory.
         late_steps: inner steps from a commit to its adoption, unless a trainer waits for it.
+        codecs: of the engines.
     """
 
     def __init__(
@@ -76,10 +81,11 @@ class Lockstep:
         streams: Sequence[Stream],
         folder: Path,
         late_steps: int = 0,
+        codecs: CodecOf = codec,
     ) -> None:
         folder.mkdir(exist_ok=True)
         self.streams = tuple(streams)
-        self.workers = [Worker(*make(k), streams, folder / str(k)) for k in range(peers)]
+        self.workers = [Worker(*make(k), streams, folder / str(k), codecs) for k in range(peers)]
         self.indices = {stream.name: 0 for stream in streams}
         self._late_steps = late_steps
         self._on_the_way: dict[str, int] = {}

@@ -47,4 +47,15 @@ def test_the_trainers_own_cost_is_counted_by_step_and_by_round() -> None:
     assert (row["every"], row["rounds"]) == (2, 2)
     assert 0 < row["hooks_ms"] <= row["round_ms"] < 1e6
     assert row["share"] == pytest.approx(row["hooks_ms"] / row["step_ms"])
+    assert row["stall_ms"] == pytest.approx(row["with_ms"] - row["alone_ms"])
+    assert row["staged_ms"] > 0
+    assert row["waited_ms"] > 0
+    assert (row["device"], row["delay"], row["device_bytes"]) == ("cpu", 0, 0)
     assert "1,053,216 parameters, a sync every 2 steps" in shown(trainer.table(row))
+
+
+def test_the_trainers_own_cost_is_measured_on_a_device_that_is_there() -> None:
+    with pytest.raises(ConfigError, match="device is 'tpu'"):
+        trainer.measure(2, 2, lambda _: None, device="tpu")
+    with pytest.raises(ConfigError, match="delay is 3, allowed is 0 to 2"):
+        trainer.measure(2, 2, lambda _: None, delay=3)

@@ -386,10 +386,11 @@ def test_peer_passes_its_options_on_and_exits_with_the_daemons_value(fake: Calla
     assert wantrain("peer", INVITE, "--", "python", "train.py", "--name", "mine", "--").exit_code == 7
     options = ["--name", "b", "--home", "h", "--bind", "0.0.0.0:9", "--max-restarts", 0, "--give-up", "5s"]
     options += ["--max-upload", "50mbit", "--max-upload-per-peer", "800kbit"]
-    options += ["--checkpoints", "c", "--resume", "r", "--initial", "i"]
+    options += ["--checkpoints", "c", "--resume", "r", "--initial", "i", "--device", "cuda:1"]
     assert wantrain("peer", INVITE, *options, "--advertise", "b:9", "--json", "--", "true").exit_code == 7
     defaults = {"bind": "0.0.0.0:0", "advertise": None, "max_restarts": 3, "give_up_s": 300.0}
     defaults |= {"max_upload_bytes_per_s": None, "max_upload_per_peer_bytes_per_s": None, "wishes": Wishes()}
+    defaults["device"] = "cpu"
     assert calls == [
         ((INVITE, ("python", "train.py", "--name", "mine", "--")), {"name": None, "home": None} | defaults),
         (
@@ -404,6 +405,7 @@ def test_peer_passes_its_options_on_and_exits_with_the_daemons_value(fake: Calla
                 "max_upload_bytes_per_s": 6.25e6,
                 "max_upload_per_peer_bytes_per_s": 1e5,
                 "wishes": Wishes(Path("c"), Path("r"), Path("i")),
+                "device": "cuda:1",
             },
         ),
     ]

@@ -22,7 +22,7 @@ METHODS: dict[str, dict[str, object]] = {
     "ddp": {},
     "local-sgd": {"every": 2},
     "diloco": {"every": 4, "delay": 1},
-    "streaming-diloco": {"every": 4, "delay": 1},
+    "streaming-diloco": {"every": 4, "delay": 1, "split": "balanced", "fragments": 2},
     "sparta": {},
 }
 

@@ -85,3 +85,11 @@ def test_the_doctor_needs_no_torch_and_knows_the_codecs_that_a_peer_has() -> Non
         "from wantrain.transport.codec import CODECS; assert NAMES == tuple(sorted(CODECS))"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], check=False).returncode == 0
+
+
+def test_a_device_is_looked_at_if_one_is_named() -> None:
+    (finding,) = [found for found in Doctor("", device="cuda:99")._host(Path(), 0) if found.check == "device"]
+    assert finding.level == "fail"
+    assert "device is 'cuda:99', and PyTorch finds" in finding.text
+    assert "--device cpu always works" in finding.next
+    assert "device" not in {found.check for found in Doctor("")._host(Path(), 0)}

@@ -1,4 +1,4 @@
-"""What taking part costs the training loop itself: hooks, staging and adoption, as a share of the demo model's step."""
+"""What taking part costs the training loop itself: hooks, stall per sync, device memory; with the demo's model."""
 
 import tempfile
 import threading
@@ -13,13 +13,14 @@ import torch
 from rich.table import Table
 
 from wantrain.demo import train
-from wantrain.errors import WantrainError
+from wantrain.errors import ConfigError, WantrainError
 from wantrain.optimizers.stream import Stream
 from wantrain.peers.engine import Engine
 from wantrain.peers.messages import Attach, Attached, Contribute, Detach, Detached, Granted, Record, pack, unpack
 from wantrain.peers.shared_memory import LOCAL_RUN
 from wantrain.replica import Replica
 from wantrain.session import DAEMON, Swarm
+from wantrain.transport.device import device_of
 from wantrain.transport.link import Received
 from wantrain.transport.zmq_link import ZmqLink
 
@@ -83,29 +84,65 @@ class _Beside(threading.Thread):
                 return []
 
 
-def measure(every: int, rounds: int, progress: Callable[[str], None]) -> dict[str, Any]:
+def measure(
+    every: int, rounds: int, progress: Callable[[str], None], *, device: str = "cpu", delay: int = 0
+) -> dict[str, Any]:
     """On one thread, train the demo's model for `rounds` rounds of `every` steps beside a peer, and time the hooks.
 
+    The same loop without a peer makes its rounds in turn with it.
+
+    Args:
+        every: inner steps of a round.
+        rounds: that count.
+        progress: is told what is done.
+        device: of the model, "cpu" or "cuda", also with a number.
+        delay: inner steps that are made while an exchange is under way.
+
     Returns:
-        `parameters`, `every`, `rounds`; `step_ms`: median of a whole inner step without its hooks; `hooks_ms`: mean
-        time in hooks per step, without waiting; `round_ms`: of the step that ends a round; `between_ms`: median of the
-        others; `share`: hooks_ms over step_ms.
+        `parameters`, `every`, `rounds`, `delay`, `device`; `step_ms`: median of a whole inner step without its hooks;
+        `hooks_ms`: mean time in hooks per step, without waiting; `round_ms`: of the step that ends a round;
+        `between_ms`: median of the others; `share`: hooks_ms over step_ms; `alone_ms`: median of a round of the loop
+        without a peer; `with_ms`: with it, less what was waited; `stall_ms`: the difference; `staged_ms`: mean of what
+        this thread spends on copies in a round; `waited_ms`: on waiting; `device_bytes`: how much more of the device's
+        memory is allocated at most in rounds with a peer, 0 on the CPU.
 
     Raises:
+        ConfigError: there is no such device, or the delay is longer than a round.
         WantrainError: the peer beside the trainer has failed.
     """
+    if not 0 <= delay <= every:
+        raise ConfigError(f"delay is {delay}, allowed is 0 to {every}, the steps of a round")
+    found = device_of(device)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        return _measured(every, rounds, progress)
+        return _measured(every, rounds, delay, progress, found)
     finally:
         torch.set_num_threads(threads)
 
 
-def _measured(every: int, rounds: int, progress: Callable[[str], None]) -> dict[str, Any]:
-    loop = train.Loop(train.parse([]))
+def _settled(device: torch.device) -> float:
+    """The time, when the device has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def _peak_bytes(device: torch.device) -> int:
+    """The most of the device's memory that was taken since this was called last; 0 on the CPU."""
+    if device.type != "cuda":
+        return 0
+    peak = torch.cuda.max_memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    return peak
+
+
+def _measured(
+    every: int, rounds: int, delay: int, progress: Callable[[str], None], device: torch.device
+) -> dict[str, Any]:
+    alone, loop = (train.Loop(train.parse([]), device) for _ in range(2))
     parameters = sum(p.numel() for p in loop.model.parameters())
-    stream = Stream("param", every=every, merge="nesterov", codec="fp32")
+    stream = Stream("param", every=every, merge="nesterov", codec="fp32", delay=delay)
     with tempfile.TemporaryDirectory(prefix="wantrain-") as folder:
         beside = _Beside(Path(folder), stream)
         beside.start()
@@ -128,14 +165,29 @@ def _measured(every: int, rounds: int, progress: Callable[[str], None]) -> dict[
             loop.optimizer.register_step_post_hook(timed(swarm._after_step))
             hooks_s, steps_s = [], []
             progress(f"{parameters:,} parameters, {rounds} rounds of {every} steps …")
-            for step in range(WARM_UP_STEPS + rounds * every):
-                timings.clear()
-                began, waited_s = time.perf_counter(), swarm.waited_s
+            for _ in range(WARM_UP_STEPS):
+                alone.step()
                 loop.step()
-                whole_s = time.perf_counter() - began - (swarm.waited_s - waited_s)
-                if step >= WARM_UP_STEPS:
+            alone_s, with_s, peaks = [], [], ([0], [0])
+            _peak_bytes(device)
+            staged_s, waited_s = swarm.staged_s, swarm.waited_s
+            for _ in range(rounds):
+                began = _settled(device)
+                for _ in range(every):
+                    alone.step()
+                alone_s.append(_settled(device) - began)
+                peaks[0].append(_peak_bytes(device))
+                began, waited_before_s = _settled(device), swarm.waited_s
+                for _ in range(every):
+                    step_began, waited_in_step_s = time.perf_counter(), swarm.waited_s
+                    timings.clear()
+                    loop.step()
+                    whole_s = time.perf_counter() - step_began - (swarm.waited_s - waited_in_step_s)
                     hooks_s.append(sum(timings))
                     steps_s.append(whole_s - sum(timings))
+                with_s.append(_settled(device) - began - (swarm.waited_s - waited_before_s))
+                peaks[1].append(_peak_bytes(device))
+            staged_s, waited_s = swarm.staged_s - staged_s, swarm.waited_s - waited_s
             swarm.leave()
         finally:
             swarm.close()
@@ -152,6 +204,14 @@ def _measured(every: int, rounds: int, progress: Callable[[str], None]) -> dict[
         "round_ms": 1e3 * median(ends),
         "between_ms": 1e3 * median(hooks_s),
         "share": sum(hooks_s) / len(hooks_s) / median(steps_s),
+        "delay": delay,
+        "device": str(device),
+        "alone_ms": 1e3 * median(alone_s),
+        "with_ms": 1e3 * median(with_s),
+        "stall_ms": 1e3 * (median(with_s) - median(alone_s)),
+        "staged_ms": 1e3 * staged_s / rounds,
+        "waited_ms": 1e3 * waited_s / rounds,
+        "device_bytes": max(peaks[1]) - max(peaks[0]),
     }
 
 
@@ -162,4 +222,10 @@ def table(row: dict[str, Any]) -> Table:
         shown.add_column(heading, justify="right")
     times = [f"{row[key]:.3f} ms" for key in ("step_ms", "hooks_ms", "between_ms", "round_ms")]
     shown.add_row(*times, f"{row['share']:.2%}")
+    shown.caption = (
+        f"{row['device']}, delay {row['delay']}: a round takes {row['alone_ms']:.1f} ms alone, "
+        f"{row['with_ms']:.1f} ms with a peer: {row['stall_ms']:.3f} ms more for each sync ({row['staged_ms']:.3f} ms "
+        f"for copies), and {row['waited_ms']:.3f} ms of waiting; "
+        f"{row['device_bytes'] / 2**20:.1f} MiB more of the device's memory"
+    )
     return shown

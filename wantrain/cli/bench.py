@@ -129,17 +129,20 @@ def outer(rules: Sequence[str], codecs: Sequence[str], elements: int, seconds: f
 @command.command("trainer")
 @click.option("--every", default=20, show_default=True, type=click.IntRange(1, 10**6), help="Inner steps of a round.")
 @click.option("--rounds", default=10, show_default=True, type=click.IntRange(1, 10**6), help="Rounds.")
+@click.option("--delay", default=0, show_default=True, type=click.IntRange(0), help="Steps made during an exchange.")
+@click.option("--device", default="cpu", show_default=True, help="Where the model is: cpu, cuda, cuda:1, …")
 @json_option
-def trainer(every: int, rounds: int, as_json: bool) -> None:
-    """Time what hooks, staging and adoption cost the loop that trains the demo's model.
+def trainer(every: int, rounds: int, delay: int, device: str, as_json: bool) -> None:
+    """Time what hooks, staging and adoption cost the loop that trains the demo's model, beside that loop alone.
 
     \b
-    Example:
+    Examples:
       wantrain bench trainer --every 20
+      wantrain bench trainer --every 20 --delay 5 --device cuda
     """
     from wantrain.bench.trainer import measure, table
 
-    _show(row := measure(every, rounds, _progress), table(row), as_json)
+    _show(row := measure(every, rounds, _progress, device=device, delay=delay), table(row), as_json)
 
 
 @command.command("coordinator")

@@ -20,6 +20,7 @@ STYLES = {"ok": "green", "warn": "yellow", "fail": "red"}
     "--home", type=click.Path(path_type=Path, file_okay=False), help="Where the peer would keep its identity."
 )
 @click.option("--size-mb", type=click.FloatRange(0, 10**7), default=0.0, help="Model in fp32.  [default: the run's]")
+@click.option("--device", default="cpu", show_default=True, help="As for `wantrain peer`: cpu, cuda, cuda:1, …")
 @json_option
 @click.pass_context
 def command(
@@ -31,6 +32,7 @@ def command(
     outbound_only: bool,
     home: Path | None,
     size_mb: float,
+    device: str,
     as_json: bool,
 ) -> None:
     """Check whether a peer started here could take part in the run that INVITE names, and how it reaches the others.
@@ -47,7 +49,7 @@ def command(
     from wantrain.peers.doctor import Doctor
 
     where = peer_bind(bind, interface, advertise, outbound_only=outbound_only)
-    doctor = Doctor(invite, where, advertise, home, round(size_mb * 1e6))
+    doctor = Doctor(invite, where, advertise, home, round(size_mb * 1e6), device)
     for number, finding in enumerate(doctor.run(), start=1):
         if not as_json:
             line = Text.assemble(f"{number:2} ", (f"{finding.level:<4}", STYLES[finding.level]), f" {finding.check}: ")

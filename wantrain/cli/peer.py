@@ -26,6 +26,7 @@ FOLDER = click.Path(path_type=Path, file_okay=False)
 @click.option("--checkpoints", type=FOLDER, help="Where this peer saves the run's state.  [default: in its home]")
 @click.option("--resume", type=FOLDER, help="Begin with this saved state of the run instead of one at home.")
 @click.option("--initial", type=FOLDER, help="Let a new run begin with this saved state of another one.")
+@click.option("--device", default="cpu", show_default=True, help="Where chunks are encoded: cpu, cuda, cuda:1, …")
 @events_option
 @json_option
 @click.pass_context
@@ -46,6 +47,7 @@ def command(
     checkpoints: Path | None,
     resume: Path | None,
     initial: Path | None,
+    device: str,
     events: Path | None,
     as_json: bool,
 ) -> None:
@@ -56,6 +58,7 @@ def command(
       wantrain peer 'wantrain://…' --name berlin -- python train.py --batch 8
       wantrain peer 'wantrain://…' --max-upload 50mbit -- python train.py
       wantrain peer 'wantrain://…' --outbound-only -- python train.py
+      wantrain peer 'wantrain://…' --device cuda:0 -- python train.py
       wantrain peer 'wantrain://…' --bind 0.0.0.0:7701 --advertise home.example.org:7701 -- python train.py
       wantrain peer 'wantrain://…' --initial old-run/000001200 -- python train.py
     """
@@ -81,6 +84,7 @@ def command(
             max_upload_bytes_per_s=max_upload,
             max_upload_per_peer_bytes_per_s=max_upload_per_peer,
             wishes=Wishes(checkpoints, resume, initial),
+            device=device,
             on_event=on_event,
         )
     ctx.exit(code)

@@ -44,9 +44,10 @@ def flat(parameters: Iterable[Tensor]) -> Tensor:
 class Loop:
     """Model, data and AdamW; `step` is one inner step."""
 
-    def __init__(self, options: argparse.Namespace) -> None:
+    def __init__(self, options: argparse.Namespace, device: torch.device | None = None) -> None:
         self.options = options
-        self.model = model.build(options.seed)
+        self.device = device or torch.device("cpu")
+        self.model = model.build(options.seed).to(self.device)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=options.lr, betas=(0.9, 0.95), weight_decay=0.1)
         data = corpus.load(options.shards, options.seed)
         context = self.model.config.context
@@ -57,7 +58,7 @@ class Loop:
 
     def step(self) -> float:
         """Train on one batch; the loss in nats per byte before the step."""
-        tokens, targets = next(self.batches)
+        tokens, targets = (part.to(self.device) for part in next(self.batches))
         for group in self.optimizer.param_groups:
             group["lr"] = self.options.lr * min(1.0, (self.steps + 1) / WARM_UP_STEPS)
         self.optimizer.zero_grad()

@@ -49,7 +49,9 @@ from wantrain.peers.shared_memory import LOCAL_RUN
 from wantrain.peers.supervisor import Supervisor
 from wantrain.peers.visitors import Visitors
 from wantrain.transport.auth import Invite
+from wantrain.transport.codec import codec
 from wantrain.transport.collective import Payload
+from wantrain.transport.device import CodecOf, codecs_on, device_of
 from wantrain.transport.link import Connected, Disconnected, Done, Dropped, LinkEvent, LinkStats, Received
 from wantrain.transport.memory import keep_freed_memory, peak_bytes
 from wantrain.transport.zmq_link import ZmqLink, wait
@@ -82,6 +84,7 @@ def serve(
     max_upload_bytes_per_s: float | None = None,
     max_upload_per_peer_bytes_per_s: float | None = None,
     wishes: Wishes = Wishes(),  # noqa: B008 - frozen
+    device: str = "cpu",
     on_event: OnEvent,
 ) -> int:
     """Take part in a run until its training command is done, or SIGINT or SIGTERM.
@@ -98,6 +101,7 @@ def serve(
         max_upload_bytes_per_s: limit of all that this peer sends; None: none.
         max_upload_per_peer_bytes_per_s: limit of what it sends to any one peer; None: none.
         wishes: what to begin with, and where to save the state.
+        device: where chunks are encoded and decoded, such as "cuda".
         on_event: gets everything that happens.
 
     Returns:
@@ -108,6 +112,7 @@ def serve(
     """
     parsed = Invite.parse(invite)
     initial = wishes.find_initial()
+    codecs = codecs_on(device_of(device), lambda why: on_event({"event": "device-failed", "reason": why}))
     with (
         _ended_by_sigterm(),
         open_place(parsed.run, home, name) as place,
@@ -136,6 +141,7 @@ def serve(
         closing.callback(states.disk.close)
         daemon = PeerDaemon(link, place, spec, welcome, admission, members, directory, states, on_event)
         closing.callback(daemon.close)
+        daemon.codecs = codecs
         daemon.supervise(command, max_restarts)
         return daemon.run(admission.events)
 
@@ -193,6 +199,8 @@ class PeerDaemon:
         self._supervisor: Supervisor | None = None
         self._kill_switch = KillSwitch.from_environment()
         self._engine: Engine | None = None
+        self.codecs: CodecOf = codec
+        """Codecs by name, which may compute on a device."""
         self._segments = 0
         self._exit: tuple[int, str, str] | None = None
         self._failure: WantrainError | None = None
@@ -488,7 +496,7 @@ class PeerDaemon:
     def open_model(self, manifest: Manifest) -> Engine:
         if self._engine is not None:  # its memory is wanted
             self._engine.close()
-        self._engine = Engine(manifest, self.spec.streams)
+        self._engine = Engine(manifest, self.spec.streams, self.codecs)
         return self._engine
 
     def open_segment(self, tensors: Any) -> str:

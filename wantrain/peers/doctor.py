@@ -13,7 +13,7 @@ from pathlib import Path
 
 from wantrain import __version__
 from wantrain.addresses import advertised_address
-from wantrain.errors import InviteError, WantrainError, WireError
+from wantrain.errors import ConfigError, InviteError, WantrainError, WireError
 from wantrain.interfaces import PEER_BIND
 from wantrain.peers.findings import Finding, Met, Room, of_clock, of_codecs, of_invite, of_members, of_room
 from wantrain.peers.messages import COORDINATOR, Examine, Examined, Member, pack, unpack
@@ -59,6 +59,7 @@ class Doctor:
         advertise: "host:port" that others would be told; None: this host's address and the bound port.
         home: where the peer would keep its identity; None: this machine's for the run.
         model_bytes: size of the model in fp32; 0: what the run says.
+        device: where chunks would be encoded; the CPU has nothing to look at.
     """
 
     invite: str
@@ -66,6 +67,7 @@ class Doctor:
     advertise: str | None = None
     home: Path | None = None
     model_bytes: int = 0
+    device: str = "cpu"
     findings: list[Finding] = field(default_factory=list)
 
     def run(self) -> Iterator[Finding]:
@@ -156,6 +158,18 @@ class Doctor:
             yield Finding("software", "fail", "PyTorch is not installed", "pip install torch")
             return
         yield Finding("software", "ok", f"Python {platform.python_version()}, PyTorch {torch}, {platform.system()}")
+        if self.device != "cpu":
+            yield _of_device(self.device)
+
+
+def _of_device(name: str) -> Finding:
+    """Whether there is such a device. PyTorch is loaded only for this, as that takes seconds."""
+    from wantrain.transport.device import described, device_of
+
+    try:
+        return Finding("device", "ok", f"chunks would be encoded on {described(device_of(name))}")
+    except ConfigError as error:
+        return Finding("device", "fail", error.message, error.hint or "")
 
 
 def _dialled(invite: Invite) -> Iterator[Finding]:

@@ -29,6 +29,7 @@ from wantrain.peers.vector import StagedValues, Vector, vector_of
 from wantrain.transport.codec import Codec, as_tensor, codec
 from wantrain.transport.codec.blocks import not_finite
 from wantrain.transport.collective import Payload
+from wantrain.transport.device import CodecOf
 from wantrain.transport.digest import chunk_digest, state_digest
 from wantrain.transport.memory import Pool, big, bytes_of
 from wantrain.transport.partition import chunk_elements
@@ -44,15 +45,17 @@ class Engine:
     Args:
         manifest: the run's model.
         streams: the run's streams; phi starts as 0.
+        codecs: codecs by name, which may compute elsewhere; all tensors here are on the CPU.
 
     Raises:
         ConfigError: an unknown codec, merge rule or fragment.
     """
 
-    def __init__(self, manifest: Manifest, streams: Sequence[Stream]) -> None:
+    def __init__(self, manifest: Manifest, streams: Sequence[Stream], codecs: CodecOf = codec) -> None:
         self.segment: Segment | None = None
         """Of the trainer that attached last."""
-        self._vectors = {stream.name: vector_of(stream, stream_elements(stream, manifest)) for stream in streams}
+        self._codec = codecs
+        self._vectors = {s.name: vector_of(s, stream_elements(s, manifest), codecs) for s in streams}
         self._held = [vector for vector in self._vectors.values() if vector.stream.held]
         self._state_chunks = [(vector, bounds) for vector in self._held for bounds in vector.bounds]
         longest = max((chunk_elements(vector.elements) for vector in self._vectors.values()), default=0)
@@ -232,7 +235,7 @@ class Engine:
             ConfigError: an unknown codec.
         """
         vector = self._vectors[stream]
-        vector.up = codec(name)
+        vector.up = self._codec(name)
         if vector.residual is not None:
             vector.residual.use_codec(vector.up)
 
@@ -372,7 +375,7 @@ class Engine:
         """
         vector = self._vectors[stream]
         start, stop = vector.bounds[chunk]
-        how = (codec(up) if up else vector.up) if part else vector.down
+        how = (self._codec(up) if up else vector.up) if part else vector.down
         return how.check(as_tensor(payload), stop - start)
 
     def digest(self, payload: Payload) -> bytes:

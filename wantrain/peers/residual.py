@@ -36,10 +36,12 @@ class Residual:
     Args:
         up: codec of the way up, until `use_codec`.
         bounds: the stream's chunks as (start, stop) element ranges.
+        kept: the codec of the residual itself, where that is not computed on the CPU.
     """
 
-    def __init__(self, up: Codec, bounds: Sequence[tuple[int, int]]) -> None:
+    def __init__(self, up: Codec, bounds: Sequence[tuple[int, int]], kept: Codec | None = None) -> None:
         self._up = up
+        self._kept = kept or codec(FORMAT)
         self._keeps = True
         self.use_codec(up)
         self._lengths = [stop - start for start, stop in bounds]
@@ -62,7 +64,7 @@ class Residual:
     @property
     def full_bytes(self) -> int:
         """Memory that it takes once it is not zero."""
-        return sum(codec(FORMAT).max_bytes(length) for length in self._lengths)
+        return sum(self._kept.max_bytes(length) for length in self._lengths)
 
     def use_codec(self, up: Codec) -> None:
         """Contributions are sent in this codec from now on."""
@@ -138,7 +140,7 @@ class Residual:
                 self._up.decode(out[: self._up.encode(values, out)], q)
                 torch.sub(values, q, out=c)
                 try:
-                    codec(FORMAT).encode(c, blocks[chunk])
+                    self._kept.encode(c, blocks[chunk])
                 except CodecError:  # values at the very end of fp32: their error is beyond it
                     blocks[chunk].zero_()
             start += length
@@ -165,7 +167,7 @@ class Residual:
         if len(given) != len(self._lengths):
             raise CodecError(f"a residual of {len(given)} chunks where {len(self._lengths)} belong", hint=_HINT)
         for block, length in zip(given, self._lengths, strict=True):
-            if (flaw := codec(FORMAT).check(block, length)) is not None:
+            if (flaw := self._kept.check(block, length)) is not None:
                 raise CodecError(f"a residual that cannot be used: {flaw}", hint=_HINT)
         if self._in_use:
             self._waiting = self._sum(self._waiting, given)
@@ -180,8 +182,8 @@ class Residual:
             total = torch.zeros(length)
             for part in (mine[chunk] if mine is not None else None, given[chunk]):
                 if part is not None:
-                    codec(FORMAT).accumulate(part, 1.0, total)
-            codec(FORMAT).encode(total, blocks[chunk])
+                    self._kept.accumulate(part, 1.0, total)
+            self._kept.encode(total, blocks[chunk])
         return blocks
 
     # ---- memory
@@ -189,12 +191,12 @@ class Residual:
     def _zero(self) -> list[Tensor]:
         """Blocks of zero; they decode to zeros."""
         store = big(-(-self.full_bytes // 4)).view(torch.uint8)[: self.full_bytes]
-        return list(torch.split(store, [codec(FORMAT).max_bytes(length) for length in self._lengths]))
+        return list(torch.split(store, [self._kept.max_bytes(length) for length in self._lengths]))
 
     def _decoded(self, chunk: int, out: Tensor) -> Tensor:
         assert self._blocks is not None
         values = out[: self._lengths[chunk]]
-        codec(FORMAT).decode(self._blocks[chunk], values)
+        self._kept.decode(self._blocks[chunk], values)
         return values
 
 

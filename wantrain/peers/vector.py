@@ -11,10 +11,11 @@ from wantrain.optimizers.merge import Merge, merge
 from wantrain.optimizers.pair_step import NoLoCo
 from wantrain.optimizers.stream import Stream
 from wantrain.peers.ahead import Ahead
-from wantrain.peers.residual import Residual
-from wantrain.transport.codec import Codec, as_tensor, codec
+from wantrain.peers.residual import FORMAT, Residual
+from wantrain.transport.codec import Codec, as_tensor
 from wantrain.transport.codec.names import AUTO, choices, format_of
 from wantrain.transport.collective import Payload
+from wantrain.transport.device import CodecOf
 from wantrain.transport.memory import big
 from wantrain.transport.partition import chunk_bounds
 
@@ -105,8 +106,8 @@ class Vector:
         return self.own(chunk, scratch)
 
 
-def vector_of(stream: Stream, elements: int) -> Vector:
-    """The vector of a stream at the start of a run: phi and outer state 0.
+def vector_of(stream: Stream, elements: int, codec: CodecOf) -> Vector:
+    """The vector of a stream at the start of a run: phi and outer state 0. `codec`: by name.
 
     Raises:
         ConfigError: an unknown codec or merge rule.
@@ -127,6 +128,6 @@ def vector_of(stream: Stream, elements: int) -> Vector:
         phi=big(elements if stream.held else 0),
         slots=tuple(big(elements) for _ in rule.slots) if stream.held else (),
         starts=rule.start(options) if stream.held else (),
-        residual=Residual(codec(first), bounds) if up == AUTO or format_of(up).error_feedback else None,
+        residual=Residual(codec(first), bounds, codec(FORMAT)) if up == AUTO or format_of(up).error_feedback else None,
         ahead=Ahead(elements, rule, eager=stream.answer == "eager") if stream.answer != "result" else None,
     )
