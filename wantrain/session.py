@@ -18,11 +18,13 @@ from torch import nn
 from wantrain.clock import Clock, MonotonicClock
 from wantrain.errors import ConfigError, ModelMismatchError, RefusedError, UnreachableError, WireError
 from wantrain.inner_step import InnerSteps, in_order, refuse_scaled
+from wantrain.model_config import describe
 from wantrain.optimizers.stream import Stream, lead
 from wantrain.peers.messages import (
     Attach,
     Attached,
     Contribute,
+    Describe,
     Detach,
     Detached,
     GenesisWritten,
@@ -131,6 +133,7 @@ def join(
         link.close()
         raise
     try:
+        swarm.described = describe(model)
         if leads:
             link.connect(DAEMON, address, b"")
         swarm.attach()
@@ -164,6 +167,8 @@ class Swarm:
         self.peer = ""
         """Name of this peer."""
         self.streams: tuple[Stream, ...] = ()
+        self.described: Describe | None = None
+        """What the model is to other software; the daemon is told when it answers."""
         self._link = link
         self._replica = replica
         self._wait_ceiling_s = wait_ceiling_s
@@ -611,7 +616,10 @@ class Swarm:
     def _react(self, record: Record) -> None:
         match record:
             case Attached():
+                told = self._segment is not None and not self._away
                 self._attached(record)
+                if self.described is not None and not told:
+                    self._outbox.append(self.described)
             case Granted() if not self._leaving:
                 self._grants += 1
                 if record.kind == "start":

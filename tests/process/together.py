@@ -1,4 +1,4 @@
-"""Runs a training script as it is, but for one thing: `wantrain.join` returns when as many trainers as told have joined.
+"""Runs a training script as it is, but `wantrain.join` returns only when as many trainers as told have joined.
 
 Arguments: a folder that they share, how many they are, the script, its arguments.
 """

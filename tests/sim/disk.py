@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 from wantrain.errors import CheckpointError
 from wantrain.peers.effects import BeginSave
-from wantrain.peers.messages import Manifest
+from wantrain.peers.messages import Describe, Manifest
 from wantrain.peers.saved_state import STATE_FILE, SavedFile, SavedState
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ class SimDisk:
         """What a new process finds, the newest first."""
         return tuple(self.kept[number][0] for number in sorted(self.kept, reverse=True))
 
-    def begin(self, mark: BeginSave, model: Manifest) -> "SimWriting":
+    def begin(self, mark: BeginSave, model: Manifest, described: Describe | None) -> "SimWriting":
         if self.broken:
             raise CheckpointError("disk full")
         return SimWriting(self, mark, model)

@@ -95,6 +95,8 @@ def test_surplus_fields_of_nested_records_are_refused() -> None:
         ("Log", {"values": {"loss": float("nan")}}),
         ("Log", {"values": {"loss": float("inf")}}),
         ("Log", {"values": {"loss": "1.5"}}),
+        ("Describe", {"config": "x" * (m.MAX_CONFIG + 1)}),
+        ("Describe", {"config": "{}", "absent": ["x"] * 9}),
         ("Granted", {"stream": "all", "kind": "other", "serial": 1, "index": 1, "global_step": 1}),
         ("WantState", {"chunks": [0] * 4097}),
         ("Part", {"sync": {"stream": "all", "index": 3}, "chunk": 7}),

@@ -465,7 +465,7 @@ class Half:
         if where == self.fails:
             raise CheckpointError("disk full")
 
-    def begin(self, mark: BeginSave, model: object) -> "Half":
+    def begin(self, mark: BeginSave, model: object, described: object) -> "Half":
         self._fail("begin")
         return self
 

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from wantrain.cli.options import Duration, json_option, run_file_argument
 from wantrain.cli.terminal import console, printable
-from wantrain.errors import CheckpointError
+from wantrain.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
     from wantrain.peers.checkpoint import Entry, Unusable
@@ -87,31 +87,59 @@ def verify(ctx: click.Context, directory: Path, as_json: bool) -> None:
 
 @command.command("export")
 @_DIRECTORY
-@click.argument("out", metavar="OUT.safetensors", type=click.Path(path_type=Path, dir_okay=False))
+@click.argument("out", metavar="OUT", type=click.Path(path_type=Path))
 @click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), help="For all.  [default: the model's]")
+@click.option("--hf", is_flag=True, help="Make OUT a directory that Hugging Face's from_pretrained loads.")
+@click.option(
+    "--config",
+    type=click.Path(path_type=Path, dir_okay=False, exists=True),
+    help="With --hf: config.json of the model.  [default: what the trainers' model.config was]",
+)
+@click.option(
+    "--shard-gb",
+    default=5.0,
+    show_default=True,
+    type=click.FloatRange(min=0, min_open=True),
+    help="With --hf: most GB of a file.",
+)
 @json_option
-def export(directory: Path, out: Path, dtype: str | None, as_json: bool) -> None:
+def export(
+    directory: Path, out: Path, dtype: str | None, hf: bool, config: Path | None, shard_gb: float, as_json: bool
+) -> None:
     """Write the model of the newest saved state in DIR, or of the one that DIR is, under the model's own names.
+
+    OUT is a safetensors file, or with --hf a directory with the model's config as well.
 
     \b
     Example:
       wantrain checkpoint export berlin/checkpoints/000001200 model.safetensors --dtype bfloat16
+      wantrain checkpoint export berlin/checkpoints my-model --hf
     """
     from wantrain.peers.checkpoint import newest, scan
     from wantrain.peers.export import export as write
+    from wantrain.peers.hf_layout import export_hf
 
+    if config is not None and not hf:
+        raise ConfigError("--config is for --hf, which is not there", hint="add --hf, or leave --config out")
     entry = newest(directory)
     if entry is None:
         raise CheckpointError(
             f"no whole saved state is in {directory}", hint=f"see: wantrain checkpoint ls {directory}"
         )
     scan(entry.path, entry.saved)
-    tensors = write(entry.path, entry.saved, out, dtype)
-    done = {"number": entry.saved.number, "tensors": tensors, "bytes": out.stat().st_size, "file": str(out)}
+    done: dict[str, Any] = {"number": entry.saved.number}
+    if hf:
+        text = None if config is None else _text(config)
+        written = export_hf(entry.path, entry.saved, out, dtype, config=text, shard_bytes=int(shard_gb * 1e9))
+        done |= {"tensors": written.tensors, "bytes": written.size_bytes, "directory": str(out)}
+        done["files"] = list(written.files)
+    else:
+        tensors = write(entry.path, entry.saved, out, dtype)
+        done |= {"tensors": tensors, "bytes": out.stat().st_size, "file": str(out)}
     if as_json:
         click.echo(json.dumps(done))
     else:
-        click.echo(f"{out}: {tensors} tensors of log number {entry.saved.number}, {done['bytes']:,} bytes")
+        click.echo(f"{out}: {done['tensors']} tensors of log number {done['number']}, {done['bytes']:,} bytes")
 
 
 @command.command("save")
@@ -147,6 +175,13 @@ def save(run_file: Path, timeout: float, as_json: bool) -> None:
         click.echo(json.dumps({"number": saved["number"], "name": saved["name"]}))
     else:
         click.echo(printable(f"{saved['name']} has saved the state at log number {saved['number']}"))
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file} cannot be read as text: {error}", hint="name another config.json") from None
 
 
 def _row(entry: "Entry | Unusable") -> dict[str, Any]:

@@ -32,7 +32,7 @@ from wantrain.optimizers.merge import merge
 from wantrain.optimizers.stream import Stream
 from wantrain.peers.effects import BeginSave
 from wantrain.peers.layout import stream_tensors
-from wantrain.peers.messages import Manifest
+from wantrain.peers.messages import Describe, Manifest
 from wantrain.peers.saved_state import (
     MANIFEST_FILE,
     MAX_MANIFEST_BYTES,
@@ -298,7 +298,7 @@ class Shelf:
                 found.append(entry)
         return sorted(found, key=lambda entry: -entry.saved.number)
 
-    def begin(self, mark: BeginSave, model: Manifest) -> "Writing":
+    def begin(self, mark: BeginSave, model: Manifest, described: Describe | None = None) -> "Writing":
         """Begin to write the state at a place in the history.
 
         Raises:
@@ -322,6 +322,7 @@ class Shelf:
             files={STATE_FILE: SavedFile(size_bytes=state_bytes(streams, model), blake3=bytes(32))},
             saved_unix=time.time(),
             extra=json.loads(mark.extra or "{}"),
+            described=described,
         )
         return Writing(self.root, saved, self._keep)
 
@@ -487,8 +488,8 @@ class SavedStates:
         """Let others use the directory."""
         self._shelf.close()
 
-    def begin(self, mark: BeginSave, model: Manifest) -> Writing:
-        return self._shelf.begin(mark, model)
+    def begin(self, mark: BeginSave, model: Manifest, described: Describe | None) -> Writing:
+        return self._shelf.begin(mark, model, described)
 
     def load(self, number: int, tensors: Any) -> tuple[bytes, ...]:
         """See `Disk`; `tensors` is an `Engine`."""

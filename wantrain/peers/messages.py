@@ -23,6 +23,8 @@ MAX_LEASES = 1 << 16
 """Letters for the leases that a run begins with: they share a message with the manifest."""
 MAX_EXTRA = 1 << 18
 """Most characters that go with a request to save the state."""
+MAX_CONFIG = 1 << 19
+"""Most characters of a model's config: half of what the header of a message holds."""
 MAX_PATHS = 64
 """Most measured paths in one report."""
 MAX_UNREACHED = 256
@@ -689,6 +691,20 @@ class Log:
 
 
 @dataclass(frozen=True, slots=True)
+class Describe:
+    """What the trainer's model is to other software, in files of the Hugging Face layout; kept with saved states."""
+
+    config: Annotated[str, Field(strict=True, max_length=MAX_CONFIG)]
+    """config.json, a JSON object."""
+    generation_config: Annotated[str, Field(strict=True, max_length=MAX_CONFIG // 8)] = ""
+    """generation_config.json, the same; "" if there is none."""
+    prefix: Annotated[str, Field(strict=True, max_length=512)] = ""
+    """With which the run's names of all tensors begin, and that layout's do not."""
+    absent: Annotated[tuple[Annotated[str, Field(strict=True, max_length=512)], ...], Field(max_length=8)] = ()
+    """Tensors of that layout which are not exchanged, frozen parameters and persistent buffers: the first few."""
+
+
+@dataclass(frozen=True, slots=True)
 class Detach:
     """The trainer has finished (`swarm.leave()`); the peer leaves the run gracefully."""
 
@@ -705,7 +721,8 @@ Record: TypeAlias = (
     | Report | Genesis | WantRecords | NotSaved | Leave | WantStatus | WantSave | Enrolled | Refused | Welcome
     | SaveState | WantHello | WantGenesis | View | Start | Commit | Abort | Refetch | StartOver | Status | Part | Result
     | WantParts | WantState | StateChunk | WantDigests | StateDigests | WantUpdate | UpdateChunk | Owed | NotHeld
-    | Attach | Attached | GenesisWritten | Contribute | Granted | Waiting | Log | Detach | Detached | WantLease | Leased
+    | Attach | Attached | GenesisWritten | Contribute | Granted | Waiting | Log | Describe | Detach | Detached
+    | WantLease | Leased
 )  # fmt: skip
 
 # A TypeAdapter takes no configuration for dataclasses, so each class carries it; it must be there before the adapters.

@@ -9,6 +9,7 @@ from dataclasses import asdict, replace
 from typing import Any, Protocol
 
 from wantrain.errors import CodecError
+from wantrain.peers.description import flaw
 from wantrain.peers.effects import (
     Apply,
     BeginSave,
@@ -64,6 +65,7 @@ from wantrain.peers.messages import (
     COORDINATOR,
     Attach,
     Contribute,
+    Describe,
     Detach,
     Detached,
     GenesisWritten,
@@ -363,6 +365,11 @@ class Peer:
                 self.handle(LeaseWanted(record), now)
             case Log(values):
                 self.values.update(values)
+            case Describe():
+                if reason := flaw(record):
+                    self._around.note("description-ignored", {"reason": reason})
+                else:
+                    self._saver.described = record
             case Detach(reason):
                 self._detaching = True
                 self._staged_at.clear()

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from wantrain.errors import CheckpointError
 from wantrain.optimizers.mask import between
 from wantrain.peers.layout import tensor_elements
-from wantrain.peers.messages import Count, Digest, Manifest, Name, TensorSpec
+from wantrain.peers.messages import Count, Describe, Digest, Manifest, Name, TensorSpec
 
 PHI = "phi"
 """Name of the slot that holds the committed value itself."""
@@ -86,10 +86,12 @@ class SavedState(_Part):
     saved_unix: Annotated[float, Field(ge=0)]
     extra: dict[str, Any]
     """For other parts of the run, by their name."""
+    described: Describe | None = None
+    """What the model is to other software, if the trainer has said so."""
 
     def encoded(self) -> bytes:
         """The bytes of manifest.json, with a digest of themselves: one form for one content."""
-        body = self.model_dump(mode="json")
+        body = self.model_dump(mode="json", exclude=None if self.described else {"described"})
         return _json({**body, "digest": blake3(_json(body)).hexdigest()})
 
     @classmethod

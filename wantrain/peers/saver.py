@@ -15,7 +15,7 @@ from wantrain.peers.events import (
     StateCaptured,
     StateSaved,
 )
-from wantrain.peers.messages import Manifest
+from wantrain.peers.messages import Describe, Manifest
 from wantrain.transport.collective import Payload
 from wantrain.transport.digest import state_digest
 
@@ -38,7 +38,7 @@ class Stateful(Protocol):
 class Disk(Protocol):
     """Where states are saved; see `wantrain.peers.checkpoint.SavedStates`. All raise WantrainError."""
 
-    def begin(self, mark: BeginSave, model: Manifest) -> Writing: ...
+    def begin(self, mark: BeginSave, model: Manifest, described: Describe | None) -> Writing: ...
     def load(self, number: int, tensors: Stateful) -> tuple[bytes, ...]:
         """Fill the tensors with what was saved at that log number; digests of the state's chunks."""
 
@@ -54,6 +54,8 @@ class Saver:
     """
 
     def __init__(self, disk: Disk | None) -> None:
+        self.described: Describe | None = None
+        """What the model is to other software; goes with all that is saved from then on."""
         self._disk = disk
         self._number = -1
         self._steps: Iterator[tuple[bytes, ...] | None] | None = None
@@ -70,7 +72,7 @@ class Saver:
             return [SaveFailed(mark.number, "this peer keeps no saved states")]
         self.drop()
         try:
-            self._writing = self._disk.begin(mark, model)
+            self._writing = self._disk.begin(mark, model, self.described)
         except WantrainError as error:
             return [SaveFailed(mark.number, error.message)]
         self._number, self._steps = mark.number, tensors.save_steps(self._writing.write)

@@ -16,7 +16,19 @@ from wantrain.peers.effects import BeginSave
 from wantrain.peers.engine import Engine
 from wantrain.peers.events import Progress
 from wantrain.peers.inheritance import Held
-from wantrain.peers.messages import COORDINATOR, Granted, Hello, Manifest, Part, Record, Refused, Result, pack, unpack
+from wantrain.peers.messages import (
+    COORDINATOR,
+    Describe,
+    Granted,
+    Hello,
+    Manifest,
+    Part,
+    Record,
+    Refused,
+    Result,
+    pack,
+    unpack,
+)
 from wantrain.peers.participant import Participant, PeerFacts
 from wantrain.peers.peer import Peer
 from wantrain.peers.saved_state import SavedState
@@ -282,7 +294,7 @@ class Site:
 
     # ---- what it keeps (see `wantrain.peers.saver.Disk`)
 
-    def begin(self, mark: BeginSave, model: Manifest) -> Writing:
+    def begin(self, mark: BeginSave, model: Manifest, described: Describe | None) -> Writing:
         raise CheckpointError("a simulated run is saved at its end only")
 
     def load(self, number: int, tensors: Any) -> tuple[bytes, ...]:
