@@ -460,7 +460,10 @@ class Swarm:
         # The core must count the step before it hears of grants, or their adoption would undo the step.
         self._run(self._core.handle(AfterStep(seconds, self._step_s)))
         self._flush()
-        segment.post_progress(steps_left=self._core.steps_left, step_s=self._step_s, own_steps=self._core.step)
+        core = self._core
+        segment.post_progress(
+            steps_left=core.steps_left, step_s=self._step_s, own_steps=core.step, global_step=core.global_step
+        )
         if segment.granted != self._grants or now - self._looked_at > LOOK_EVERY_S:
             self._poll(0.0)
         self._wait_while_due()

@@ -48,10 +48,11 @@ def test_progress_and_grants_are_seen_by_the_other_side(path: Path) -> None:
     daemon = Segment.create(path, ELEMENTS)
     trainer = Segment.open(path)
     assert daemon.progress() == (0, 0.0, 0)
-    trainer.post_progress(steps_left=12, step_s=0.25, own_steps=2**40)
+    trainer.post_progress(steps_left=12, step_s=0.25, own_steps=2**40, global_step=2**41)
     daemon.bump()
     daemon.bump()
     assert daemon.progress() == (12, 0.25, 2**40)
+    assert daemon.global_step == 2**41
     assert trainer.granted == 2
 
 

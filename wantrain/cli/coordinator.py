@@ -4,7 +4,14 @@ from pathlib import Path
 
 import click
 
-from wantrain.cli.options import Duration, events_option, interface_option, json_option, run_file_argument
+from wantrain.cli.options import (
+    Duration,
+    events_option,
+    interface_option,
+    json_option,
+    metrics_option,
+    run_file_argument,
+)
 
 
 @click.command("coordinator")
@@ -14,6 +21,7 @@ from wantrain.cli.options import Duration, events_option, interface_option, json
 @interface_option
 @click.option("--uses", default=16, show_default=True, type=click.IntRange(1, 4096), help="Uses of the first invite.")
 @click.option("--expires", default="24h", show_default=True, type=Duration(), help="Validity of the first invite.")
+@metrics_option
 @events_option
 @json_option
 def command(
@@ -23,6 +31,7 @@ def command(
     interface: str | None,
     uses: int,
     expires: float,
+    metrics: str,
     events: Path | None,
     as_json: bool,
 ) -> None:
@@ -32,6 +41,7 @@ def command(
     Example:
       wantrain coordinator run.toml --advertise train.example.org:7700
       wantrain coordinator run.toml --interface eth1
+      wantrain coordinator run.toml --metrics 127.0.0.1:9463
     """
     from wantrain.cli.events import EventPrinter
     from wantrain.peers.coordinator_daemon import serve
@@ -44,5 +54,6 @@ def command(
             interface=interface,
             uses=uses,
             expires_s=expires,
+            metrics=metrics,
             on_event=on_event,
         )

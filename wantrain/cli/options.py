@@ -1,4 +1,4 @@
-"""Options that several commands share: --json, durations, the run file and the events file."""
+"""Options that several commands share: --json, durations, the run file, the events file and metrics."""
 
 import re
 from collections.abc import Callable
@@ -19,7 +19,7 @@ LOWEST_RATE, HIGHEST_RATE = 1e5 / 8, 1e12 / 8
 """Bytes per second: below the one a run cannot get on, beyond the other it is a mistake in the unit."""
 
 _UNITS_BYTES_PER_S = {"k": 125.0, "m": 125e3, "g": 125e6}
-_UNITS_S = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_UNITS_S = {"ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
 class Duration(click.ParamType):  # type: ignore[type-arg]  # generic only in newer versions of click
@@ -30,7 +30,7 @@ class Duration(click.ParamType):  # type: ignore[type-arg]  # generic only in ne
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         if isinstance(value, float):
             return value
-        found = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)([smhd])", str(value))
+        found = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)(ms|[smhd])", str(value))
         seconds = float(found[1]) * _UNITS_S[found[2]] if found else 0.0
         if not 0 < seconds <= LONGEST_S:
             where = f"{param.opts[0]} is " if param else ""
@@ -73,6 +73,9 @@ run_file_argument = click.argument(
 )
 events_option = click.option(
     "--events", type=click.Path(path_type=Path, dir_okay=False), help="Append every event to this file, as JSON lines."
+)
+metrics_option = click.option(
+    "--metrics", default="", metavar="HOST:PORT", help="Serve metrics for Prometheus there; HOST may be left out."
 )
 _bind = click.option("--bind", metavar="HOST:PORT", help="Address to listen on.  [default: 0.0.0.0:0, any free port]")
 _advertise = click.option("--advertise", metavar="HOST:PORT", help="Address where other peers reach this one.")

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from wantrain.cli.options import Duration, Rate, events_option, json_option, listening_options
+from wantrain.cli.options import Duration, Rate, events_option, json_option, listening_options, metrics_option
 
 FOLDER = click.Path(path_type=Path, file_okay=False)
 
@@ -27,6 +27,10 @@ FOLDER = click.Path(path_type=Path, file_okay=False)
 @click.option("--resume", type=FOLDER, help="Begin with this saved state of the run instead of one at home.")
 @click.option("--initial", type=FOLDER, help="Let a new run begin with this saved state of another one.")
 @click.option("--device", default="cpu", show_default=True, help="Where chunks are encoded: cpu, cuda, cuda:1, …")
+@click.option(
+    "--track", multiple=True, metavar="NAME[:TEXT]", help="Also write its numbers to tensorboard, wandb or trackio."
+)
+@metrics_option
 @events_option
 @json_option
 @click.pass_context
@@ -48,6 +52,8 @@ def command(
     resume: Path | None,
     initial: Path | None,
     device: str,
+    track: tuple[str, ...],
+    metrics: str,
     events: Path | None,
     as_json: bool,
 ) -> None:
@@ -61,14 +67,22 @@ def command(
       wantrain peer 'wantrain://…' --device cuda:0 -- python train.py
       wantrain peer 'wantrain://…' --bind 0.0.0.0:7701 --advertise home.example.org:7701 -- python train.py
       wantrain peer 'wantrain://…' --initial old-run/000001200 -- python train.py
+      wantrain peer 'wantrain://…' --track tensorboard:logs --track wandb:my-project -- python train.py
+      wantrain peer 'wantrain://…' --metrics 9464 -- python train.py
     """
     from wantrain.cli.events import EventPrinter
     from wantrain.interfaces import peer_bind
+    from wantrain.metrics.endpoint import metrics_address
+    from wantrain.tracking.trackers import check
     from wantrain.transport.auth import Invite
 
     where = peer_bind(bind, interface, advertise, outbound_only=outbound_only)
+    check(track)
+    if metrics:
+        metrics_address(metrics)
     Invite.parse(invite)  # a typing error is told of before PyTorch is loaded, which takes a while
     from wantrain.peers.daemon import serve
+    from wantrain.peers.monitor import Watch
     from wantrain.peers.own_states import Wishes
 
     with EventPrinter(as_json=as_json, file=events) as on_event:
@@ -85,6 +99,7 @@ def command(
             max_upload_per_peer_bytes_per_s=max_upload_per_peer,
             wishes=Wishes(checkpoints, resume, initial),
             device=device,
+            watch=Watch(track, metrics),
             on_event=on_event,
         )
     ctx.exit(code)

@@ -6,7 +6,7 @@ import signal
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,9 @@ from wantrain.addresses import advertised_address, split_address
 from wantrain.config import RunSpec, key_path, store_path
 from wantrain.errors import AddressInUseError, ConfigError, InviteError, RefusedError, StoreError, WireError
 from wantrain.interfaces import bind_address
+from wantrain.metrics.coordinator_meter import CoordinatorMeter
+from wantrain.metrics.endpoint import Endpoint
+from wantrain.metrics.families import COORDINATOR
 from wantrain.peers import coordinator as co
 from wantrain.peers.drops import Drops
 from wantrain.peers.messages import (
@@ -48,6 +51,7 @@ from wantrain.transport.wire import PROTOCOL_VERSION, Message
 from wantrain.transport.zmq_link import ZmqLink
 
 TICK_S = 0.1
+MEASURE_EVERY_S = 1.0
 OWNER = "owner"
 """Whom the link authenticates by the key of `wantrain status`."""
 INVITED = "invite:"
@@ -64,6 +68,7 @@ def serve(
     interface: str | None = None,
     uses: int,
     expires_s: float,
+    metrics: str = "",
     on_event: OnEvent,
 ) -> None:
     """Run the coordinator of a run until SIGINT or SIGTERM.
@@ -75,6 +80,7 @@ def serve(
         interface: network interface whose address to listen at.
         uses: how many peers may use the invite that is printed.
         expires_s: how long it holds, in seconds.
+        metrics: where to serve metrics, "HOST:PORT"; "" for nowhere.
         on_event: gets everything that happens; first {"event": "listening", "address", "invite", "run"}.
 
     Raises:
@@ -82,9 +88,13 @@ def serve(
     """
     spec, keys = owned_run(run_file)
     where = bind_address(bind or spec.coordinator.bind, interface)
-    with _alone(run_file), Store(store_path(run_file)) as store:
+    with _alone(run_file), Store(store_path(run_file)) as store, ExitStack() as closing:
         store.bind_run(spec.digest, spec.to_toml())
-        daemon = CoordinatorDaemon(spec, keys, store, where, on_event)
+        endpoint = Endpoint(metrics, COORDINATOR) if metrics else None
+        if endpoint is not None:
+            closing.callback(endpoint.close)
+            on_event({"event": "metrics", "address": endpoint.address})
+        daemon = CoordinatorDaemon(spec, keys, store, where, on_event, endpoint)
         try:
             address_path(run_file).write_text(daemon.link.address + "\n", encoding="utf-8")
             host, port = split_address(advertised_address(daemon.link.address, advertise or spec.coordinator.advertise))
@@ -166,11 +176,15 @@ def run_facts(spec: RunSpec) -> co.RunFacts:
 class CoordinatorDaemon:
     """Link, store and core in one loop."""
 
-    def __init__(self, spec: RunSpec, keys: RunKeys, store: Store, bind: str, on_event: OnEvent) -> None:
+    def __init__(
+        self, spec: RunSpec, keys: RunKeys, store: Store, bind: str, on_event: OnEvent, endpoint: Endpoint | None = None
+    ) -> None:
         self.spec = spec
         self.store = store
         self._kill_switch = CoordinatorKillSwitch.from_environment()
         self._on_event = on_event
+        self._meter = CoordinatorMeter()
+        self._endpoint = endpoint
         self._drops = Drops()
         self._clock = _Clock(time.monotonic())
         self._rows = {row.curve_key: row for row in store.peers()}
@@ -207,13 +221,17 @@ class CoordinatorDaemon:
         """Serve until told to stop by SIGINT or SIGTERM."""
         before = {number: signal.signal(number, self._stop) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
-            tick_at = 0.0
+            tick_at = measure_at = 0.0
             while not self._stopping:
                 for event in self.link.poll(TICK_S):
                     self._take(event)
                 if (now := self._clock.now()) >= tick_at:
                     tick_at = now + TICK_S
                     self._handle(co.Tick())
+                if self._endpoint is not None and now >= measure_at:
+                    measure_at = now + MEASURE_EVERY_S
+                    self._meter.measured(self.core, self._drops.total)
+                    self._endpoint.snapshot = self._meter.ledger.snapshot()
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
@@ -279,6 +297,7 @@ class CoordinatorDaemon:
                         if self._kill_switch is not None:
                             self._kill_switch.sent(record)
                     case co.Announce(name, details):
+                        self._meter.event(name, details)
                         self._on_event({"event": name, **details})
                     case _:
                         events.append(self._persist(effect))

@@ -18,6 +18,7 @@ import torch
 from wantrain.addresses import advertised_address
 from wantrain.config import RunSpec
 from wantrain.errors import ConfigError, ModelMismatchError, RefusedError, TrainerError, WantrainError, WireError
+from wantrain.metrics.peer_meter import Measured
 from wantrain.optimizers.stream import lead
 from wantrain.peers.admission import Admission, other_protocol
 from wantrain.peers.drops import Drops
@@ -28,6 +29,7 @@ from wantrain.peers.messages import (
     COORDINATOR,
     MAX_PATHS,
     Attach,
+    Contribute,
     Granted,
     LinkReport,
     Manifest,
@@ -39,6 +41,7 @@ from wantrain.peers.messages import (
     pack,
     unpack,
 )
+from wantrain.peers.monitor import Monitor, Watch
 from wantrain.peers.orphan import find_orphan
 from wantrain.peers.own_states import OwnStates, Wishes, own_states
 from wantrain.peers.participant import Participant, PeerFacts
@@ -48,6 +51,7 @@ from wantrain.peers.sabotage import KillSwitch
 from wantrain.peers.shared_memory import LOCAL_RUN
 from wantrain.peers.supervisor import Supervisor
 from wantrain.peers.visitors import Visitors
+from wantrain.tracking.tracker import Source
 from wantrain.transport.auth import Invite
 from wantrain.transport.codec import codec
 from wantrain.transport.collective import Payload
@@ -85,6 +89,7 @@ def serve(
     max_upload_per_peer_bytes_per_s: float | None = None,
     wishes: Wishes = Wishes(),  # noqa: B008 - frozen
     device: str = "cpu",
+    watch: Watch = Watch(),  # noqa: B008 - frozen
     on_event: OnEvent,
 ) -> int:
     """Take part in a run until its training command is done, or SIGINT or SIGTERM.
@@ -102,6 +107,7 @@ def serve(
         max_upload_per_peer_bytes_per_s: limit of what it sends to any one peer; None: none.
         wishes: what to begin with, and where to save the state.
         device: where chunks are encoded and decoded, such as "cuda".
+        watch: where its numbers go.
         on_event: gets everything that happens.
 
     Returns:
@@ -119,6 +125,8 @@ def serve(
         scratch_directory(place, segment_directory()) as directory,
         contextlib.ExitStack() as closing,
     ):
+        source = Source(parsed.run.hex(), place.identity.peer, place.name, place.path)
+        monitor = closing.enter_context(Monitor(watch, source, on_event))
         key = (place.identity.curve_public, place.identity.curve_secret)
         members: dict[bytes, str] = {}
         link = ZmqLink(
@@ -139,7 +147,7 @@ def serve(
             place.path, spec, welcome, wishes, initial, lambda event, details: on_event({"event": event, **details})
         )
         closing.callback(states.disk.close)
-        daemon = PeerDaemon(link, place, spec, welcome, admission, members, directory, states, on_event)
+        daemon = PeerDaemon(link, place, spec, welcome, admission, members, directory, states, on_event, monitor)
         closing.callback(daemon.close)
         daemon.codecs = codecs
         daemon.supervise(command, max_restarts)
@@ -183,12 +191,14 @@ class PeerDaemon:
         directory: Path,
         states: OwnStates,
         on_event: OnEvent,
+        monitor: Monitor,
     ) -> None:
         keep_freed_memory()
         torch.set_num_threads(1)
         self.link = link
         self.spec = spec
         self._on_event = on_event
+        self._monitor = monitor
         self._drops = Drops()
         self._members = members
         self._visitors = Visitors(link, members)
@@ -300,8 +310,11 @@ class PeerDaemon:
             self._was_current = self.peer.core.complete
             details = {"number": self.peer.core.applied, "fetched_bytes": self.peer.fetched_bytes}
             self.note("current" if self._was_current else "catching-up", details)
-        self.peer.handle(self._progress(now), now)
+        progress = self._progress(now)
+        self.peer.handle(progress, now)
         self.peer.tick(now)
+        if self._monitor.due(now):
+            self._monitor.measure(self._measured(progress), self.peer.values, now)
 
     def _probe(self, now: float) -> None:
         """Measure links of which nothing is known, one after another, while nothing else is sent; then never again."""
@@ -343,6 +356,8 @@ class PeerDaemon:
     def _end(self, code: int, reason: str, hint: str) -> int:
         supervisor = self._supervisor
         self.note("left", {"reason": reason})
+        now = time.monotonic()
+        self._monitor.measure(self._measured(self._progress(now)), self.peer.values, now)
         if supervisor is not None:
             if code == 0 and self._failure is None and not self._signals:
                 supervisor.wait()
@@ -408,6 +423,8 @@ class PeerDaemon:
             self._trainer_connection = event.connection
             self.note("attached", {"pid": record.pid})
         if event.connection == self._trainer_connection:
+            if isinstance(record, Contribute):
+                self._monitor.meter.contributed(record.stream, now)
             self.peer.from_trainer(record, now)
 
     def _progress(self, now: float) -> Progress:
@@ -434,6 +451,18 @@ class PeerDaemon:
         ways = self.link.ways()
         eta_s = steps_left * step_s if step_s > 0 else -1.0
         return Progress(eta_s, stats, self._paths(ways), frozenset(ways), max(step_s, 0.0))
+
+    def _measured(self, progress: Progress) -> Measured:
+        core, segment = self.peer.core, self._engine.segment if self._engine is not None else None
+        return Measured(
+            stats=progress.stats,
+            links=self.link.stats(),
+            names={peer: member.name for peer, member in core.members.items()},
+            step_s=progress.step_s,
+            global_step=segment.global_step if segment is not None else 0,
+            log_number=core.applied,
+            members=sum(member.current for member in core.members.values()) + core.complete,
+        )
 
     def _paths(self, ways: Mapping[str, str]) -> dict[str, LinkReport]:
         """What the link has measured on its way to each peer, and who has dialled whom."""
@@ -545,6 +574,7 @@ class PeerDaemon:
             self._failure = ModelMismatchError(refusal.reason, hint=refusal.hint)
 
     def note(self, event: str, details: dict[str, Any]) -> None:
+        self._monitor.meter.event(event, details, time.monotonic())
         if event in ("dropped", "rejected"):
             times = self._drops.count(event, details.get("peer", ""), time.monotonic())
             if not times:

@@ -6,6 +6,7 @@ The daemon creates the file, the trainer opens it. All numbers are little-endian
     64    i64  inner steps left until the next contribution    written by the trainer, each word on its own
     72    f64  seconds per inner step
     80    i64  own inner steps
+    88    i64  the run's step count, as this trainer has it
     128   i64  granted: the daemon adds 1 after every Granted that it has sent
     136   the daemon's place in the commit log: i64 which of two is valid (0: none), and for each i64 number, link
     224   i64  which chunk of which stream lies in the spare region and belongs into `out`; 0: none
@@ -49,7 +50,7 @@ LOCAL_RUN = bytes(8)
 """Run id on the socket between trainer and daemon, which never leaves the machine."""
 
 _MAGIC = b"wantrain"
-_VERSION = 2
+_VERSION = 3
 _HEAD = struct.Struct("<8sII")
 _NAME = struct.Struct("<H")
 _ELEMENTS = struct.Struct("<Q")
@@ -89,7 +90,7 @@ class Segment:
         self._place = whole[_PLACE_AT : _PLACE_AT + 8].cast("q")
         self._places = whole[_PLACE_AT + 8 : _PLACE_AT + 8 + 2 * _PLACE.size]
         self._spared = whole[_SPARE_AT : _SPARE_AT + 8].cast("q")
-        self._counts = whole[_PROGRESS_AT : _PROGRESS_AT + 24].cast("q")
+        self._counts = whole[_PROGRESS_AT : _PROGRESS_AT + 32].cast("q")
         self._seconds = whole[_PROGRESS_AT + 8 : _PROGRESS_AT + 16].cast("d")
         self._granted = whole[_GRANTED_AT : _GRANTED_AT + 8].cast("q")
 
@@ -170,21 +171,28 @@ class Segment:
         """uint8[size_bytes] view of all of the memory."""
         return torch.frombuffer(self._memory, dtype=torch.uint8)
 
-    def post_progress(self, *, steps_left: int, step_s: float, own_steps: int) -> None:
+    def post_progress(self, *, steps_left: int, step_s: float, own_steps: int, global_step: int = 0) -> None:
         """Trainer: say how far it is; costs less than a microsecond.
 
         Args:
             steps_left: inner steps until the next contribution.
             step_s: seconds per inner step, 0 if unknown.
             own_steps: inner steps made.
+            global_step: the run's step count.
         """
         self._counts[0] = steps_left
         self._seconds[0] = step_s
         self._counts[2] = own_steps
+        self._counts[3] = global_step
 
     def progress(self) -> tuple[int, float, int]:
         """Daemon: (steps_left, step_s, own_steps) as posted last, all 0 before that."""
         return self._counts[0], self._seconds[0], self._counts[2]
+
+    @property
+    def global_step(self) -> int:
+        """Daemon: the run's step count as the trainer posted it last, 0 before that."""
+        return self._counts[3]
 
     def bump(self) -> None:
         """Daemon: a Granted was sent."""

@@ -1,0 +1,1 @@
+"""Trackers: where the numbers of a peer are written as it trains, beside `wantrain status`."""
