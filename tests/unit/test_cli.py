@@ -20,6 +20,7 @@ from wantrain.cli.main import COMMANDS, main
 from wantrain.cli.options import Duration
 from wantrain.config import RunSpec
 from wantrain.errors import ConfigError, RefusedError, StoreError, TrainerError, UnreachableError, WantrainError
+from wantrain.peers.monitor import Watch
 from wantrain.peers.own_states import Wishes
 from wantrain.peers.store import PeerRow, Store
 from wantrain.transport.auth import Invite, RunKeys
@@ -361,17 +362,14 @@ def test_coordinator_passes_its_options_on(fake: Callable[..., None], tmp_path: 
     fake("wantrain.peers.coordinator_daemon", serve=lambda *a, **k: calls.append((a, k)))
     assert wantrain("coordinator", "r.toml").exit_code == 0
     assert wantrain(
-        "coordinator", "r.toml", "--bind", "127.0.0.1:0", "--advertise", "a:1", "--uses", 2, "--expires", "1m"
+        *("coordinator", "r.toml", "--bind", "127.0.0.1:0", "--advertise", "a:1", "--uses", 2, "--expires", "1m"),
+        *("--metrics", "9463"),
     )
     for _, options in calls:
         assert isinstance(options.pop("on_event"), EventPrinter)
-    assert calls == [
-        ((Path("r.toml"),), {"bind": None, "advertise": None, "interface": None, "uses": 16, "expires_s": 86400.0}),
-        (
-            (Path("r.toml"),),
-            {"bind": "127.0.0.1:0", "advertise": "a:1", "interface": None, "uses": 2, "expires_s": 60.0},
-        ),
-    ]
+    defaults = {"bind": None, "advertise": None, "interface": None, "uses": 16, "expires_s": 86400.0, "metrics": ""}
+    given = {"bind": "127.0.0.1:0", "advertise": "a:1", "uses": 2, "expires_s": 60.0, "metrics": "9463"}
+    assert calls == [((Path("r.toml"),), defaults), ((Path("r.toml"),), {**defaults, **given})]
 
 
 def test_peer_passes_its_options_on_and_exits_with_the_daemons_value(fake: Callable[..., None]) -> None:
@@ -387,10 +385,12 @@ def test_peer_passes_its_options_on_and_exits_with_the_daemons_value(fake: Calla
     options = ["--name", "b", "--home", "h", "--bind", "0.0.0.0:9", "--max-restarts", 0, "--give-up", "5s"]
     options += ["--max-upload", "50mbit", "--max-upload-per-peer", "800kbit"]
     options += ["--checkpoints", "c", "--resume", "r", "--initial", "i", "--device", "cuda:1"]
+    options += ["--track", "tensorboard:logs", "--track", "wandb", "--metrics", "9464"]
     assert wantrain("peer", INVITE, *options, "--advertise", "b:9", "--json", "--", "true").exit_code == 7
     defaults = {"bind": "0.0.0.0:0", "advertise": None, "max_restarts": 3, "give_up_s": 300.0}
     defaults |= {"max_upload_bytes_per_s": None, "max_upload_per_peer_bytes_per_s": None, "wishes": Wishes()}
     defaults["device"] = "cpu"
+    defaults["watch"] = Watch()
     assert calls == [
         ((INVITE, ("python", "train.py", "--name", "mine", "--")), {"name": None, "home": None} | defaults),
         (
@@ -406,6 +406,7 @@ def test_peer_passes_its_options_on_and_exits_with_the_daemons_value(fake: Calla
                 "max_upload_per_peer_bytes_per_s": 1e5,
                 "wishes": Wishes(Path("c"), Path("r"), Path("i")),
                 "device": "cuda:1",
+                "watch": Watch(("tensorboard:logs", "wandb"), "9464"),
             },
         ),
     ]
@@ -414,6 +415,8 @@ def test_peer_passes_its_options_on_and_exits_with_the_daemons_value(fake: Calla
 @pytest.mark.parametrize(
     ("options", "words"),
     [
+        (["--track", "csv"], "--track is 'csv', allowed is tensorboard or tensorboard:DIR"),
+        (["--metrics", "9464x"], "--metrics is '9464x', allowed is HOST:PORT"),
         (["--bind", "0.0.0.0:70000"], "allowed is host:port with a port from 0 to 65535"),
         (["--advertise", "example.org:0"], "a port from 1 to 65535"),
         (["--interface", "nope7"], "no interface 'nope7' with an address; this host has lo (127.0.0.1)"),

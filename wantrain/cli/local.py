@@ -43,12 +43,12 @@ def command(
     from wantrain.local_run import LocalOptions, run_local
 
     options = LocalOptions(
-        script, arguments, peers, method, dict(map(_option, given)), codec, max_restarts, out, as_json
+        script, arguments, peers, method, dict(map(method_option, given)), codec, max_restarts, out, as_json
     )  # fmt: skip
     ctx.exit(run_local(options))
 
 
-def _option(text: str) -> tuple[str, bool | int | float | str]:
+def method_option(text: str) -> tuple[str, bool | int | float | str]:
     """An option of a method as run.toml would have it: true, 50, 0.7, or else a string."""
     name, equals, value = text.partition("=")
     if not (name and equals):

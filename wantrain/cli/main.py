@@ -11,7 +11,7 @@ from wantrain.cli.options import JSON
 from wantrain.cli.terminal import printable
 from wantrain.errors import ConfigError, WantrainError
 
-COMMANDS = ("init", "coordinator", "invite", "peer", "doctor", "status", "checkpoint", "bench", "local", "demo")
+COMMANDS = ("init", "coordinator", "invite", "peer", "plan", "doctor", "status", "checkpoint", "bench", "local", "demo")
 """One module of this package each, imported when asked for. They import torch and sockets only when they run."""
 
 INTERRUPTED = 130
