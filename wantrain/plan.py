@@ -31,7 +31,6 @@ OUTSIDE = 0.1
 """Share of the values that are in no block: embeddings, mostly."""
 WAITING_SHARE = 0.05
 """A period is useful from where waiting takes at most this share of the time."""
-MOST_PEERS = 256
 
 
 @dataclass(frozen=True, slots=True)
