@@ -5,6 +5,7 @@ import json
 import sqlite3
 import struct
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,8 @@ def log_records(data: bytes) -> Iterator[bytes]:
             at += left
             continue
         _, length, kind = struct.unpack_from("<IHB", data, at)
+        if at + 7 + length > len(data):
+            return  # it is being written
         whole += data[at + 7 : at + 7 + length]
         at += 7 + length
         if kind in (1, 4):  # a whole record, or its last piece
@@ -179,7 +182,11 @@ def test_wandb_keeps_the_points_offline(tmp_path: Path, monkeypatch: Any) -> Non
     monkeypatch.setenv("WANDB_MODE", "offline")
     track(feeds(("wandb:mine",), source(tmp_path))[1])
     (file,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
-    records = [Record.FromString(data) for data in log_records(file.read_bytes())]
+    deadline = time.monotonic() + DEADLINE_S
+    records: list[Any] = []
+    while not any(record.WhichOneof("record_type") == "exit" for record in records):  # written by a process of its own
+        assert time.monotonic() < deadline
+        records = [Record.FromString(data) for data in log_records(file.read_bytes())]
     runs = [record.run for record in records if record.WhichOneof("record_type") == "run"]
     assert (runs[0].project, runs[0].display_name, runs[0].run_id) == (
         "mine", "0123456789abcdef/berlin", "0123456789abcdef-peer-id",
