@@ -3,8 +3,8 @@
     python site_trainer.py FOLDER NAME [--ranks N] [--kind fsdp|ddp|tp|2d|plain] …        # starts N ranks of itself
     torchrun --standalone --nproc-per-node N site_trainer.py FOLDER NAME --kind fsdp …
 
-FOLDER/pause holds all back and FOLDER/stop ends them, as rank 0 sees it. What a rank has in the end, and what it
-drew, is in FOLDER/NAME.RANK.json.
+FOLDER/pause holds all back and FOLDER/stop ends them, as rank 0 sees it. FOLDER/NAME.RANK.pid is a rank's process. What
+it had when it had joined and has in the end, and what it drew, is in FOLDER/NAME.RANK.json.
 """
 
 import argparse
@@ -12,6 +12,7 @@ import json
 import os
 import sys
 import time
+import zlib
 from datetime import timedelta
 from multiprocessing import get_context
 from pathlib import Path
@@ -96,13 +97,18 @@ def train(options: argparse.Namespace) -> None:
     if options.far:
         ranked_replica.host_id = lambda: f"host {rank}"
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, foreach=False)
-    generator = torch.Generator().manual_seed(0 if options.kind == "tp" else rank)
+    seed = zlib.crc32(options.name.encode()) + (0 if options.kind == "tp" else rank)
+    generator = torch.Generator().manual_seed(seed)
     inputs, targets = torch.randn(64, 16, generator=generator), torch.randn(64, 4, generator=generator)
     drawn: list[int] = []
     with wantrain.join(called, optimizer) as swarm:
+        joined = _values(model)
+        (options.folder / f"{options.name}.{rank}.pid").write_text(str(os.getpid()))
         samples = swarm.shard(range(options.samples), epochs=1, batch=options.batch) if options.samples else None
         while swarm.round < options.rounds and not _any(rank, options.folder / "stop"):
             time.sleep(STEP_S)
+            if os.getppid() == 1:
+                sys.exit("whoever has started this is gone")
             if _any(rank, options.folder / "pause"):
                 continue
             if samples is not None:
@@ -115,8 +121,8 @@ def train(options: argparse.Namespace) -> None:
             optimizer.step()
             swarm.tokens(64)
             swarm.log(loss=loss.item())
-    values = {name: _all_of(parameter).flatten().tolist() for name, parameter in model.named_parameters()}
-    told = {"values": values, "drawn": drawn, "round": swarm.round, "steps": swarm.own_steps}
+        known = [swarm.round, swarm.global_step, swarm.own_steps, swarm.peer]
+    told = {"joined": joined, "values": _values(model), "known": known, "drawn": drawn}
     (options.folder / f"{options.name}.{rank}.json").write_text(json.dumps(told))
 
 
@@ -126,6 +132,10 @@ def _any(rank: int, path: Path) -> bool:
     if dist.is_initialized():
         dist.broadcast(found, 0)
     return bool(found)
+
+
+def _values(model: nn.Module) -> dict[str, list[float]]:
+    return {name: _all_of(parameter).flatten().tolist() for name, parameter in model.named_parameters()}
 
 
 def _all_of(parameter: nn.Parameter) -> Tensor:
