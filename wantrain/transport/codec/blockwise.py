@@ -13,7 +13,6 @@ from wantrain.transport.codec.blocks import (
     block_rows,
     block_slices,
     divide,
-    magnitudes,
     not_finite,
     require_size,
     scratch,
@@ -38,6 +37,8 @@ class Blockwise(ABC):
     scale_dtype: torch.dtype = torch.float32
     unit: float = 1.0
     """Power of two with which the numbers that `_unpack` gives are multiplied to get codes."""
+    quotient_unit: float = 1.0
+    """Power of two of which `_pack` gets multiples: value / scale * quotient_unit; at most 1."""
 
     @property
     def scale_max(self) -> float:
@@ -62,12 +63,14 @@ class Blockwise(ABC):
             self._measure(rows, min(self.block, elements - blocks.start * self.block), measures[blocks])
         if not math.isfinite(measures.amax().item()):  # abs, amax and sums pass NaN on
             raise not_finite(self.name)
-        divisors = self._store_scales(measures, scales).unsqueeze(1)
+        divisors, rest = self._divisors(self._store_scales(measures, scales))
         for blocks in runs:
             rows = block_rows(source, blocks, self.block)
             quotients = scratch("work", rows.numel(), torch.float32, device)
             # A division, not a product with 1 / scale: that is inexact, and overflows for tiny scales.
-            torch.div(rows, divisors[blocks], out=quotients.view_as(rows))
+            torch.div(rows, divisors[blocks].unsqueeze(1), out=quotients.view_as(rows))
+            if rest != 1:
+                quotients.mul_(rest)
             packed = self._packed(codes, blocks)
             if packed.numel() * 8 == quotients.numel() * self.code_bits:
                 self._pack(quotients, packed)
@@ -103,7 +106,8 @@ class Blockwise(ABC):
 
         The first `width` values of each row are real; the rest of a short block is zeros.
         """
-        torch.amax(magnitudes(rows), 1, out=out)
+        torch.amax(rows, 1, out=out)
+        torch.maximum(out, torch.amin(rows, 1).neg_(), out=out).abs_()  # abs, as there is a zero with a sign
 
     def _store_scales(self, measures: Tensor, scales: Tensor) -> Tensor:
         """Write scales = measure / peak; returns them as fp32[blocks], 1 for 0, to divide by. `measures` is used up."""
@@ -122,7 +126,10 @@ class Blockwise(ABC):
 
     @abstractmethod
     def _pack(self, quotients: Tensor, packed: Tensor) -> None:
-        """Round fp32[n] value / scale (may be overwritten) to codes, into uint8[n * code_bits / 8]; whole blocks."""
+        """Round fp32[n] value / scale * quotient_unit (may be overwritten) to codes, into uint8[n * code_bits / 8].
+
+        Whole blocks. Where blocks are measured by their largest magnitude, value / scale is at most (1 + 2**-7) * peak.
+        """
 
     @abstractmethod
     def _unpack(self, packed: Tensor, out: Tensor) -> None:
@@ -172,6 +179,14 @@ class Blockwise(ABC):
                 part.add_(values if weight == 1.0 else values.mul_(weight))
             elif not whole:
                 part.copy_(values[: part.numel()])
+
+    def _divisors(self, scales: Tensor) -> tuple[Tensor, float]:
+        """fp32[blocks] to divide by, and a number, 1 if possible, to multiply the quotients by: both exact."""
+        if self.quotient_unit == 1:
+            return scales, 1
+        divisors = scales / self.quotient_unit
+        # A quotient that gets subnormal by it is far below what rounds to any code but 0.
+        return (divisors, 1) if math.isfinite(divisors.amax().item()) else (scales, self.quotient_unit)
 
     def _factors(self, scales: Tensor) -> tuple[Tensor, float]:
         """fp32[blocks] and a number by which what `_unpack` gives is multiplied; the number is exact, 1 if possible."""

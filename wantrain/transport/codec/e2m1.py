@@ -5,7 +5,7 @@ from torch import Tensor
 
 from wantrain.transport.codec.blocks import scratch
 from wantrain.transport.codec.blockwise import Blockwise
-from wantrain.transport.codec.nibbles import pack_nibbles, unpack_nibbles
+from wantrain.transport.codec.nibbles import sign_beside, unpack_nibbles
 
 
 class E2M1(Blockwise):
@@ -18,22 +18,24 @@ class E2M1(Blockwise):
     scale_dtype = torch.bfloat16
     unit = 0.5
 
+    quotient_unit = 2.0**-23
+    """Then .5 is the smallest fp16 number, and a quotient's fp16 bits are how many times it has .5, rounded."""
+
     def _pack(self, quotients: Tensor, packed: Tensor) -> None:
         size, device = quotients.numel(), quotients.device
-        steps = scratch("steps", size, torch.float32, device)
-        index, coarser, signs = (
-            scratch(purpose, size, torch.int8, device) for purpose in ("codes", "coarser", "signs")
+        index, coarser = (
+            scratch(purpose, size, torch.float16, device).view(torch.int16) for purpose in ("pairs", "coarser")
         )
-        signs.copy_(quotients.view(torch.int32).bitwise_right_shift(28))
-        signs.bitwise_and_(8)
-        # Steps of .5 up to 2, 1 up to 4, 2 up to 6: each range counts right where it applies and too far elsewhere.
-        quotients.abs_()
-        index.copy_(torch.mul(quotients, 2, out=steps).round_())
-        coarser.copy_(torch.round(quotients, out=steps))
-        torch.minimum(index, coarser.add_(2), out=index)
-        coarser.copy_(quotients.mul_(0.5).round_())
-        torch.minimum(index, coarser.add_(4), out=index)
-        pack_nibbles(index.clamp_(max=7).bitwise_or_(signs), packed)
+        # Steps of .5 up to 2, 1 up to 4, 2 up to 6: each range counts right where it applies and too far elsewhere. The
+        # sign is the uppermost bit, so that the least of two numbers with one sign is that of the lower index.
+        index.view(torch.float16).copy_(quotients)
+        for above in (2, 4):
+            coarser.view(torch.float16).copy_(quotients.mul_(0.5))
+            torch.minimum(index, coarser.add_(above), out=index)
+        sign_beside(index, 3)
+        words = index.view(torch.int32)
+        shifted = torch.bitwise_right_shift(words, 12, out=coarser.view(torch.int32))
+        packed.copy_(shifted.bitwise_or_(words))  # keeps the lower byte
 
     def _unpack(self, packed: Tensor, out: Tensor) -> None:
         codes = unpack_nibbles(packed)

@@ -5,10 +5,7 @@ from torch import Tensor
 
 from wantrain.transport.codec.blocks import scratch
 from wantrain.transport.codec.blockwise import Blockwise
-from wantrain.transport.codec.nibbles import pack_nibbles
-
-BELOW = 247
-"""Bits 22 to 30 (exponent and first bit of the mantissa) of the fp32 values just under .125."""
+from wantrain.transport.codec.nibbles import sign_beside
 
 
 class E3M0(Blockwise):
@@ -24,22 +21,20 @@ class E3M0(Blockwise):
     peak = 16
     scale_dtype = torch.bfloat16
     unit = 2.0**124
+    quotient_unit = 2.0**-12
+    """Then .25 is the smallest normal number of fp16, and .125 half of it: with a 1 as the first bit of its mantissa."""
 
     def _pack(self, quotients: Tensor, packed: Tensor) -> None:
         size, device = quotients.numel(), quotients.device
-        leading = scratch("pairs", size, torch.int16, device)
-        exponent, least = (scratch(purpose, size, torch.int8, device) for purpose in ("codes", "coarser"))
-        # All thresholds are 1 or 1.5 times a power of two: sign, exponent and one bit of mantissa decide.
-        leading.copy_(quotients.view(torch.int32).bitwise_right_shift_(22))
-        signs = scratch("signs", size, torch.int16, device)
-        torch.bitwise_right_shift(leading, 12, out=signs).bitwise_and_(8)
-        # Half octaves from the first threshold on, 0 below it: 1, 2, 3 give e = 1; 4, 5 give 2; 6, 7 give 3; ...
-        leading.bitwise_and_(511).sub_(BELOW).clamp_(0, 14)
-        least.copy_(leading)
-        torch.bitwise_right_shift(least, 1, out=exponent)
-        torch.maximum(exponent, least.clamp_(max=1), out=exponent)
-        least.copy_(signs)
-        pack_nibbles(exponent.bitwise_or_(least), packed)
+        # All thresholds are 1 or 1.5 times a power of two: sign, exponent and one bit of mantissa decide, the rest is
+        # cut off, lest the conversion rounds up to a threshold.
+        quotients.view(torch.int32).bitwise_and_(-1 << 22)
+        halves = scratch("pairs", size, torch.float16, device).copy_(quotients).view(torch.int16)
+        sign_beside(halves, 13)
+        # Half of an exponent's step more, and the exponent is e; then bits 10 to 13 of both halves of a word, side by
+        # side at its upper end, are what belongs in a byte.
+        words = halves.view(torch.int32).add_(0x02000200).bitwise_and_(0x3C003C00)
+        packed.copy_(words.mul_((1 << 14) + (1 << 2)).bitwise_right_shift_(24))
 
     def _unpack(self, packed: Tensor, out: Tensor) -> None:
         # Each pair of nibbles becomes two bf16 numbers with exponent field e: 2**(e - 127), and 0 for 0.

@@ -14,6 +14,15 @@ def pack_nibbles(codes: Tensor, packed: Tensor) -> None:
     packed.copy_(shifted.bitwise_or_(pairs))  # keeps the lower byte
 
 
+def sign_beside(numbers: Tensor, bit: int) -> None:
+    """Move bit 15 of int16[n] `numbers` to `bit`, in place; bits from `bit` to 14 are 0, and stay so above it.
+
+    With -2**15 + 2**bit added, a number without that bit becomes negative, and one with it what is wanted.
+    """
+    moved = scratch("moved", numbers.numel(), torch.int16, numbers.device)
+    torch.maximum(numbers, torch.add(numbers, (1 << bit) - (1 << 15), out=moved), out=numbers)
+
+
 def unpack_nibbles(packed: Tensor) -> Tensor:
     """int8[2 n] codes of 0 to 15 from uint8[n], in scratch."""
     pairs = scratch("codes", packed.numel(), torch.int16, packed.device)
