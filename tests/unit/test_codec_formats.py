@@ -116,6 +116,18 @@ def test_e3m0_codes_are_powers_of_two_and_a_threshold_belongs_to_the_larger() ->
     assert bytes(encoded[2:].tolist()).hex() == "0711b2fc"  # 7 0, 1 1, 2 -3, -4 -7
 
 
+@pytest.mark.parametrize("scale", [2.0**-140, 1.37 * 2.0**-126, 2.0**-100, 1.0, 1.37, 2.0**100, 1.37 * 2.0**123])
+@pytest.mark.parametrize("name", ["e3m0", "e2m1"])
+def test_the_values_next_to_a_threshold_fall_on_their_sides_at_any_scale(name: str, scale: float) -> None:
+    peak, *thresholds = {
+        "e3m0": (16, 0.125, 0.375, 0.75, 1.5, 3, 6, 12),
+        "e2m1": (6, 0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5),
+    }[name]
+    on = np.array([peak, *thresholds], "f4") * np.float32(scale)
+    near = np.concatenate([on, np.nextafter(on[1:], np.float32(0)), np.nextafter(on[1:], np.float32(np.inf))])
+    assert_agrees(codec(name), np.concatenate([near, -near]))
+
+
 def test_rms_steps_and_mean_magnitudes_by_hand() -> None:
     encoded = encode(codec("rms0.5"), torch.tensor([1.0, 7.0, -5.0, 5.0]))
     assert encoded[:4].view(torch.float32).item() == 2.5  # half the root of the mean of 1, 49, 25, 25

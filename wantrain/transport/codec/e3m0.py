@@ -22,7 +22,7 @@ class E3M0(Blockwise):
     scale_dtype = torch.bfloat16
     unit = 2.0**124
     quotient_unit = 2.0**-12
-    """Then .25 is the smallest normal number of fp16, and .125 half of it: with a 1 as the first bit of its mantissa."""
+    """Then .25 is the smallest normal number of fp16, and .125 half of it: 0 and a mantissa that begins with a 1."""
 
     def _pack(self, quotients: Tensor, packed: Tensor) -> None:
         size, device = quotients.numel(), quotients.device
