@@ -124,7 +124,9 @@ def _fault(rng: random.Random, kinds: tuple[str, ...]) -> Fault:
 def methods(rng: random.Random) -> tuple[Stream, ...]:
     """The streams of a run, with a topology drawn for each; where that is direct the average is a robust one."""
     if rng.random() < GOSSIP:
-        return noloco(NolocoOptions(every=rng.choice([1, 2, 3, 5])), Wire("fp32"))
+        every = rng.choice([1, 2, 3, 5])
+        total = 8 * every if every == 3 else 0  # beyond it every exchange is one of everybody
+        return noloco(NolocoOptions(every=every, total=total), Wire("fp32"))
     streams = [replace(stream, topology=rng.choice(["auto", "direct", "ring"])) for stream in _streams(rng)]
     return tuple(replace(s, average="median") if s.topology == "direct" else s for s in streams)
 

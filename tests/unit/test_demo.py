@@ -271,12 +271,14 @@ def test_who_left_before_the_last_commit_need_not_have_it() -> None:
 
 def test_the_verdict_on_gossip_is_of_the_log_and_says_how_far_replicas_are_apart() -> None:
     recording = recorded()
-    recording.settings |= {"gossip": True, "common": False}
+    recording.settings |= {"gossip": True, "common": False, "merged": True}
     recording.status["replica_spread"] = 0.00123
     _other_model(recording)
     summary = report.summarise(recording)
     assert summary["ok"]
-    assert "differ by 0.0012 (standard deviation of a weight)" in summary["parity"]["text"]
+    assert (
+        "differ by 0.0012 (standard deviation of a weight); the last exchange made 4 of 4" in summary["parity"]["text"]
+    )
     assert "weights of peer-1" in report.text(summary)
 
 

@@ -110,6 +110,13 @@ def test_replicas_fly_apart_exactly_beyond_the_bound(alpha: float) -> None:
         build("noloco", {"alpha": alpha, "gamma": bound}, PLAIN)
 
 
+def test_a_run_that_would_end_within_a_round_is_refused() -> None:
+    with pytest.raises(ConfigError, match="total is 110; allowed: a multiple of every, which is 50"):
+        build("noloco", {"total": 110}, Wire("fp32"))
+    (stream,) = build("noloco", {"total": 150}, Wire("fp32"))
+    assert stream.last == 3
+
+
 def test_codecs_for_differences_are_refused() -> None:
     for wire in (Wire("int8"), Wire("fp32", "int4"), Wire("int4+zstd")):
         with pytest.raises(ConfigError, match="allowed: fp32 or bf16, as peers exchange weights"):

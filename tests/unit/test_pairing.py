@@ -28,6 +28,7 @@ class Run:
         *,
         records: tuple[CommitRecord, ...] = (),
         together: Callable[[tuple[str, ...]], int] = len,
+        last: int = 0,
     ) -> None:
         attempts = itertools.count(1)
 
@@ -35,7 +36,7 @@ class Run:
             assert not receivers
             return Choice("direct", contributors, (), split_chunks(4, [1.0] * len(contributors)), 0.0, "")
 
-        self.pairing = Pairing("param", plan, records, POLICY, lambda: next(attempts), together=together)
+        self.pairing = Pairing("param", plan, records, POLICY, lambda: next(attempts), together=together, last=last)
         self.records = list(records)
         self.last = dict.fromkeys(live, 0)
         self.cast(live)
@@ -225,6 +226,19 @@ def test_for_a_consensus_pairs_that_move_finish_and_then_all_are_in_one_sync() -
     assert "a" not in pair.contributors
     run.commit(run.done(pair, now=1.1), now=1.1)
     assert set(run.pairing.agreed_still("abcd")) == set("abcd").difference(pair.contributors)
+
+
+def test_the_last_sync_of_the_run_is_one_of_everybody() -> None:
+    """As soon as somebody is ready for it; who is behind ends with the others."""
+    run = Run("abc", last=2)
+    first = pair_of(run, "a")
+    (behind,) = set("abc").difference(first.contributors)
+    run.commit(run.done(first))
+    assert run.ready(*first.contributors, now=0.1) == []
+    (whole,) = run.ready(behind, now=0.2)
+    assert (set(whole.contributors), whole.consensus, whole.sync.index) == (set("abc"), True, 2)
+    run.commit(run.done(whole, now=0.3), now=0.3)
+    assert run.pairing.agreed_still("abc") == tuple("abc")
 
 
 def test_a_commit_of_nothing_is_a_bug() -> None:

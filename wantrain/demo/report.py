@@ -21,8 +21,8 @@ class Recording:
 
     settings: Json
     """peers, rounds, every, batch, context, method, codec, seed, lead (the stream whose syncs are the rounds), gossip
-    (whether every peer has a model of its own), common (whether trainers' weights are the common ones at the end of a
-    round) and killed / newcomer: a peer's name or None."""
+    (whether every peer has a model of its own), common (whether trainers' weights are the common ones at the end of the
+    run), merged (whether a gossip run ends with an exchange of everybody) and killed / newcomer: a name or None."""
     samples: list[Json] = field(default_factory=list)
     """One per change of a peer's stats: time_s, peer (name) and the stats."""
     events: list[Json] = field(default_factory=list)
@@ -165,9 +165,17 @@ def parity(recording: Recording) -> tuple[bool, str]:
     sentence = f"equal on {len(live)} live peers: {', '.join(facts)}"
     if gossip:
         spread = recording.status.get("replica_spread")
-        differ = "" if spread is None else f" and differ by {spread:.2g} (standard deviation of a weight)"
-        sentence += f"; models are each peer's own{differ}"
+        differ = "" if spread is None else f" that differ by {spread:.2g} (standard deviation of a weight)"
+        merged = _merged(recording, live) if recording.settings.get("merged") else ""
+        sentence += f"; each has weights of its own{differ}{merged}"
     return True, sentence
+
+
+def _merged(recording: Recording, live: list[str]) -> str:
+    """Whom the last exchange of a gossip run has made equal."""
+    last = next((line for line in reversed(recording.of("coordinator", "commit")) if "contributors" in line), {})
+    equal = [name for name in live if name in last.get("contributors", ())]
+    return f"; the last exchange made {len(equal)} of {len(live)} equal"
 
 
 def _reached(recording: Recording, name: str, head: int) -> bool:

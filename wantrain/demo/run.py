@@ -149,11 +149,12 @@ class Demo:
         self.display.update(0.0, "starting", self.rounds, {})
         first = lead(write_run_file(self.run_file, self.options).streams)
         assert first is not None, "every method has a stream of parameters"
-        own = first.gossip or first.adopt == "mix" or first.answer == "eager"
+        own = (first.gossip and not first.last) or first.adopt == "mix" or first.answer == "eager"
         self.recording.settings |= {
             "lead": first.name,
             "gossip": first.gossip,
             "common": not own,
+            "merged": bool(first.last),
             "codec": first.codec,
         }
         self._start_coordinator()
@@ -296,8 +297,10 @@ def write_run_file(path: Path, options: DemoOptions) -> RunSpec:
     Raises:
         ConfigError: unknown method or codec.
     """
-    period = {ROUND_OPTION.get(options.method, "every"): EVERY}
-    return create_local_run(path, name="demo", method=options.method, codec=options.codec, options=period)
+    chosen = {ROUND_OPTION.get(options.method, "every"): EVERY}
+    if options.method == "noloco":
+        chosen["total"] = EVERY * (options.rounds or ROUNDS)
+    return create_local_run(path, name="demo", method=options.method, codec=options.codec, options=chosen)
 
 
 def _tell(options: DemoOptions, recording: Recording, summary: Json, folder: Path) -> int:

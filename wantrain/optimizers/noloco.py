@@ -23,6 +23,8 @@ class NolocoOptions:
     """Weight of the pair's mean outer gradient."""
     gamma: Annotated[float, Range(0, 1000, open_low=True)] = 0.7
     """Pull towards the pair's mean; under 2 * (1 - alpha**2), or the replicas fly apart."""
+    total: Annotated[int, Range(0, 10**9)] = 0
+    """Inner steps of the run, after which all replicas come to their mean in one exchange; 0: not known."""
 
 
 def noloco(options: NolocoOptions, wire: Wire) -> tuple[Stream, ...]:
@@ -33,8 +35,13 @@ def noloco(options: NolocoOptions, wire: Wire) -> tuple[Stream, ...]:
     mean outer gradient.
 
     Raises:
-        ConfigError: the replicas would fly apart, or the codec is too coarse for weights.
+        ConfigError: the replicas would fly apart, the codec is too coarse for weights, or the run would end in a round.
     """
+    if options.total % options.every:
+        raise ConfigError(
+            f"noloco: total is {options.total}; allowed: a multiple of every, which is {options.every}, or 0",
+            hint="the run ends with an exchange of everybody",
+        )
     bound = 2 * (1 - options.alpha**2)
     if options.gamma >= bound:
         raise ConfigError(
@@ -58,5 +65,6 @@ def noloco(options: NolocoOptions, wire: Wire) -> tuple[Stream, ...]:
             codec=wire.codec,
             down=wire.down,
             topology="pair",
+            last=options.total // options.every,
         ),
     )

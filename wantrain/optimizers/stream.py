@@ -73,6 +73,8 @@ class Stream:
     """A peer that missed a sync: `rebase` (take the others' movement, keep own unsent progress), `adopt` (drop it)."""
     weight: str = "equal"
     """What a contribution counts: `equal` or `tokens` (since its last contribution)."""
+    last: int = 0
+    """Of a stream that is exchanged in pairs: the sync with which the run ends: in it all come to one; 0: none."""
 
     @property
     def held(self) -> bool:

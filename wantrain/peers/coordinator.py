@@ -593,6 +593,7 @@ class Coordinator:
                     self.name_of,
                     offences=self.offences,
                     together=planner.together,
+                    last=stream.last,
                 )
                 continue
             self.rounds[stream.name] = rounds.Round(

@@ -54,6 +54,7 @@ class Pairing:
         name_of: the name of a peer for people.
         offences: who has contributed what cannot be used.
         together: how many of some contributors could go on with each other.
+        last: sync with which the run ends, 0 if none: as soon as somebody is ready for it, everybody is in one group.
     """
 
     def __init__(
@@ -67,6 +68,7 @@ class Pairing:
         *,
         offences: Offences | None = None,
         together: Callable[[tuple[str, ...]], int] = len,
+        last: int = 0,
     ) -> None:
         self.stream = stream
         self.agreed = 0
@@ -81,6 +83,7 @@ class Pairing:
         self._name_of = name_of
         self._offences = offences
         self._together = together
+        self._final = last
         self._moves = Duration()
         self._groups: list[_Group] = []
         self._group_of: dict[str, _Group] = {}
@@ -146,10 +149,16 @@ class Pairing:
     def told(self) -> dict[str, str]:
         """What those who are ready may be told about why nothing happens."""
         told = {peer: why for group in self._groups for peer, why in group.round.told().items()}
-        if self.wants_consensus:
+        if self._agrees:
             waiting = "waiting for the pairs that exchange now: then all replicas come to one"
             told |= {peer: waiting for peer in self._lines if peer not in self._group_of}
         return told
+
+    @property
+    def _agrees(self) -> bool:
+        """Whether the next group is everybody."""
+        at_end = self._final and any(line.index >= self._final for line in self._lines.values())
+        return self.wants_consensus or bool(at_end)
 
     def age_s(self, now: float) -> float:
         """Seconds since the first of the groups that are at it began to wait, or to move."""
@@ -251,7 +260,7 @@ class Pairing:
 
     def _match(self, now: float) -> list[RoundEffect]:
         """Draw groups for all that have none, as soon as one of them is ready."""
-        if self.wants_consensus:
+        if self._agrees:
             return self._gather_all(now)
         free = [peer for peer in self._cast.live if peer not in self._group_of and peer != self.held_back]
         effects: list[RoundEffect] = []
