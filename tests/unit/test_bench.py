@@ -297,11 +297,16 @@ def test_the_document_shows_figures_and_why_others_are_missing(tmp_path: Path) -
     ]  # fmt: skip
     cost = dict.fromkeys(("messages_in", "messages_out", "bytes_in", "bytes_out", "core_s", "unpack_s", "pack_s"), 1.0)
     codec = {"codec": "int8", "error_gaussian": 0.007, "error_t4": 0.01, "bits": 8.1, "encode": 1.0, "decode": 1.0}
+    step = {"name": "nesterov", "elements": 10**6, "ms": 2.5, "gb_per_s": 1.6, "vectors": 1}
     record = {
         "date": "2026-01-01", "seconds": 1, "command": "scripts/bench", "allreduce": rows,
         "machine": {"cores": 2, "cpu": "x", "system": "y", "python": "3"},
         "coordinator": {"rows": [{"peers": 8, "sync": cost, "join": cost}]},
         "codecs": {"rows": [{**codec, "accumulate": 1.0, "expected": [0.007, 0.013, 7.44]}]},
+        "peer": {"rows": [{**step, "what": "outer step"}, {**step, "what": "encode", "name": "int8"}]},
+        "trainer": {"rows": [
+            {"parameters": 10**6, "every": 20, "step_ms": 150.0, "between_ms": 0.01, "round_ms": 9.0, "share": 0.0041}
+        ]},
     }  # fmt: skip
     pictures = draw(record, tmp_path)
     assert pictures == ["loopback.png", "codecs.png", "coordinator.png"]
@@ -309,7 +314,12 @@ def test_the_document_shows_figures_and_why_others_are_missing(tmp_path: Path) -
     assert "| 2 | 1 | fp32 | plain | 1.000 | 1.000 | 1.000 | 1.50 | 90 % |" in text
     assert "no root here: 2 peers, 1 MB, fp32, rate=1mbit, rtt=1ms" in text
     tables = re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE)
-    assert len(tables) == 3
+    assert len(tables) == 5
+    assert "Of a fragment of 1,000,000 values" in text
+    assert "| outer step | nesterov | 2.50 | 1.60 | 1 |" in text
+    assert "| 1,000,000 | 20 steps | 150.0 | 0.010 | 9.00 | 0.41% |" in text
+    without = markdown({key: value for key, value in record.items() if key not in ("peer", "trainer")}, pictures)
+    assert "What taking part costs" not in without
     assert all(len({line.count("|") for line in table.splitlines()}) == 1 for table in tables)
     assert all((tmp_path / name).stat().st_size > 1000 for name in pictures)
 
@@ -326,6 +336,8 @@ def test_more_measures_only_the_rows_without_figures(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(suite.allreduce, "measure", measured)
     monkeypatch.setattr(suite.coordinator, "measure", lambda *_: [])
     monkeypatch.setattr(suite, "_codecs", lambda: [])
+    monkeypatch.setattr(suite, "_peer", lambda: [])
+    monkeypatch.setattr(suite, "_trainer", lambda: [{"share": 0.004}])
     first = suite.measure("quick", 1e9, "first")
     rows = len(asked)
     assert [row.get("failed") for row in first["allreduce"]].count("no room") == 1
@@ -333,5 +345,8 @@ def test_more_measures_only_the_rows_without_figures(monkeypatch: pytest.MonkeyP
     assert asked[rows:] == asked[1:2]
     assert not any("failed" in row for row in again["allreduce"])
     assert again["command"] == "first; again"
+    monkeypatch.setattr(suite, "_trainer", lambda: pytest.fail("there are figures"))
+    older = {key: value for key, value in first.items() if key != "peer"}
+    assert suite.measure("quick", 1e9, "again", older)["trainer"] == {"rows": [{"share": 0.004}]}
     with pytest.raises(ConfigError, match="another machine"):
         suite.measure("quick", 1e9, "again", {**first, "machine": {}})

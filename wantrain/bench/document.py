@@ -44,6 +44,8 @@ def markdown(record: Json, pictures: Sequence[str]) -> str:
     parts += _allreduce(record, "links", "Shaped links", _LINKS, "links.png", pictures)
     parts += _allreduce(record, "topologies", "Topologies where every hop takes long", _TOPOLOGIES, "", pictures)
     parts += _codecs(record["codecs"], pictures)
+    parts += _peer(record["peer"]) if "peer" in record else []
+    parts += _trainer(record["trainer"]) if "trainer" in record else []
     parts += _coordinator(record["coordinator"], pictures)
     return "\n\n".join(parts) + "\n"
 
@@ -157,6 +159,49 @@ def _codecs(measured: Json, pictures: Sequence[str]) -> list[str]:
             for row in measured["rows"]
         ]  # fmt: skip
         parts += ["GB/s of fp32 on one thread; errors are relative, of one encoding.", _table(names, cells)]
+    return parts + ([f"Without figures: {measured['failed']}"] if "failed" in measured else [])
+
+
+def _peer(measured: Json) -> list[str]:
+    parts = ["## What a peer computes for a sync"]
+    if rows := measured["rows"]:
+        cells = [
+            [
+                row["what"], row["name"], f"{row['ms']:.2f}", f"{row['gb_per_s']:.2f}",
+                f"{row['vectors']}" if row["what"] == "outer step" else "",
+            ]
+            for row in rows
+        ]  # fmt: skip
+        parts += [
+            f"Of a fragment of {rows[0]['elements']:,} values, on one thread; GB/s of fp32. `wantrain bench outer`.",
+            _table(["what", "rule or codec", "ms", "GB/s", "state vectors"], cells),
+        ]
+    return parts + ([f"Without figures: {measured['failed']}"] if "failed" in measured else [])
+
+
+def _trainer(measured: Json) -> list[str]:
+    parts = ["## What taking part costs the trainer"]
+    if rows := measured["rows"]:
+        names = [
+            "parameters",
+            "a sync every",
+            "inner step ms",
+            "hooks, between syncs ms",
+            "at a sync ms",
+            "of step time",
+        ]
+        cells = [
+            [
+                f"{row['parameters']:,}", f"{row['every']} steps", f"{row['step_ms']:.1f}", f"{row['between_ms']:.3f}",
+                f"{row['round_ms']:.2f}", f"{row['share']:.2%}",
+            ]
+            for row in rows
+        ]  # fmt: skip
+        parts += [
+            "The demo's model on one thread; time in hooks, staging and adoption apart from the step's, without waiting. "
+            "The aim is at most 1 % at 20 steps and more. `wantrain bench trainer`.",
+            _table(names, cells),
+        ]
     return parts + ([f"Without figures: {measured['failed']}"] if "failed" in measured else [])
 
 

@@ -18,8 +18,8 @@ def measure(rules: Sequence[str], codecs: Sequence[str], elements: int, seconds:
     It is worked on chunk by chunk, as a peer does.
 
     Returns:
-        A row each: `what` ("outer step", "encode" or "decode"), `name`, `ms` of CPU time for the fragment (the best of
-        several repeats), `gb_per_s` of fp32 values, and `vectors`: fp32 vectors of outer state besides phi.
+        A row each: `what` ("outer step", "encode" or "decode"), `name`, `elements`, `ms` of CPU time for the fragment
+        (the best of several repeats), `gb_per_s` of fp32 values, and `vectors`: fp32 vectors of outer state besides phi.
 
     Raises:
         ConfigError: an unknown rule or codec.
@@ -85,4 +85,11 @@ def _coded(name: str, elements: int, seconds: float) -> list[dict[str, Any]]:
 
 def _row(what: str, name: str, elements: int, seconds: float, vectors: int) -> dict[str, Any]:
     speed = 4 * elements / seconds / 1e9
-    return {"what": what, "name": name, "ms": 1e3 * seconds, "gb_per_s": speed, "vectors": vectors}
+    return {
+        "what": what,
+        "name": name,
+        "elements": elements,
+        "ms": 1e3 * seconds,
+        "gb_per_s": speed,
+        "vectors": vectors,
+    }

@@ -17,6 +17,10 @@ from wantrain.bench.worker import Json
 from wantrain.errors import ConfigError, WantrainError
 
 BUDGET_S = {"quick": 240.0, "default": 1500.0, "full": 86400.0}
+FRAGMENT = 10**6
+"""Values of the fragment whose outer step is measured."""
+TRAINED_EVERY = (20, 100)
+"""Inner steps of a round for which the trainer's own cost is measured."""
 COORDINATED = {"quick": (8, 64, 512), "default": (8, 64, 512, 4096), "full": (8, 64, 512, 4096)}
 
 
@@ -85,6 +89,8 @@ def measure(which: str, budget_s: float, command: str, former: Json | None = Non
         if former is None
         else former["coordinator"],
         "codecs": _try(_codecs) if former is None else former["codecs"],
+        "peer": former["peer"] if former is not None and "peer" in former else _try(_peer),
+        "trainer": former["trainer"] if former is not None and "trainer" in former else _try(_trainer),
     }
     for row in matrix.rows(which):
         options = {**asdict(row.options), "down": row.options.way_down, "against": list(row.options.against)}
@@ -123,6 +129,21 @@ def _codecs() -> list[Json]:
 
     rows: list[Json] = measure_codecs(matrix.CODECS, 2**20, 0.1)
     return rows
+
+
+def _peer() -> list[Json]:
+    from wantrain.bench.outer import measure as measure_outer
+    from wantrain.optimizers.merge import MERGES
+
+    _say("outer steps, encoding and decoding of a fragment")
+    rows: list[Json] = measure_outer(tuple(MERGES), ("fp32", "int8", "int4"), FRAGMENT, 0.5)
+    return rows
+
+
+def _trainer() -> list[Json]:
+    from wantrain.bench.trainer import measure as measure_trainer
+
+    return [measure_trainer(every, 10, _say) for every in TRAINED_EVERY]
 
 
 def _try(what: Callable[[], list[Json]]) -> Json:
