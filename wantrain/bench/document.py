@@ -198,7 +198,7 @@ def _trainer(measured: Json) -> list[str]:
             for row in rows
         ]  # fmt: skip
         parts += [
-            "The demo's model on one thread; time in hooks, staging and adoption apart from the step's, without waiting. "
+            "The demo's model on one thread; time in hooks, staging and adoption is not in the step, waits in neither. "
             "The aim is at most 1 % at 20 steps and more. `wantrain bench trainer`.",
             _table(names, cells),
         ]

@@ -19,7 +19,7 @@ def measure(rules: Sequence[str], codecs: Sequence[str], elements: int, seconds:
 
     Returns:
         A row each: `what` ("outer step", "encode" or "decode"), `name`, `elements`, `ms` of CPU time for the fragment
-        (the best of several repeats), `gb_per_s` of fp32 values, and `vectors`: fp32 vectors of outer state besides phi.
+        (the best of several repeats), `gb_per_s` of fp32 values, and `vectors` of fp32 outer state besides phi.
 
     Raises:
         ConfigError: an unknown rule or codec.
