@@ -31,6 +31,8 @@ _MICROSECONDS = 1e6
 class Leader(Swarm):
     """Rank 0: a trainer whose replica is that of all ranks."""
 
+    _ranked = True
+
     def __init__(self, link: Link, replica: LeadingReplica, ranks: Ranks, **options: Any) -> None:
         super().__init__(link, replica, **options)
         self._ranks, self._parts = ranks, replica
@@ -66,12 +68,12 @@ class Leader(Swarm):
         counts = (self.round, self.global_step, self.own_steps, round(self.waited_s * _MICROSECONDS))
         payload = b""
         if self._ranks.place in (Place.JOIN, Place.DRAW):
-            payload = msgpack.packb([self.peer, self._drawn])
+            payload = msgpack.packb([self.peer, self.run, self._drawn])
         self._ranks.tell(Told.GO_ON, int(self._attended), int(self.alone), *counts, payload=payload)
 
-    def attach(self) -> None:
+    def attach(self, address: str = "") -> None:
         with self._at(Place.JOIN):
-            super().attach()
+            super().attach(address)
 
     def leave(self) -> None:
         if self._inner is None:
@@ -107,9 +109,9 @@ class Leader(Swarm):
             self._ranks.tell(Told.STILL)
 
     def _stage(self, stage: Stage) -> None:
-        self._parts.tokens = self._tokens
+        self._parts.tokens = self._new_tokens
         super()._stage(stage)
-        self._share = self._all_tokens / self._tokens if self._tokens else self._share
+        self._share = self._all_tokens / self._new_tokens if self._new_tokens else self._share
 
     def _hand_over(self, *, wait: bool) -> None:
         if self._serving:  # all ranks have a part in it
@@ -130,6 +132,8 @@ class Leader(Swarm):
 class Follower(Swarm):
     """Another rank: it does to its part of the model what the leader tells, and knows what it is told."""
 
+    _ranked = True
+
     def __init__(self, link: Link, replica: FollowingReplica, ranks: Ranks) -> None:
         super().__init__(link, replica, wait_ceiling_s=math.inf)
         self._ranks, self._parts = ranks, replica
@@ -149,7 +153,7 @@ class Follower(Swarm):
     def own_steps(self) -> int:
         return self._counts[2]
 
-    def attach(self) -> None:
+    def attach(self, address: str = "") -> None:
         self._listen(Place.JOIN)
 
     def leave(self) -> None:
@@ -188,7 +192,7 @@ class Follower(Swarm):
         self._counts = (words[2], words[3], words[4])
         self.waited_s = words[5] / _MICROSECONDS
         if payload:
-            self.peer, self._drawn = msgpack.unpackb(payload)
+            self.peer, self.run, self._drawn = msgpack.unpackb(payload)
 
     def _obey(self, told: Told, words: Sequence[int], payload: bytes) -> None:
         path = host = ""
@@ -198,7 +202,7 @@ class Follower(Swarm):
         grads = told == Told.WRITE and self.streams[words[0]].state == "grad"
         if grads:
             refuse_scaled(self._optimizers)
-        self._parts.tokens = self._tokens
+        self._parts.tokens = self._new_tokens
         self._parts.obey(told, words, self.streams, path, host)
 
 

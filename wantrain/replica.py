@@ -1,6 +1,6 @@
 """The trainer's copy of the model: what is copied between its parameters and the memory shared with the daemon."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import accumulate
 from typing import Protocol
@@ -12,10 +12,10 @@ from wantrain.copy_order import CopyOrder, Mark, Queues, Work
 from wantrain.cuda_queues import CudaQueues, PinnedPages
 from wantrain.errors import ConfigError
 from wantrain.inner_state import InnerState
-from wantrain.local_shard import Spot, held, local_box, spots, whole_gradient
+from wantrain.local_shard import Extent, Spot, held, local_box, spots, whole, whole_gradient
 from wantrain.optimizers.fragment import mask_of
 from wantrain.optimizers.stream import Stream
-from wantrain.peers.layout import stream_tensors
+from wantrain.peers.layout import stream_elements, stream_tensors
 from wantrain.peers.messages import MAX_TENSORS, Manifest, TensorSpec
 from wantrain.piece import Change, Piece, mix, move, move_nonnegative, take
 from wantrain.wrappers import FullyShardedParts, plain_name, unwrapped
@@ -100,13 +100,18 @@ class Replica:
         self._streams = {stream.name: stream for stream in streams}
         self._inner.prepare({stream.state for stream in streams} - {"param", "grad"})
         for name in self._streams:
-            views = self._views[name] = []
-            for spot in self._spots(name):
-                box = self._boxes[spot.name]
-                out, mask = spot.part(segment.out(name), box)
-                given, _ = spot.part(segment.given(name), box)
-                parameter, writes = self._parameters[spot.name], spot.name in self._writes
-                views.append(Piece(parameter, held(out), held(given), mask, writes))
+            self._views[name] = self._pieces(name, segment.out(name), segment.given(name), self._boxes)
+
+    def _pieces(self, stream: str, out: Tensor, given: Tensor, boxes: Mapping[str, Extent]) -> list[Piece]:
+        """A stream's parameters, or these boxes of them, with their places in two vectors of its length."""
+        pieces: list[Piece] = []
+        for spot in self._spots(stream):
+            box = boxes[spot.name]
+            here, mask = spot.part(out, box)
+            there, _ = spot.part(given, box)
+            parameter, writes = self._parameters[spot.name], spot.name in self._writes
+            pieces.append(Piece(parameter, held(here), held(there), mask, writes))
+        return pieces
 
     def _spots(self, stream: str) -> list[Spot]:
         """Where the tensors of a stream are in its vector."""
@@ -199,6 +204,49 @@ class Replica:
                 order.write(jobs)
             else:
                 _do(device, jobs)
+
+    # ---- the run's common weights, to look at
+
+    @property
+    def elements(self) -> dict[str, int]:
+        """Length of the vector of each stream of weights."""
+        rules = (rule for rule in self._streams.values() if rule.state == "param")
+        return {rule.name: stream_elements(rule, self.manifest) for rule in rules}
+
+    @torch.no_grad()
+    def show(self, vectors: Mapping[str, Tensor]) -> list[Tensor]:
+        """Put other weights into the parameters, rounded to their dtype; what they were, for `put_back`.
+
+        Args:
+            vectors: fp32[elements] of each stream of weights.
+        """
+        for order in self._orders.values():
+            order.finish()  # what is under way reads and writes what the parameters are now
+        own = [parameter.detach().clone() for parameter in self._parameters.values()]
+        work: dict[torch.device, list[Work]] = {}
+        for name, vector in vectors.items():
+            for piece in self._pieces(name, vector, vector, self._boxes):
+                target: Tensor = piece.parameter
+                work.setdefault(target.device, []).append(partial(piece.adopt, target, take))
+        for device, jobs in work.items():
+            _do(device, jobs)
+        return own
+
+    @torch.no_grad()
+    def put_back(self, own: Sequence[Tensor]) -> None:
+        """Make the parameters what they were before `show`."""
+        for parameter, value in zip(self._parameters.values(), own, strict=True):
+            parameter.copy_(value)
+
+    def named(self, vectors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The same weights as fp32 tensors on the CPU, by the manifest's names and shaped as there."""
+        found = {tensor.name: torch.empty(tensor.shape) for tensor in self.manifest}
+        names = {id(parameter): name for name, parameter in self._parameters.items()}
+        boxes = {tensor.name: whole(tensor.shape) for tensor in self.manifest}
+        for stream, vector in vectors.items():
+            for piece in self._pieces(stream, vector, vector, boxes):
+                piece.adopt(found[names[id(piece.parameter)]], take)
+        return found
 
     def begin_at(self, step: int) -> None:
         """The run's step count where this trainer begins: what the optimizer counts goes on from there."""

@@ -7,22 +7,30 @@ import logging
 import math
 import os
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, SupportsFloat
+from weakref import finalize
 
 import torch
 from torch import nn
 
 from wantrain.clock import Clock, MonotonicClock
+from wantrain.counted import Counted
 from wantrain.errors import ConfigError, ModelMismatchError, RefusedError, UnreachableError, WireError
 from wantrain.inner_step import InnerSteps, in_order, refuse_scaled
+from wantrain.join_target import find_daemon, joining
+from wantrain.look import Evaluated, Look
 from wantrain.model_config import describe
 from wantrain.optimizers.stream import Stream, lead
+from wantrain.own_daemon import OwnDaemon
 from wantrain.peers.messages import (
     Attach,
     Attached,
+    Common,
     Contribute,
     Describe,
     Detach,
@@ -30,10 +38,12 @@ from wantrain.peers.messages import (
     GenesisWritten,
     Granted,
     Leased,
+    LetGo,
     Log,
     Record,
     Refused,
     Waiting,
+    WantCommon,
     pack,
     unpack,
 )
@@ -60,10 +70,12 @@ ATTACH_EVERY_S = 1.0
 JOIN_PATIENCE_S = 600.0
 """The run's first state may have to come over a slow link."""
 WAIT_CEILING_S = 120.0
-"""Longest wait for a grant, unless the daemon says otherwise in WANTRAIN_WAIT_CEILING_S."""
+"""Longest wait for a grant, unless the daemon says otherwise, or WANTRAIN_WAIT_CEILING_S."""
 LOST_PATIENCE_S = 10.0
 """Silence after the daemon's connection broke, until the trainer goes on alone."""
 LEAVE_PATIENCE_S = 30.0
+GOODBYE_S = 0.5
+"""How long what was sent last may take to leave."""
 LOG_EVERY_S = 0.2
 SAY_EVERY_S = 5.0
 """A wait is told of when it has lasted this long, and again as often."""
@@ -81,10 +93,23 @@ def join(
     model: nn.Module,
     optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer],
     *,
+    invite: str | None = None,
     daemon: str | None = None,
     delay: int | None = None,
+    peer_options: Mapping[str, Any] | None = None,
 ) -> "Swarm":
-    """Take part in the run of the peer that has started this process, and take over the run's weights.
+    """Take part in a run, and take over the run's weights.
+
+    A *peer daemon* beside this process speaks to the others. Whichever of these comes first says which:
+
+    1. `daemon=` or `invite=`;
+    2. WANTRAIN_DAEMON in the environment, set in scripts that `wantrain peer '<invite>' -- python train.py` has started
+       (or by hand, with what `wantrain peer '<invite>'` prints);
+    3. WANTRAIN_INVITE in the environment.
+
+    With an invite this process starts a daemon of its own, also in a notebook. It ends when this trainer leaves or
+    closes, or this process ends, in whatever way. Ctrl-C does not reach it: what is in flight is finished first. What
+    it does is in `Swarm.daemon_log`.
 
     Args:
         model: its parameters that require gradients are trained together; they must be the run's in name, shape,
@@ -94,50 +119,51 @@ def join(
         optimizer: the inner optimizer, whose state stays this peer's own unless the method exchanges it; or several
             (Muon for matrices, AdamW for the rest), in the order in which they step. Gradients may be accumulated
             between its steps.
+        invite: "wantrain://…", as the coordinator or `wantrain invite` prints it.
+        daemon: address of a daemon that runs, "ipc://path".
         delay: inner steps that this peer makes while an exchange is under way, if it is to be another number than the
             others', as its links are faster or slower; of a method that has a delay. None: the run's.
-        daemon: address of the peer, "ipc://path"; default: the environment's WANTRAIN_DAEMON.
+        peer_options: with `invite`: options of `wantrain peer` with underscores, such as {"name": "berlin", "home":
+            "runs/berlin", "max_upload": "50mbit"}. Without a home it is one of this machine's for the run.
 
     Raises:
-        ConfigError: no daemon is named, the model cannot be trained this way, or there are several ranks and
-            torch.distributed is not initialised.
+        ConfigError: no daemon and no invite is named, or the model cannot be trained this way, or this process takes
+            part in the run already, or there are several ranks and torch.distributed is not initialised.
+        InviteError: the invite is malformed, expired or used up.
         ModelMismatchError: the model is not the run's.
-        RefusedError: the peer turns this process away.
-        UnreachableError: no answer, or no state of the run, for 600 s.
+        RefusedError: the run or the peer turns this process away.
+        UnreachableError: no daemon at the address, no answer of the run, or no state of it for 600 s.
     """
     ranks = site_ranks()
-    leads = ranks is None or ranks.leads
-    address = daemon or os.environ.get("WANTRAIN_DAEMON", "")
-    if leads and not address:
-        raise ConfigError(
-            "no peer daemon beside this process: WANTRAIN_DAEMON is not set",
-            hint="start the training through it: wantrain peer '<invite>' -- python train.py",
-        )
-    text = os.environ.get("WANTRAIN_WAIT_CEILING_S", str(WAIT_CEILING_S))
+    text = os.environ.get("WANTRAIN_WAIT_CEILING_S")
     try:
-        ceiling_s = float(text)
+        ceiling_s = math.inf if text is None else float(text)
     except ValueError:
         ceiling_s = math.nan
     if not ceiling_s > 0:
         raise ConfigError(f"WANTRAIN_WAIT_CEILING_S is {text!r}, allowed is a number > 0", hint="leave it to the peer")
     optimizers = in_order(optimizer)
     link = ZmqLink(LOCAL_RUN)
+    options: dict[str, Any] = {"wait_ceiling_s": None if text is None else ceiling_s, "delay": delay}
     try:
         if ranks is None:
-            swarm = Swarm(link, Replica(model, optimizers), wait_ceiling_s=ceiling_s, delay=delay)
+            swarm = Swarm(link, Replica(model, optimizers), **options)
         else:
             from wantrain.ranked_session import ranked  # it is built on this module
 
-            swarm = ranked(model, optimizers, ranks, link, wait_ceiling_s=ceiling_s, delay=delay)
+            swarm = ranked(model, optimizers, ranks, link, **options)
     except BaseException:
         link.close()
         raise
     try:
         swarm.described = describe(model)
-        if leads:
-            link.connect(DAEMON, address, b"")
-        swarm.attach()
-        swarm.hook(optimizers)
+        found = find_daemon(invite, daemon, peer_options) if ranks is None or ranks.leads else None
+        with joining(found) as joined:
+            if isinstance(found, OwnDaemon):
+                swarm.own(found)
+            swarm.attach(found.start() if isinstance(found, OwnDaemon) else found or "")
+            swarm.hook(optimizers)
+            joined(swarm)
     except BaseException:
         swarm.close()
         raise
@@ -147,12 +173,15 @@ def join(
 class Swarm:
     """This process's part in a run; made by `join`. To be used by the thread that trains."""
 
+    _ranked = False
+    """Whether this process is one of several ranks that train together."""
+
     def __init__(
         self,
         link: Link,
         replica: Replica,
         *,
-        wait_ceiling_s: float,
+        wait_ceiling_s: float | None = None,
         delay: int | None = None,
         clock: Clock = MonotonicClock(),  # noqa: B008
     ) -> None:
@@ -166,12 +195,17 @@ class Swarm:
         """Seconds that this thread has spent in all on copies of weights; what a GPU does of them takes it no time."""
         self.peer = ""
         """Name of this peer."""
+        self.run = ""
+        """Id of the run, 16 hexadecimal digits."""
         self.streams: tuple[Stream, ...] = ()
         self.described: Describe | None = None
         """What the model is to other software; the daemon is told when it answers."""
         self._link = link
         self._replica = replica
-        self._wait_ceiling_s = wait_ceiling_s
+        self._own: OwnDaemon | None = None
+        """The daemon that `join` has started for this trainer."""
+        self._wait_ceiling_s = wait_ceiling_s or WAIT_CEILING_S
+        self._ceiling_given = wait_ceiling_s is not None
         self._now = clock.now
         self._core = TrainerCore(())
         self._peer_id = ""
@@ -194,11 +228,15 @@ class Swarm:
         self._to_start: set[str] = set()
         self._refused: Refused | None = None
         self._leaving = False
+        self._closed = False
         self._detached = False
         self._lost_at: float | None = None
         self._looked_at = 0.0
         self._reason = ""
         self._tokens = 0
+        self._counted = Counted()
+        """What was loaded by `load_state_dict`."""
+        self._look = Look()
         self._log: dict[str, float] = {}
         self._logged_at = -math.inf
         self._step_s = 0.0
@@ -206,6 +244,16 @@ class Swarm:
         """When the inner step that is under way began, put off by what was waited since."""
 
     # ---- what the loop may ask
+
+    @property
+    def daemon_log(self) -> Path | None:
+        """Where the daemon that `join` has started writes what it does, as JSON lines; None if it has started none."""
+        return None if self._own is None else self._own.log
+
+    @property
+    def closed(self) -> bool:
+        """Whether this trainer has left the run for good."""
+        return self._closed
 
     @property
     def round(self) -> int:
@@ -219,8 +267,8 @@ class Swarm:
 
     @property
     def own_steps(self) -> int:
-        """Inner steps that this trainer has made since it joined."""
-        return self._core.step
+        """Inner steps that this trainer has made since it joined, and before, if `load_state_dict` has told of them."""
+        return self._core.step + self._counted.own_steps
 
     # ---- what the loop may say
 
@@ -297,6 +345,92 @@ class Swarm:
         own = self._shards.own_order(supply)
         return samples(dataset, lambda count: self._draw(supply, own, count, part), batch)
 
+    def evaluating(self) -> AbstractContextManager[Evaluated]:
+        """Within it the model's parameters are the run's common weights phi; afterwards they are what they were.
+
+        For a look at phi while training goes on:
+
+            with swarm.evaluating() as phi:
+                print(phi.round, held_out_loss(model))
+
+        The weights are the newest of the run, all as of one log number, rounded to the parameters' dtype. Whatever the
+        method, that is what a newcomer would start from; what this trainer has trained since is not in it. Nobody waits
+        for it: the peer daemon goes on with exchanges, and what comes meanwhile is taken over after the end. It needs
+        room for one more copy of the parameters beside them, and shared memory for one in fp32 for a moment. Buffers,
+        frozen parameters and the optimizer are left alone. No inner step may be made within it, and no sample drawn
+        from `shard`. Of `ddp` phi are the weights of its last exchange of weights.
+
+        Raises:
+            ConfigError: it is a gossip run, which has no common weights; or this is within another one.
+            UnreachableError: the daemon is gone, or gave nothing within the run's `wait_ceiling_s`.
+            WantrainError: there is no room in shared memory.
+        """
+        return self._evaluating()
+
+    @contextmanager
+    def _evaluating(self) -> Iterator[Evaluated]:
+        self._look.refuse("swarm.evaluating")
+        record, vectors = self._common()
+        began = self._now()
+        own = self._replica.show(vectors)
+        vectors.clear()
+        self._look.active = True
+        try:
+            yield Evaluated(record.round, record.global_step, record.number)
+        finally:
+            self._replica.put_back(own)
+            self._look.active = False
+            self._mark += self._now() - began
+
+    def common_state_dict(self) -> dict[str, torch.Tensor]:
+        """The run's common weights phi: name to fp32 tensor on the CPU, for another model or process.
+
+        They are as of one log number and exact, whatever the dtype of this model. Names are the model's (without what
+        torch.compile adds), of parameters that are trained, tied ones once:
+
+            ema_model.load_state_dict(swarm.common_state_dict(), strict=False)
+
+        Raises:
+            ConfigError: it is a gossip run, which has no common weights.
+            UnreachableError: the daemon is gone, or gave nothing within the run's `wait_ceiling_s`.
+            WantrainError: there is no room in shared memory for an fp32 copy of the model.
+        """
+        self._look.refuse("swarm.common_state_dict")
+        return self._replica.named(self._common()[1])
+
+    def state_dict(self) -> dict[str, Any]:
+        """What to put into a checkpoint of your own beside model and optimizer: plain numbers and text, fit for JSON.
+
+        `run` (its id), `peer` (this peer's name), `round`, `global_step`, `own_steps` and `tokens` as they are now.
+        """
+        return {
+            "run": self.run,
+            "peer": self.peer,
+            "round": self.round,
+            "global_step": self.global_step,
+            "own_steps": self.own_steps,
+            "tokens": self._tokens,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on counting from what `state_dict` gave earlier; after `join`, before the first inner step.
+
+        `own_steps` and `tokens` continue. Round, step and weights are the run's: `join` has taken over those of now,
+        whatever was loaded into the model before, so a checkpoint of this kind brings back the inner optimizer's state
+        and these counts. To bring back weights, see "Saved states" in the README.
+
+        Raises:
+            CheckpointError: it is of another run, or no such state.
+            ConfigError: this trainer has made inner steps or counted tokens already.
+        """
+        counted = Counted.of(state, self.run)
+        if self._core.step or self._tokens > self._counted.tokens:
+            raise ConfigError(
+                f"load_state_dict after {self._core.step} inner steps and {self._tokens} tokens, allowed is before any",
+                hint="call it right after wantrain.join",
+            )
+        self._counted, self._tokens = counted, counted.tokens
+
     def leave(self) -> None:
         """End this trainer's part: its peer finishes what is in flight and leaves the run. Again is fine.
 
@@ -320,19 +454,26 @@ class Swarm:
                     break
                 self._poll(POLL_S)
         self.close()
+        if self._own is not None:
+            self._own.wait()
 
     def close(self) -> None:
-        """Let go of hooks, link and memory without a word to the daemon, which takes it for a crash."""
+        """Stop taking part at once, as after a crash: what was trained since the last exchange is not in the run.
+
+        The model keeps its weights, and the optimizer has no hooks any more. Again is fine. A daemon that `join` has
+        started leaves the run; one that has started this script starts it again if it fails; any other stays.
+        """
         if self._inner is not None:
             self._inner.close()
             self._inner = None
-        self._let_go()
-
-    def _let_go(self) -> None:
-        self.alone = True
+        if not self._closed and not self._detached:
+            self._link.send(DAEMON, pack(LetGo()))
+        self._closed = self.alone = True
         self._to_start.clear()
         self._drop_segment()
-        self._link.close()
+        self._link.close(GOODBYE_S)
+        if self._own is not None and not self._detached:
+            self._own.end()
 
     def _drop_segment(self) -> None:
         self._replica.release()
@@ -351,8 +492,15 @@ class Swarm:
 
     # ---- joining
 
-    def attach(self) -> None:
+    def own(self, daemon: OwnDaemon) -> None:
+        """Take this daemon for one that is this trainer's alone, and ends with it."""
+        self._own = daemon
+        finalize(self, daemon.end)  # also if nobody leaves or closes
+
+    def attach(self, address: str = "") -> None:
         """Present the model to the daemon and take over the run's state; for errors see `join`."""
+        if address:
+            self._link.connect(DAEMON, address, b"")
         began = told = self._now()
         while self._segment is None or self._to_start:
             now = self._now()
@@ -401,7 +549,9 @@ class Swarm:
             self._resume()
         streams = tuple(_own_delay(stream_of(row), self._delay) for row in record.streams)
         segment = Segment.open(record.segment)
-        self.peer, self._peer_id, self.streams = record.name, record.peer, streams
+        self.peer, self._peer_id, self.streams, self.run = record.name, record.peer, streams, record.run
+        if record.wait_ceiling_s and not self._ceiling_given:
+            self._wait_ceiling_s = record.wait_ceiling_s
         self._core = TrainerCore(streams)
         self._away, self._lost_at = False, None
         self._replica.bind(segment, streams)
@@ -432,9 +582,46 @@ class Swarm:
         self._inner = InnerSteps(optimizers, self._before_step, self._after_step)
         self._mark = self._now()
 
+    # ---- the common weights
+
+    def _common(self) -> tuple[Common, dict[str, torch.Tensor]]:
+        """What the daemon has laid down of them; for errors see `common_state_dict`."""
+        if self._ranked:
+            raise ConfigError(
+                "a look at the common weights is for a trainer of one process, this one has several ranks",
+                hint="evaluate a saved state: wantrain checkpoint save, then export",
+            )
+        if any(stream.gossip for stream in self.streams):
+            raise ConfigError(
+                "in a gossip run (noloco) every peer has weights of its own: there are no common ones",
+                hint="evaluate the model as it is; `wantrain checkpoint save` makes all come to one first",
+            )
+        look = self._look
+        look.ask()
+        self._reason, began = "", self._now()
+        told, asked_at = began, -math.inf
+        try:
+            while look.answer is None:
+                now = self._now()
+                if self.alone or now - began > self._wait_ceiling_s:
+                    why = "it is gone" if self.alone else f"waited {now - began:.0f} s: {self._reason or 'no reason'}"
+                    raise UnreachableError(
+                        f"the peer daemon gave no common weights: {why}",
+                        hint="see its log, or `wantrain status`, for what it does",
+                    )
+                if now - asked_at >= ATTACH_EVERY_S and not self._away:
+                    asked_at = now if self._link.send(DAEMON, pack(WantCommon(look.serial))) else asked_at
+                told = self._say("for the run's common weights", began, told)
+                self._poll(POLL_S)
+            return look.answer, look.take(self._replica.elements)
+        finally:
+            look.over()
+            self._mark += self._now() - began
+
     # ---- at every inner step
 
     def _before_step(self) -> None:
+        self._look.refuse("optimizer.step()")
         if self._to_start:  # a daemon that was started anew could not go on from here
             self.attach()
         if self._segment is None:
@@ -506,7 +693,7 @@ class Swarm:
 
     def _stage(self, stage: Stage) -> None:
         name = stage.stream
-        if not self._tokens and any(s.name == name and s.weight == "tokens" for s in self.streams):
+        if self._tokens == self._counted.tokens and any(s.name == name and s.weight == "tokens" for s in self.streams):
             raise ConfigError(
                 f"stream {name} weighs contributions by tokens, and none were counted",
                 hint="call swarm.tokens(count) for each batch, before optimizer.step()",
@@ -529,7 +716,12 @@ class Swarm:
     @property
     def _all_tokens(self) -> int:
         """Tokens that what was written last was trained on."""
-        return self._tokens
+        return self._new_tokens
+
+    @property
+    def _new_tokens(self) -> int:
+        """Those that this process has counted, without what `load_state_dict` has told of."""
+        return self._tokens - self._counted.tokens
 
     @property
     def _to_log(self) -> dict[str, float]:
@@ -549,6 +741,7 @@ class Swarm:
 
         Where some may come back from others it only waits if it is told to.
         """
+        self._look.refuse("swarm.shard")
         place = supply.draw(self._now())
         if place is None:
             began = self._now()
@@ -591,6 +784,8 @@ class Swarm:
         """Send what is to be sent, react to what has come."""
         self._hand_over(wait=timeout_s > 0)
         self._flush()
+        for granted in self._look.released():
+            self._react(granted)
         for event in self._link.poll(timeout_s):
             match event:
                 case Received(_, _, message):
@@ -600,6 +795,7 @@ class Swarm:
                     self._asked_at = -math.inf
                     self._hand_over(wait=True)
                     self._outbox.clear()
+                    self._look.put_off.clear()  # the daemon tells them again
                     if self._to_start:  # nothing was begun that could be gone on with
                         self._drop_segment()
                         self._boot = os.urandom(8)
@@ -623,6 +819,10 @@ class Swarm:
                 self._attached(record)
                 if self.described is not None and not told:
                     self._outbox.append(self.described)
+            case Granted() if self._look.active:
+                self._look.put_off.append(record)
+            case Common():
+                self._look.came(record)
             case Granted() if not self._leaving:
                 self._grants += 1
                 if record.kind == "start":

@@ -5,9 +5,10 @@ from dataclasses import replace
 from typing import Any
 
 from tests.sim.symbols import PartOf, SumOf
-from tests.sim.world import CheckedTensors, SimCoordinator, SimPeer, World
+from tests.sim.world import CheckedPeer, CheckedTensors, SimCoordinator, SimPeer, World
 from wantrain.peers import coordinator as co
 from wantrain.peers.commit_log import History
+from wantrain.peers.common import CommonCopy
 from wantrain.peers.contributions import Contributions
 from wantrain.peers.coordinator import Coordinator, RunFacts
 from wantrain.peers.effects import Effect, Settle
@@ -67,6 +68,19 @@ class _ChangesWhatItSaves(Participant):
     def _react(self, event: Event, now: float) -> list[Effect]:
         self._saving.holds = False
         return super()._react(event, now)
+
+
+class _MixesLogNumbers(CheckedPeer):
+    """Shows its trainer phi as it was when each chunk was copied."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._common = _CopiesOnce()
+
+
+class _CopiesOnce(CommonCopy):
+    def changed(self, stream: str) -> None:
+        pass
 
 
 class _MixesUpErrors(Participant):
@@ -259,6 +273,7 @@ MUTANTS: dict[str, type[World]] = {
     "overwrites a staged input before the commit": type("MutantWorld", (World,), {"peer_class": _OverwritesInput}),
     "changes its state while it saves it": _peers(core_class=_ChangesWhatItSaves),
     "keeps the error of a contribution that is in no update": _peers(core_class=_MixesUpErrors),
+    "shows weights of several log numbers": _peers(shell_class=_MixesLogNumbers),
     "forgets the commit log on restart": _coordinator(_ForgetsLog),
     "announces a commit before it is durable": _coordinator(_AnnouncesTooEarly),
     "does not say why it waits": _peers(core_class=_SaysNothing),
@@ -272,6 +287,7 @@ MUTANTS: dict[str, type[World]] = {
 }
 
 CAUGHT_BY = {
+    "shows weights of several log numbers": "shows ",
     "does not say why it waits": "nobody says why",
     "starts over when somebody joins": "join: ",
     "waits for the late without a bound": "hang: ",

@@ -125,6 +125,8 @@ class SymbolicTensors:
         self._orphaned = False
         self.taken_over = 0
         """Residuals of others, whole."""
+        self.shown: dict[str, list[str]] = {}
+        """Per stream of weights: the copy that a trainer has asked for."""
         self.changes = 0
         """How often the state has changed."""
         self._state = [(name, chunk) for name, phi in self.phi.items() for chunk in range(len(phi))]
@@ -350,6 +352,16 @@ class SymbolicTensors:
         steps = self.regions.taken_in[stream].steps if phase == MERGING else frozenset()
         self.regions.out[stream] = Weights(self.regions.given[stream], steps)
         self.note(stream, phase=phase, count=1)
+
+    def open_common(self) -> dict[str, int]:
+        self.shown = {s.name: ["?"] * self.chunks[s.name] for s in self.streams.values() if s.state == "param"}
+        return {name: len(chunks) for name, chunks in self.shown.items()}
+
+    def copy_common(self, stream: str, chunk: int) -> None:
+        self.shown[stream][chunk] = self.phi[stream][chunk]
+
+    def drop_common(self) -> None:
+        pass
 
     def read_state(self, k: int) -> str:
         stream, chunk = self._state[k]

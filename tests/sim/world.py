@@ -28,6 +28,7 @@ from wantrain.peers.memory_store import MemoryStore
 from wantrain.peers.messages import (
     Attach,
     Attached,
+    Common,
     Contribute,
     Detach,
     GenesisWritten,
@@ -45,6 +46,7 @@ from wantrain.peers.messages import (
     TensorSpec,
     UpdateChunk,
     Waiting,
+    WantCommon,
 )
 from wantrain.peers.participant import COORDINATOR, Participant, PeerFacts
 from wantrain.peers.peer import Peer
@@ -69,6 +71,8 @@ SAYS_WHY_AFTER_S = 3.0
 SILENT_TICKS = 8
 DEAF_TICKS = 10
 """A connection that nothing passes, be it one way, counts as broken after so many ticks."""
+LOOK_TICKS = 4
+"""After so many ticks a trainer asks for the common weights, and a chunk of them is copied."""
 DRY_S = 0.1
 """How often a trainer looks for samples when it has none."""
 MANIFEST: Manifest = (TensorSpec("weight", (16384, 2), "float32"), TensorSpec("bias", (100,), "float32"))
@@ -303,6 +307,7 @@ class SimPeer:
         self.segments: dict[str, Regions] = {}
         self.dialled: set[str] = set()
         self.discards = 0
+        self.ticks = self.looks = 0
         self._silent = 0
         """Ticks in which its trainer waited and it could not say why."""
         self.lies_to = 0
@@ -429,10 +434,18 @@ class SimPeer:
             # A state is saved in the middle of other things, a few steps at a time.
             while self.shell.idle_work(now) and (self.world.rng.random() < 0.8 or not self.shell.core.saving):
                 pass
+            self._looks()
             self._says_why(now)
 
         self.run(tick)
         self.world.net.on(self.name, TICK_S * self.world.rng.uniform(0.8, 1.2), lambda: self._tick(boot))
+
+    def _looks(self) -> None:
+        """Its trainer asks for the common weights again and again; a chunk is copied now and then."""
+        self.ticks += 1
+        if self.ticks % LOOK_TICKS == 0 and self.trainer is not None and self.trainer.started and not self.world.gossip:
+            self.shell.from_trainer(WantCommon(self.looks), self.now)
+            self.shell.common_step()
 
     def _says_why(self, now: float) -> None:
         """Guarantee 4: a peer whose trainer waits knows for what."""
@@ -557,7 +570,22 @@ class SimPeer:
         held: Held = tensors.resume_segment(self.segments[path])
         return held
 
+    def open_common(self, tensors: Any) -> tuple[str, dict[str, int]]:
+        return "common", tensors.open_common()
+
+    def _shown(self, record: Common) -> None:
+        """What is handed out is phi at one log number, all of it."""
+        assert self.tensors is not None
+        phi = {name: [c.lstrip("!") for c in self.tensors.phi[name]] for name in self.tensors.shown}  # a bit may flip
+        shown = {name: [chunk.lstrip("!") for chunk in chunks] for name, chunks in self.tensors.shown.items()}
+        if shown != phi or record.number != self.shell.core.applied or not self.shell.core.complete:
+            raise Violation(f"{self.name} shows {shown} as of {record.number}, phi is {phi}")
+        self.looks += 1
+
     def tell_trainer(self, record: Record) -> None:
+        if isinstance(record, Common):
+            self._shown(record)
+            return
         trainer, boot = self.trainer, self.boot
         if trainer is not None:
             self.world.net.on(self.name, 0.0005, lambda: trainer.receive(boot, record))

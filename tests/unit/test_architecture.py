@@ -24,7 +24,7 @@ CORES = [
     "peers/leases", "peers/supply", "peers/wants", "peers/tempo",
     "peers/saved_state", "peers/saving", "peers/saver", "peers/save_duty",
     "peers/trainer", "peers/inheritance", "peers/outbox", "peers/link_table", "peers/planner", "peers/peer",
-    "peers/offences", "peers/drops", "peers/visitors", "peers/findings", "peers/memory_store",
+    "peers/offences", "peers/drops", "peers/visitors", "peers/findings", "peers/memory_store", "peers/common",
     "metrics/families", "metrics/ledger", "metrics/peer_meter", "metrics/coordinator_meter",
 ]  # fmt: skip
 

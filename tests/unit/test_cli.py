@@ -228,7 +228,8 @@ def test_errors_are_said_with_next_step_and_their_exit_code(
     assert result.stdout == ""
     result = wantrain("coordinator", "run.toml", "--json")
     assert result.exit_code == kind.exit_code
-    assert json.loads(result.stdout) == {"error": "no\x1b[2J room", "hint": "make room", "code": kind.exit_code}
+    told = {"error": "no\x1b[2J room", "hint": "make room", "code": kind.exit_code, "kind": kind.__name__}
+    assert json.loads(result.stdout) == told
 
 
 def test_ctrl_c_exits_with_130(fake: Callable[..., None]) -> None:
@@ -391,6 +392,7 @@ def test_peer_passes_its_options_on_and_exits_with_the_daemons_value(fake: Calla
     defaults |= {"max_upload_bytes_per_s": None, "max_upload_per_peer_bytes_per_s": None, "wishes": Wishes()}
     defaults["device"] = "cpu"
     defaults["watch"] = Watch()
+    defaults["owner"] = None
     assert calls == [
         ((INVITE, ("python", "train.py", "--name", "mine", "--")), {"name": None, "home": None} | defaults),
         (
@@ -407,6 +409,7 @@ def test_peer_passes_its_options_on_and_exits_with_the_daemons_value(fake: Calla
                 "wishes": Wishes(Path("c"), Path("r"), Path("i")),
                 "device": "cuda:1",
                 "watch": Watch(("tensorboard:logs", "wandb"), "9464"),
+                "owner": None,
             },
         ),
     ]
@@ -451,10 +454,14 @@ def test_a_rate_that_is_none_is_refused_with_an_example(bad: str) -> None:
     assert "50mbit" in result.stderr
 
 
-def test_peer_without_a_command_is_a_usage_error() -> None:
-    result = wantrain("peer", INVITE)
-    assert result.exit_code == 2
-    assert "COMMAND" in result.stderr
+def test_peer_without_a_command_waits_for_scripts_and_ends_with_its_owner(fake: Callable[..., None]) -> None:
+    calls: list[Any] = []
+    fake("wantrain.peers.daemon", serve=lambda *a, **options: calls.append((a, options["owner"])) or 0)
+    wantrain("peer", INVITE)
+    wantrain("peer", INVITE, "--until-exit", 77)
+    assert calls == [((INVITE, ()), None), ((INVITE, ()), 77)]
+    result = wantrain("peer", INVITE, "--until-exit", 77, "--", "true")
+    assert (result.exit_code, "without a training command" in result.stderr) == (2, True)
 
 
 def emitting(events: list[dict[str, Any]]) -> Callable[..., None]:

@@ -135,6 +135,8 @@ class Daemon(threading.Thread):
                 if self.refuse_attach:
                     return [self.refuse_attach]
                 self.manifest = manifest
+                if self.engine is not None:
+                    self.engine.close()
                 self.engine = Engine(manifest, self.streams)
                 path = self.folder / "segment"
                 self.engine.open_segment(path)
@@ -333,6 +335,7 @@ def test_a_daemon_that_never_answers_is_given_up(serve: Callable[..., Daemon], m
 def test_the_address_comes_from_the_environment(serve: Callable[..., Daemon], monkeypatch: pytest.MonkeyPatch) -> None:
     daemon, trainer = serve(MEAN), Trainer()
     daemon.start()
+    assert daemon.listening.wait(DEADLINE_S)
     monkeypatch.setenv("WANTRAIN_DAEMON", daemon.address)
     with wantrain.join(trainer.model, trainer.optimizer) as swarm:
         assert swarm.peer == "berlin"
@@ -472,6 +475,7 @@ def test_a_trainer_may_have_a_delay_of_its_own(serve: Callable[..., Daemon]) -> 
     stream = Stream("param", every=4, delay=2, adopt="mix", merge="mean", codec="fp32")
     daemon, trainer = serve(stream, answer=lambda _: "later"), Trainer()
     daemon.start()
+    assert daemon.listening.wait(DEADLINE_S)
     with wantrain.join(trainer.model, trainer.optimizer, daemon=daemon.address, delay=3) as swarm:
         for _ in range(6):
             trainer.step()  # nothing has waited
@@ -486,6 +490,7 @@ def test_a_trainer_may_have_a_delay_of_its_own(serve: Callable[..., Daemon]) -> 
 def test_a_delay_beyond_the_round_is_refused(serve: Callable[..., Daemon], delay: int, said: str) -> None:
     daemon, trainer = serve(Stream("param", every=4, delay=2, merge="mean", codec="fp32")), Trainer()
     daemon.start()
+    assert daemon.listening.wait(DEADLINE_S)
     with pytest.raises(ConfigError, match=said):
         wantrain.join(trainer.model, trainer.optimizer, daemon=daemon.address, delay=delay)
 
@@ -493,6 +498,7 @@ def test_a_delay_beyond_the_round_is_refused(serve: Callable[..., Daemon], delay
 def test_a_delay_where_the_method_has_none_is_refused(serve: Callable[..., Daemon]) -> None:
     daemon, trainer = serve(MEAN), Trainer()
     daemon.start()
+    assert daemon.listening.wait(DEADLINE_S)
     with pytest.raises(ConfigError, match="no delay"):
         wantrain.join(trainer.model, trainer.optimizer, daemon=daemon.address, delay=1)
 

@@ -13,7 +13,7 @@ from wantrain.cli.terminal import console, plain, printable
 from wantrain.errors import ConfigError
 
 _STYLES = {
-    "green": {"listening", "joined", "commit", "current", "attached"},
+    "green": {"listening", "ready", "joined", "commit", "current", "attached"},
     "yellow": {"left", "behind", "waiting", "abort", "suspected"},
     "red": {"lost", "refused", "trainer-exit", "error"},
 }
@@ -72,6 +72,9 @@ class EventPrinter:
         if "invite" in event and kind == "listening":
             command = f"wantrain peer '{printable(event['invite'])}' -- python train.py"
             self._console.print(Text("on each machine:\n" + command), soft_wrap=True)
+        if kind == "ready":
+            export = f"export WANTRAIN_DAEMON={printable(event['daemon'])}"
+            self._console.print(Text("for the script that trains here:\n" + export), soft_wrap=True)
 
 
 def _words(event: dict[str, Any]) -> str:

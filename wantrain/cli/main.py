@@ -48,7 +48,8 @@ class Commands(click.Group):
 
 def _report(ctx: click.Context, error: WantrainError) -> NoReturn:
     if ctx.meta.get(JSON):
-        click.echo(json.dumps({"error": error.message, "hint": error.hint, "code": error.exit_code}))
+        kind, code = type(error).__name__, error.exit_code
+        click.echo(json.dumps({"error": error.message, "hint": error.hint, "code": code, "kind": kind}))
     else:
         click.echo(f"error: {printable(error.message)}", err=True)
         if error.hint:

@@ -5,13 +5,14 @@ from pathlib import Path
 import click
 
 from wantrain.cli.options import Duration, Rate, events_option, json_option, listening_options, metrics_option
+from wantrain.errors import ConfigError
 
 FOLDER = click.Path(path_type=Path, file_okay=False)
 
 
 @click.command("peer")
 @click.argument("invite")
-@click.argument("training_command", metavar="-- COMMAND...", nargs=-1, required=True, type=click.UNPROCESSED)
+@click.argument("training_command", metavar="[-- COMMAND...]", nargs=-1, type=click.UNPROCESSED)
 @click.option("--name", help="Name of this peer, for people.")
 @click.option("--home", type=click.Path(path_type=Path, file_okay=False), help="Where this peer keeps its identity.")
 @listening_options
@@ -31,6 +32,13 @@ FOLDER = click.Path(path_type=Path, file_okay=False)
     "--track", multiple=True, metavar="NAME[:TEXT]", help="Also write its numbers to tensorboard, wandb or trackio."
 )
 @metrics_option
+@click.option(
+    "--until-exit",
+    "owner",
+    type=click.IntRange(2),
+    metavar="PID",
+    help="Without COMMAND: leave when that process ends.",
+)
 @events_option
 @json_option
 @click.pass_context
@@ -54,15 +62,20 @@ def command(
     device: str,
     track: tuple[str, ...],
     metrics: str,
+    owner: int | None,
     events: Path | None,
     as_json: bool,
 ) -> None:
     """Join the run that INVITE names and run COMMAND, restarted if it fails. Ctrl-C leaves cleanly.
 
+    Without COMMAND the peer waits for scripts that are started by hand, or for the cells of a notebook, one at a time:
+    it prints the line `export WANTRAIN_DAEMON=…` that they need.
+
     \b
     Example:
       wantrain peer 'wantrain://…' --name berlin -- python train.py --batch 8
       wantrain peer 'wantrain://…' --max-upload 50mbit -- python train.py
+      wantrain peer 'wantrain://…'
       wantrain peer 'wantrain://…' --outbound-only -- python train.py
       wantrain peer 'wantrain://…' --device cuda:0 -- python train.py
       wantrain peer 'wantrain://…' --bind 0.0.0.0:7701 --advertise home.example.org:7701 -- python train.py
@@ -76,6 +89,8 @@ def command(
     from wantrain.tracking.trackers import check
     from wantrain.transport.auth import Invite
 
+    if owner is not None and training_command:
+        raise ConfigError("--until-exit is for a peer without a training command", hint="leave one of the two out")
     where = peer_bind(bind, interface, advertise, outbound_only=outbound_only)
     check(track)
     if metrics:
@@ -100,6 +115,7 @@ def command(
             wishes=Wishes(checkpoints, resume, initial),
             device=device,
             watch=Watch(track, metrics),
+            owner=owner,
             on_event=on_event,
         )
     ctx.exit(code)

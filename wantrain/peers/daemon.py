@@ -24,13 +24,17 @@ from wantrain.peers.admission import Admission, other_protocol
 from wantrain.peers.drops import Drops
 from wantrain.peers.engine import Engine
 from wantrain.peers.events import LeaveRequested, Progress
+from wantrain.peers.guest import Guest
 from wantrain.peers.inheritance import Held
 from wantrain.peers.messages import (
     COORDINATOR,
     MAX_PATHS,
     Attach,
+    Attached,
     Contribute,
+    Detach,
     Granted,
+    LetGo,
     LinkReport,
     Manifest,
     Record,
@@ -90,13 +94,14 @@ def serve(
     wishes: Wishes = Wishes(),  # noqa: B008 - frozen
     device: str = "cpu",
     watch: Watch = Watch(),  # noqa: B008 - frozen
+    owner: int | None = None,
     on_event: OnEvent,
 ) -> int:
     """Take part in a run until its training command is done, or SIGINT or SIGTERM.
 
     Args:
         invite: "wantrain://…".
-        command: the training program and its arguments.
+        command: the training program and its arguments; () for scripts that attach by themselves.
         name: of this peer, for people; None: the host's.
         home: directory of this peer's identity; None: one of this machine's for the run.
         bind: "host:port" for other peers; port 0 takes any; None: nowhere, this peer only dials out.
@@ -108,6 +113,7 @@ def serve(
         wishes: what to begin with, and where to save the state.
         device: where chunks are encoded and decoded, such as "cuda".
         watch: where its numbers go.
+        owner: without a command: id of the process with which this one ends; None: scripts come and go.
         on_event: gets everything that happens.
 
     Returns:
@@ -147,10 +153,16 @@ def serve(
             place.path, spec, welcome, wishes, initial, lambda event, details: on_event({"event": event, **details})
         )
         closing.callback(states.disk.close)
-        daemon = PeerDaemon(link, place, spec, welcome, admission, members, directory, states, on_event, monitor)
+        stays = not command and owner is None
+        daemon = PeerDaemon(
+            link, place, spec, welcome, admission, members, directory, states, on_event, monitor, stays=stays
+        )
         closing.callback(daemon.close)
         daemon.codecs = codecs
-        daemon.supervise(command, max_restarts)
+        if command:
+            daemon.supervise(command, max_restarts)
+        else:
+            daemon.receive_guests(owner)
         return daemon.run(admission.events)
 
 
@@ -192,6 +204,8 @@ class PeerDaemon:
         states: OwnStates,
         on_event: OnEvent,
         monitor: Monitor,
+        *,
+        stays: bool = False,
     ) -> None:
         keep_freed_memory()
         torch.set_num_threads(1)
@@ -203,15 +217,16 @@ class PeerDaemon:
         self._members = members
         self._visitors = Visitors(link, members)
         self._directory = directory
-        self._trainer_link = ZmqLink(LOCAL_RUN, bind=f"ipc://{directory}/trainer.sock")
+        self._trainer_link = ZmqLink(LOCAL_RUN, bind=self._trainer_address)
         self._trainer_connection = b""
         self._to_trainer: deque[Record] = deque()
-        self._supervisor: Supervisor | None = None
+        self._supervisor: Supervisor | Guest | None = None
         self._kill_switch = KillSwitch.from_environment()
         self._engine: Engine | None = None
         self.codecs: CodecOf = codec
         """Codecs by name, which may compute on a device."""
         self._segments = 0
+        self._commons = 0
         self._exit: tuple[int, str, str] | None = None
         self._failure: WantrainError | None = None
         self._turned_away = ""
@@ -234,22 +249,32 @@ class PeerDaemon:
             initial=states.initial,
             saves_at_end=spec.checkpoint.every > 0,
         )
-        self.peer = Peer(Participant(facts), self, states.disk)
+        self.peer = Peer(Participant(facts), self, states.disk, stays=stays)
         self.peer.receive(COORDINATOR, welcome, (), time.monotonic())
         # Now that the options are known: whether they come to the same here as at the coordinator.
         self.send(COORDINATOR, facts.hello)
 
     def supervise(self, command: Sequence[str], max_restarts: int) -> None:
         """Start the training command with the loop, unless the process that a killed daemon had started still runs."""
-        environment = {
-            "WANTRAIN_DAEMON": f"ipc://{self._directory}/trainer.sock",
-            "WANTRAIN_WAIT_CEILING_S": str(self.spec.sync.wait_ceiling_s),
-        }
+        environment = {"WANTRAIN_DAEMON": self._trainer_address}
         self._supervisor = Supervisor(command, environment, max_restarts, self._directory)
+        self._adopt_orphan(self._supervisor)
+
+    def receive_guests(self, owner: int | None) -> None:
+        """Let scripts attach that are started elsewhere; `owner`: the only one, with which this process ends."""
+        self._supervisor = Guest(owner, self._directory)
+        self._adopt_orphan(self._supervisor)
+        self.note("ready", {"daemon": self._trainer_address})
+
+    @property
+    def _trainer_address(self) -> str:
+        return f"ipc://{self._directory}/trainer.sock"
+
+    def _adopt_orphan(self, supervisor: Supervisor | Guest) -> None:
         orphan = find_orphan(self._directory)
         if orphan is not None:
             now = time.monotonic()
-            self._supervisor.adopt(orphan, now)
+            supervisor.adopt(orphan, now)
             self.peer.trainer_starting(now)
             self.note("orphan", {"pid": orphan.pid, "reason": "the training process has outlived its former daemon"})
 
@@ -282,6 +307,7 @@ class PeerDaemon:
                 busy = self.peer.pump(now)
                 if self.peer.core.held_back:
                     busy = self.peer.save_step(now) or busy
+                busy = self.peer.common_step() or busy
                 self._flush_to_trainer()
                 busy = busy or (not events and not said and self.peer.idle_work(now))
             return self._end(*self._exit)
@@ -417,6 +443,14 @@ class PeerDaemon:
         except WireError as error:
             self.note("dropped", {"peer": "trainer", "reason": error.message})
             return
+        guest = self._supervisor if isinstance(self._supervisor, Guest) else None
+        if isinstance(record, Attach) and guest is not None:
+            if not guest.admits(record.pid):
+                hint = "end that one first, or start a peer of its own for this one"
+                busy = Refused("busy", "another process trains at this peer", hint)
+                self._trainer_link.reply(event.connection, pack(busy))
+                return
+            guest.attached(record.pid)
         if isinstance(record, Attach):
             if self._trainer_connection != event.connection:
                 self._to_trainer.clear()
@@ -426,6 +460,8 @@ class PeerDaemon:
             if isinstance(record, Contribute):
                 self._monitor.meter.contributed(record.stream, now)
             self.peer.from_trainer(record, now)
+            if guest is not None and isinstance(record, Detach | LetGo):
+                guest.let_go("it has left" if isinstance(record, Detach) else "it has let go without leaving")
 
     def _progress(self, now: float) -> Progress:
         engine = self._engine
@@ -479,7 +515,7 @@ class PeerDaemon:
     def _tokens_per_s(self, tokens: float, now: float) -> float:
         """Tokens per second over windows of a few seconds."""
         since, before, rate = self._pace
-        if tokens < before or since == 0.0:
+        if tokens < before or not before:  # the first count may be of earlier processes, too
             self._pace = (now, tokens, 0.0)
         elif now - since >= 3.0:
             self._pace = (now, tokens, (tokens - before) / (now - since))
@@ -547,9 +583,18 @@ class PeerDaemon:
             return None
         return held
 
+    def open_common(self, tensors: Any) -> tuple[str, dict[str, int]]:
+        for left in segment_directory().glob(f"{self._directory.name}-phi-*"):
+            left.unlink(missing_ok=True)  # of a trainer that has gone before it took it, or of a former daemon
+        self._commons += 1
+        path = segment_directory() / f"{self._directory.name}-phi-{self._commons}"
+        return str(path), tensors.open_common(path)
+
     def tell_trainer(self, record: Record) -> None:
         if not self._trainer_connection:
             return
+        if isinstance(record, Attached):
+            record = replace(record, wait_ceiling_s=self.spec.sync.wait_ceiling_s)
         # A grant must not get lost: from then on trainer and peer would count differently.
         if self._to_trainer and isinstance(record, Waiting):
             return
@@ -570,7 +615,7 @@ class PeerDaemon:
 
     def trainer_refused(self, refusal: Refused) -> None:
         self._turned_away = refusal.reason
-        if refusal.code == "model":
+        if refusal.code == "model" and isinstance(self._supervisor, Supervisor):
             self._failure = ModelMismatchError(refusal.reason, hint=refusal.hint)
 
     def note(self, event: str, details: dict[str, Any]) -> None:

@@ -10,6 +10,7 @@ import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 from blake3 import blake3
@@ -19,6 +20,7 @@ from wantrain.errors import CodecError, ProtocolBug, WantrainError
 from wantrain.optimizers.pair_step import NoLoCo
 from wantrain.optimizers.stream import Stream
 from wantrain.peers.averaging import Averager, sees_all
+from wantrain.peers.common_memory import create_vectors
 from wantrain.peers.inheritance import GRANTED, MERGING, MOVING, STAGING, STARTING, Held, Mark
 from wantrain.peers.layout import stream_elements
 from wantrain.peers.messages import Contribute, Granted, Manifest
@@ -62,6 +64,8 @@ class Engine:
         self._mean, self._scratch = big(longest), big(longest)
         self._averager = Averager()
         self._pool = Pool()
+        self._common: dict[str, Tensor] = {}
+        """Per stream of parameters: where its phi is copied for the trainer to look at."""
         self._left: dict[str, Mark] = {}
         """Per stream: where a former daemon left off with the regions of the segment that was taken over."""
         self._turned: dict[str, str] = {}
@@ -157,6 +161,29 @@ class Engine:
             self.segment.unlink()
             self.segment.close()
             self.segment = None
+
+    # ---- the common weights, for the trainer to look at
+
+    def open_common(self, path: str | os.PathLike[str]) -> dict[str, int]:
+        """Make a file for a copy of the weights of all streams of parameters; how many chunks each has.
+
+        Raises:
+            WantrainError: see `create_vectors`.
+        """
+        self.drop_common()
+        weights = {v.stream.name: v for v in self._held if v.stream.state == "param"}
+        self._common = create_vectors(Path(path), {name: vector.elements for name, vector in weights.items()})
+        return {name: len(vector.bounds) for name, vector in weights.items()}
+
+    def copy_common(self, stream: str, chunk: int) -> None:
+        """Copy a chunk of phi to that file."""
+        vector = self._vectors[stream]
+        start, stop = vector.bounds[chunk]
+        self._common[stream][start:stop].copy_(vector.phi[start:stop])
+
+    def drop_common(self) -> None:
+        """Let go of that file."""
+        self._common = {}
 
     def adopt_genesis(self) -> bytes:
         """Make the trainer's weights in `out` the run's initial state, with nothing owed; the digest of that state.

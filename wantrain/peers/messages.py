@@ -633,6 +633,10 @@ class Attached:
     segment: Annotated[str, Field(strict=True, max_length=1024)]
     streams: tuple[dict[str, Any], ...]
     genesis: Flag
+    run: Annotated[str, Field(strict=True, max_length=16)] = ""
+    """The run's id, in hex."""
+    wait_ceiling_s: Measured = 0.0
+    """Of the run; 0 leaves it to the trainer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -705,6 +709,34 @@ class Describe:
 
 
 @dataclass(frozen=True, slots=True)
+class WantCommon:
+    """A trainer asks for the run's common weights, to look at them; again with the same number until it has them."""
+
+    serial: Count
+
+
+@dataclass(frozen=True, slots=True)
+class Common:
+    """The common weights of all parameter streams at log number `number` lie in the file `path` (`common_memory.py`).
+
+    The trainer removes the file. `round` counts the syncs of the first parameter stream that are in them, `global_step`
+    is the run's step count at them. `flaw` says why there are none.
+    """
+
+    serial: Count
+    path: Annotated[str, Field(strict=True, max_length=1024)]
+    number: Count
+    round: Count
+    global_step: Count
+    flaw: Text = ""
+
+
+@dataclass(frozen=True, slots=True)
+class LetGo:
+    """The trainer lets go although it has not finished, and its process may go on: it is as gone as after a crash."""
+
+
+@dataclass(frozen=True, slots=True)
 class Detach:
     """The trainer has finished (`swarm.leave()`); the peer leaves the run gracefully."""
 
@@ -723,6 +755,7 @@ Record: TypeAlias = (
     | WantParts | WantState | StateChunk | WantDigests | StateDigests | WantUpdate | UpdateChunk | Owed | NotHeld
     | Attach | Attached | GenesisWritten | Contribute | Granted | Waiting | Log | Describe | Detach | Detached
     | WantLease | Leased
+    | WantCommon | Common | LetGo
 )  # fmt: skip
 
 # A TypeAdapter takes no configuration for dataclasses, so each class carries it; it must be there before the adapters.

@@ -80,6 +80,11 @@ def note_trainer(directory: Path, pid: int) -> None:
     draft.replace(directory / NOTE)
 
 
+def forget_trainer(directory: Path) -> None:
+    """Take the note away: that process does not train any more, though it may live."""
+    (directory / NOTE).unlink(missing_ok=True)
+
+
 def find_orphan(directory: Path) -> Orphan | None:
     """The process that was noted down there, if it lives."""
     try:

@@ -220,6 +220,11 @@ class Participant:
         return self._recovery.indices
 
     @property
+    def global_step(self) -> int:
+        """The run's step count at `applied`."""
+        return self._mine.tempo.global_step(self.indices)
+
+    @property
     def complete(self) -> bool:
         """Whether the state at hand is one consistent state of the run, at log number `applied`."""
         return self._recovery.complete

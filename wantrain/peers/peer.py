@@ -8,7 +8,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any, Protocol
 
-from wantrain.errors import CodecError
+from wantrain.errors import CodecError, WantrainError
+from wantrain.optimizers.stream import lead
+from wantrain.peers.common import CommonCopy
 from wantrain.peers.description import flaw
 from wantrain.peers.effects import (
     Apply,
@@ -64,6 +66,7 @@ from wantrain.peers.inheritance import Held, Mark
 from wantrain.peers.messages import (
     COORDINATOR,
     Attach,
+    Common,
     Contribute,
     Describe,
     Detach,
@@ -80,6 +83,7 @@ from wantrain.peers.messages import (
     StateChunk,
     UpdateChunk,
     Waiting,
+    WantCommon,
     WantLease,
 )
 from wantrain.peers.outbox import Outbox
@@ -121,6 +125,8 @@ class Tensors(Protocol):
     ) -> None: ...
     def note_told(self, stream: str, count: int) -> None: ...
     def note_place(self, number: int, chain: bytes) -> None: ...
+    def copy_common(self, stream: str, chunk: int) -> None: ...
+    def drop_common(self) -> None: ...
     def read_state(self, k: int) -> Payload: ...
     def check_state(self, k: int, payload: Payload) -> str | None: ...
     def store_state(self, k: int, payload: Payload) -> None: ...
@@ -161,6 +167,13 @@ class Surroundings(Protocol):
     def resume_segment(self, tensors: Tensors, path: str) -> Held | None:
         """Take over the memory that a trainer shared with a former daemon; None if that cannot be."""
 
+    def open_common(self, tensors: Tensors) -> tuple[str, dict[str, int]]:
+        """Make a file for a copy of the common weights: its path, and how many chunks each stream of them has.
+
+        Raises:
+            WantrainError: there is no room for it.
+        """
+
     def tell_trainer(self, record: Record) -> None:
         """Send a record to the attached trainer."""
 
@@ -181,9 +194,12 @@ class Peer:
         core: the participant.
         around: what it is connected to.
         disk: where it saves its state; None: nowhere.
+        stays: whether it goes on without a trainer when its trainer has taken its leave.
     """
 
-    def __init__(self, core: Participant, around: Surroundings, disk: Disk | None = None) -> None:
+    def __init__(
+        self, core: Participant, around: Surroundings, disk: Disk | None = None, *, stays: bool = False
+    ) -> None:
         self.core = core
         self.tensors: Tensors | None = None
         self.values: dict[str, float] = {}
@@ -191,6 +207,7 @@ class Peer:
         self.spread: float | None = None
         """Of a gossip stream: the replicas' standard deviation, estimated from the last pair that it was in."""
         self._around = around
+        self._stays = stays
         self._streams = {stream.name: stream for stream in core.facts.streams}
         self._events: deque[Event] = deque()
         self._outbox = Outbox(core, around)
@@ -220,6 +237,7 @@ class Peer:
         self._heir = ""
         """To whom this peer hands over what it owes."""
         self._waited_at = 0.0
+        self._common = CommonCopy()
         self._digest: tuple[int, Iterator[bytes], list[bytes]] | None = None
         """Of the state at this log number: its chunks' digests to come, and those that are known."""
         self.rejected = 0
@@ -327,7 +345,7 @@ class Peer:
         self._events.extend(self._saver.poll())
         self._outbox.tidy(now)
         self.handle(Tick(), now)
-        waits = self._staged_at or self._starting or self.core.short_of_data
+        waits = self._staged_at or self._starting or self.core.short_of_data or self._common.serial is not None
         if waits and now - self._waited_at >= WAITING_EVERY_S:
             self._waited_at = now
             self._around.tell_trainer(Waiting(self.core.waiting(now)))
@@ -370,6 +388,11 @@ class Peer:
                     self._around.note("description-ignored", {"reason": reason})
                 else:
                     self._saver.described = record
+            case WantCommon(serial) if self._attached is not None:
+                self._common.ask(serial)
+            case Detach() if self._stays:
+                self.trainer_gone(now)
+                self._around.tell_trainer(Detached())
             case Detach(reason):
                 self._detaching = True
                 self._staged_at.clear()
@@ -398,6 +421,7 @@ class Peer:
         self._grants, self._told, self._tokens, self._offered = {}, {}, {}, {}
         self._free_stage = set()
         self._staged_at.clear()
+        self._common.drop()
 
     def _genesis(self) -> bytes:
         """Digest of the initial state that the trainer has written, b"" if it is not finite."""
@@ -441,13 +465,16 @@ class Peer:
                 self._saver.drop()
             case LoadSaved():
                 self._digest = None
+                self._common.start_again()
                 self._events.extend(self._saver.load(effect, self._tensors))
             case LoadInitial():
+                self._common.start_again()
                 self._events.extend(self._saver.load_initial(self._tensors, self._model))
             case StoreState(chunk, payload):
                 self._events.extend(self._saver.state_changes())
                 self._tensors.store_state(chunk, payload)
                 self._digest = None
+                self._common.start_again()
             case Apply():
                 self._apply(effect)
             case UseStage(stream, floor):
@@ -471,6 +498,7 @@ class Peer:
                 self._tensors.note_place(number, chain)
             case OpenModel(manifest):
                 self._saver.drop()
+                self._common.drop()
                 self._model = manifest
                 self.tensors = self._around.open_model(manifest)
                 self._segment, self._digest = "", None
@@ -478,7 +506,8 @@ class Peer:
                 streams = tuple(asdict(stream) for stream in self._streams.values())
                 # A trainer that has to start over keeps the memory that it has mapped.
                 self._segment = self._segment or self._around.open_segment(self._tensors)
-                self._attached = replace(attached, segment=self._segment, streams=streams)
+                run = self.core.facts.run.hex()
+                self._attached = replace(attached, segment=self._segment, streams=streams, run=run)
                 self._around.tell_trainer(self._attached)
             case PassOn(leased):
                 self._around.tell_trainer(leased)
@@ -537,6 +566,7 @@ class Peer:
             if self._streams[record.sync.stream].gossip and len(record.contributors) > 1:
                 self.spread = self._tensors.spread(record.sync.stream, effect.payloads) or self.spread
             self._tensors.apply(record.sync.stream, effect.payloads, effect.skip, record.sync.index)
+        self._common.changed(record.sync.stream)
         size_bytes = sum(map(self._tensors.size_bytes, effect.payloads))
         self.core.log.append(record, effect.payloads, size_bytes)
         self._digest = None
@@ -599,6 +629,25 @@ class Peer:
             return False
         for event in self._saver.step():
             self.handle(event, now)
+        return True
+
+    def common_step(self) -> bool:
+        """Copy a chunk of the common weights, if the trainer has asked for them; False if there is nothing to copy."""
+        copy, core = self._common, self.core
+        if copy.serial is None or self.tensors is None or not core.complete:
+            return False
+        serial = copy.serial
+        try:
+            if not copy.begun:
+                copy.begin(*self._around.open_common(self.tensors))
+            path, flaw = copy.step(self.tensors), ""
+        except WantrainError as error:
+            path, flaw = "", str(error)
+            copy.drop()
+        if path or flaw:
+            first = lead(self._streams.values())
+            index = 0 if first is None else core.indices[first.name]
+            self._around.tell_trainer(Common(serial, path, core.applied, index, core.global_step, flaw))
         return True
 
     def idle_work(self, now: float) -> bool:

@@ -81,10 +81,10 @@ class Segment:
         self._out: dict[str, Tensor] = {}
         self._given: dict[str, Tensor] = {}
         for (name, count), start in zip(elements.items(), _starts(elements), strict=True):
-            self._out[name] = _region(memory, start, count)
-            self._given[name] = _region(memory, start + _region_bytes(count), count)
+            self._out[name] = region(memory, start, count)
+            self._given[name] = region(memory, start + _region_bytes(count), count)
         self._names = list(elements)
-        self._spare = _region(memory, _PAGE_BYTES + _marks_bytes(elements), _spare_elements(elements))
+        self._spare = region(memory, _PAGE_BYTES + _marks_bytes(elements), _spare_elements(elements))
         whole = memoryview(memory)
         self._marks = whole[_PAGE_BYTES : _PAGE_BYTES + 8 * _WORDS * len(elements)].cast("q")
         self._place = whole[_PLACE_AT : _PLACE_AT + 8].cast("q")
@@ -121,7 +121,7 @@ class Segment:
                 f"cannot create shared memory {path}: {error.strerror}", hint="remove the file, or make its folder"
             ) from error
         try:
-            _reserve(descriptor, path, size_bytes)
+            reserve(descriptor, path, size_bytes)
             memory = mmap.mmap(descriptor, size_bytes)
         except BaseException:
             path.unlink()
@@ -316,13 +316,14 @@ def segment_bytes(elements: Mapping[str, int]) -> int:
     return _regions_at(elements) + 2 * sum(map(_region_bytes, elements.values()))
 
 
-def _region(memory: mmap.mmap, start: int, count: int) -> Tensor:
+def region(memory: mmap.mmap, start: int, count: int) -> Tensor:
+    """fp32[count] view of a mapped file from byte `start` on."""
     if not count:
         return torch.empty(0)
     return torch.frombuffer(memory, dtype=torch.float32, count=count, offset=start)
 
 
-def _reserve(descriptor: int, path: Path, size_bytes: int) -> None:
+def reserve(descriptor: int, path: Path, size_bytes: int) -> None:
     """Give the file its memory now: a full file system met later would end the process with SIGBUS."""
     try:
         if hasattr(os, "posix_fallocate"):

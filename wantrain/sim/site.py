@@ -184,6 +184,8 @@ class Site:
             pass
         while self.alive and self.peer.core.held_back and self.peer.save_step(now):
             pass
+        while self.alive and self.peer.common_step():
+            pass
         if self.alive and self.peer.backlog:
             self.timeline.after(AGAIN_S, self._work)
 
@@ -270,6 +272,11 @@ class Site:
         path = self.folder / f"{self.name}-{self._segments}"
         tensors.open_segment(path)
         return str(path)
+
+    def open_common(self, tensors: Any) -> tuple[str, dict[str, int]]:
+        self._segments += 1
+        path = self.folder / f"{self.name}-phi-{self._segments}"
+        return str(path), tensors.open_common(path)
 
     def resume_segment(self, tensors: Any, path: str) -> Held | None:
         return None  # trainer and daemon live and die together here
