@@ -61,9 +61,15 @@ class Blockwise(ABC):
         for blocks in runs:
             rows = block_rows(source, blocks, self.block)
             self._measure(rows, min(self.block, elements - blocks.start * self.block), measures[blocks])
-        if not math.isfinite(measures.amax().item()):  # abs, amax and sums pass NaN on
+        largest = measures.amax().item()
+        if not math.isfinite(largest):  # abs, amax and sums pass NaN on
             raise not_finite(self.name)
-        divisors, rest = self._divisors(self._store_scales(measures, scales))
+        divisors, rest = self._store_scales(measures, scales), 1.0
+        if self.quotient_unit != 1:  # exact, but for quotients that get subnormal: far below what is not rounded to 0
+            if largest / self.peak < self.quotient_unit * FP32_MAX / 2:
+                divisors = divisors * (1 / self.quotient_unit)
+            else:
+                rest = self.quotient_unit
         for blocks in runs:
             rows = block_rows(source, blocks, self.block)
             quotients = scratch("work", rows.numel(), torch.float32, device)
@@ -179,14 +185,6 @@ class Blockwise(ABC):
                 part.add_(values if weight == 1.0 else values.mul_(weight))
             elif not whole:
                 part.copy_(values[: part.numel()])
-
-    def _divisors(self, scales: Tensor) -> tuple[Tensor, float]:
-        """fp32[blocks] to divide by, and a number, 1 if possible, to multiply the quotients by: both exact."""
-        if self.quotient_unit == 1:
-            return scales, 1
-        divisors = scales / self.quotient_unit
-        # A quotient that gets subnormal by it is far below what rounds to any code but 0.
-        return (divisors, 1) if math.isfinite(divisors.amax().item()) else (scales, self.quotient_unit)
 
     def _factors(self, scales: Tensor) -> tuple[Tensor, float]:
         """fp32[blocks] and a number by which what `_unpack` gives is multiplied; the number is exact, 1 if possible."""
