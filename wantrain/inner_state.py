@@ -51,7 +51,7 @@ class InnerState:
         fresh = [p for p in self._parameters.values() if not self._state(p)]
         for optimizer in {id(owner): owner for owner in self._owners.values()}.values():
             if own := [p for p in fresh if self._owners[id(p)] is optimizer]:
-                _make_state(optimizer, own)
+                make_state(optimizer, own)
         for name, parameter in self._parameters.items():
             self._check(name, parameter, sorted(keys))
 
@@ -119,8 +119,9 @@ def _count(optimizer: torch.optim.Optimizer, parameter: nn.Parameter, steps: int
 
 
 @torch.no_grad()
-def _make_state(optimizer: torch.optim.Optimizer, fresh: Collection[nn.Parameter]) -> None:
-    """One step, of these parameters only, with gradients, learning rate and weight decay of 0."""
+def make_state(optimizer: torch.optim.Optimizer, fresh: Collection[nn.Parameter]) -> None:
+    """Have an optimizer make its state for these parameters: one step of only them, with gradients, learning rate and
+    weight decay of 0."""
     every = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     gradients = [parameter.grad for parameter in every]
     options: list[dict[str, Any]] = [
