@@ -19,7 +19,12 @@ class Worker:
     """One peer: what its daemon holds, and its trainer."""
 
     def __init__(
-        self, model: nn.Module, optimizer: torch.optim.Optimizer, streams: Sequence[Stream], path: Path, codecs: CodecOf
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        streams: Sequence[Stream],
+        path: Path,
+        codecs: CodecOf = codec,
     ):
         self.model, self.optimizer = model, optimizer
         self.streams = {stream.name: stream for stream in streams}
