@@ -153,14 +153,14 @@ class RankedReplica(Replica):
 
     def _send(self, rank: int, views: Sequence[Tensor]) -> None:
         for view in views:
-            for part in blocks(view):
+            for part in blocks(view, len(self._block)):
                 block = self._block[: part.numel()]
                 block.view(part.shape).copy_(part)
                 self.ranks.send(rank, block)
 
     def _receive(self, rank: int, views: Sequence[Tensor]) -> None:
         for view in views:
-            for part in blocks(view):
+            for part in blocks(view, len(self._block)):
                 block = self._block[: part.numel()]
                 self.ranks.receive(rank, block)
                 part.copy_(block.view(part.shape))
@@ -261,7 +261,7 @@ def _opened(path: str) -> Segment | None:
         return None
 
 
-def blocks(view: Tensor, most: int = BLOCK_ELEMENTS) -> Iterator[Tensor]:
+def blocks(view: Tensor, most: int) -> Iterator[Tensor]:
     """A tensor in parts of at most `most` values, cut along its first dimensions; nothing for an empty one."""
     if not view.numel():
         return

@@ -20,7 +20,7 @@ from wantrain.peers.supply import Supply
 from wantrain.peers.trainer import Stage
 from wantrain.ranked_replica import FollowingReplica, LeadingReplica
 from wantrain.ranks import Place, Ranks, Told, portion
-from wantrain.session import Swarm, stream_of
+from wantrain.session import LOOK_EVERY_S, Swarm, stream_of
 from wantrain.transport.link import Link
 
 SPEAK_EVERY_S = 5.0
@@ -39,6 +39,8 @@ class Leader(Swarm):
         self._serving = False
         self._attended = False
         """Whether the others listen before the next step."""
+        self._quiet = 0
+        """After how many of the next steps they do not listen."""
         self._spoke = 0.0
         self._drawn: list[int] = []
         self._share = float(ranks.size)
@@ -65,11 +67,18 @@ class Leader(Swarm):
     def _go_on(self) -> None:
         together = any(not stream.held for stream in self.streams)
         self._attended = together or bool(self._to_start or self._core.waiting)
-        counts = (self.round, self.global_step, self.own_steps, round(self.waited_s * _MICROSECONDS))
+        self._quiet = 0 if self._attended else self._quiet_steps()
+        counts = (self._quiet, self.round, self.global_step, self.own_steps, round(self.waited_s * _MICROSECONDS))
         payload = b""
         if self._ranks.place in (Place.JOIN, Place.DRAW):
             payload = msgpack.packb([self.peer, self.run, self._drawn])
         self._ranks.tell(Told.GO_ON, int(self._attended), int(self.alone), *counts, payload=payload)
+
+    def _quiet_steps(self) -> int:
+        """Steps after which nothing will be staged or adopted: the others need not listen. At most a second of them."""
+        if self.alone or self._core.outstanding or not self.streams or any(stream.uneven for stream in self.streams):
+            return 0
+        return max(0, min(self._core.steps_left - 1, int(LOOK_EVERY_S / self._step_s) if self._step_s else 0))
 
     def attach(self, address: str = "") -> None:
         with self._at(Place.JOIN):
@@ -90,6 +99,10 @@ class Leader(Swarm):
             super()._before_step()
 
     def _after_step(self) -> None:
+        if self._quiet:
+            self._quiet -= 1
+            super()._after_step()
+            return
         with self._at(Place.AFTER_STEP):
             super()._after_step()
 
@@ -101,9 +114,11 @@ class Leader(Swarm):
         return portion(drawn, index, parts)
 
     def _poll(self, timeout_s: float) -> None:
+        if not self._serving:  # what comes may concern all
+            return
         super()._poll(timeout_s)
         now = time.monotonic()
-        if timeout_s and self._serving and now - self._spoke > SPEAK_EVERY_S:
+        if timeout_s and now - self._spoke > SPEAK_EVERY_S:
             self._spoke = now
             self._ranks.check_launcher()
             self._ranks.tell(Told.STILL)
@@ -137,7 +152,7 @@ class Follower(Swarm):
     def __init__(self, link: Link, replica: FollowingReplica, ranks: Ranks) -> None:
         super().__init__(link, replica, wait_ceiling_s=math.inf)
         self._ranks, self._parts = ranks, replica
-        self._attended = False
+        self._attended, self._quiet = False, 0
         self._counts = (0, 0, 0)
         self._drawn: list[int] = []
 
@@ -167,7 +182,12 @@ class Follower(Swarm):
             self._listen(Place.BEFORE_STEP)
 
     def _after_step(self) -> None:
-        self._listen(Place.AFTER_STEP)
+        if not self._quiet:
+            self._listen(Place.AFTER_STEP)
+            return
+        self._quiet -= 1
+        rounds, step, own = self._counts
+        self._counts = (rounds, step + 1, own + 1)
 
     def _draw(self, supply: Supply, own: Iterator[int], count: int, split: tuple[int, int]) -> list[int]:
         self._listen(Place.DRAW)
@@ -189,8 +209,9 @@ class Follower(Swarm):
             self.close()
             raise
         self._attended, self.alone = bool(words[0]), bool(words[1])
-        self._counts = (words[2], words[3], words[4])
-        self.waited_s = words[5] / _MICROSECONDS
+        self._quiet = words[2]
+        self._counts = (words[3], words[4], words[5])
+        self.waited_s = words[6] / _MICROSECONDS
         if payload:
             self.peer, self.run, self._drawn = msgpack.unpackb(payload)
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from enum import IntEnum
 from pathlib import Path
+from typing import Any
 
 import msgpack
 import torch
@@ -79,21 +80,32 @@ def site_ranks() -> "Ranks | None":
     text = os.environ.get("WORLD_SIZE", "1")
     if not ready and text not in ("", "1"):
         raise ConfigError(f"WORLD_SIZE is {text}, and torch.distributed is not initialised", hint=ALONE_HINT)
-    return Ranks() if ready and dist.get_world_size() > 1 else None
+    if not ready or dist.get_world_size() == 1:
+        return None
+    launcher = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else 0
+    group = dist.new_group(backend="gloo", timeout=PATIENCE)
+    return Ranks(group, dist.get_rank(), dist.get_world_size(), launcher)
 
 
 class Ranks:
-    """All ranks of the default process group. Every method is called by all of them, in the same order."""
+    """All ranks of a site. Every method is called by all of them, in the same order.
 
-    def __init__(self) -> None:
-        self.rank, self.size = dist.get_rank(), dist.get_world_size()
+    Args:
+        group: of gloo, with all of them.
+        rank: of this process.
+        size: how many there are.
+        launcher: process id of the torchrun that has started this process; 0 if none has.
+    """
+
+    def __init__(self, group: Any, rank: int, size: int, launcher: int = 0) -> None:
+        self.rank, self.size = rank, size
         self.place = Place.JOIN
         """Where this rank is."""
         self.failed = False
         """Whether all ranks know of an error, or one of them is gone: there is nothing more to tell."""
-        self._group = dist.new_group(backend="gloo", timeout=PATIENCE)
+        self._group = group
         self._words = torch.zeros(_WORDS, dtype=torch.int64)
-        self._launcher = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else 0
+        self._launcher = launcher
 
     @property
     def leads(self) -> bool:
@@ -117,9 +129,9 @@ class Ranks:
         head = torch.tensor([what, self.place, len(payload), len(words), *words])
         self._words[: len(head)] = head
         with self._together():
-            dist.broadcast(self._words, LEADER, group=self._group)
+            self._group.broadcast(self._words, LEADER).wait()
             if payload:
-                dist.broadcast(torch.frombuffer(bytearray(payload), dtype=torch.uint8), LEADER, group=self._group)
+                self._group.broadcast(torch.frombuffer(bytearray(payload), dtype=torch.uint8), LEADER).wait()
 
     def tell_failure(self, error: WantrainError) -> None:
         """Leader: this error ends the part of all ranks."""
@@ -135,13 +147,13 @@ class Ranks:
             WantrainError: the one that it has met.
         """
         with self._together():
-            dist.broadcast(self._words, LEADER, group=self._group)
+            self._group.broadcast(self._words, LEADER).wait()
             what, place, size, count, *words = self._words.tolist()
             if not (0 <= size <= MAX_PAYLOAD_BYTES and 0 <= count <= len(words)):
                 raise ConfigError("rank 0 sends what is no message", hint="run all ranks with the same wantrain")
             payload = torch.empty(size, dtype=torch.uint8)
             if size:
-                dist.broadcast(payload, LEADER, group=self._group)
+                self._group.broadcast(payload, LEADER).wait()
         data = payload.numpy().tobytes()
         if what == Told.FAIL:
             self.failed = True
@@ -159,7 +171,7 @@ class Ranks:
         """int64[size, n] of every rank's int64[n]."""
         with self._together():
             found = [torch.empty_like(words) for _ in range(self.size)]
-            dist.all_gather(found, words, group=self._group)
+            self._group.allgather([found], [words]).wait()
         return torch.stack(found)
 
     def settle(self, failure: WantrainError | None = None, count: int = 0) -> int:
@@ -170,7 +182,7 @@ class Ranks:
         """
         told = torch.tensor([failure is not None, count])
         with self._together():
-            dist.all_reduce(told, group=self._group)
+            self._group.allreduce([told]).wait()
             failures, total = told.tolist()
             if not failures:
                 return int(total)
@@ -199,12 +211,12 @@ class Ranks:
     def send(self, rank: int, values: Tensor) -> None:
         """Send values to a rank that receives as many."""
         with self._together():
-            dist.send(values, rank, group=self._group)
+            self._group.send([values], rank, 0).wait()
 
     def receive(self, rank: int, values: Tensor) -> None:
         """Receive values of a rank in place."""
         with self._together():
-            dist.recv(values, rank, group=self._group)
+            self._group.recv([values], rank, 0).wait()
 
     @contextmanager
     def _together(self) -> Iterator[None]:
