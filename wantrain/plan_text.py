@@ -2,12 +2,12 @@
 
 from wantrain.plan import WAITING_SHARE, Plan, StreamPlan
 
-_BINARY = ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
+_SCALES = ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
 
 
 def size(size_bytes: float) -> str:
     """Bytes in decimal units, three digits."""
-    scale, unit = next(((scale, unit) for scale, unit in _BINARY if size_bytes >= scale), (1.0, "B"))
+    scale, unit = next(((scale, unit) for scale, unit in _SCALES if size_bytes >= scale), (1.0, "B"))
     return f"{_three(size_bytes / scale)} {unit}"
 
 

@@ -249,7 +249,8 @@ def test_unknown_option_in_run_toml_names_the_nearest(run_file: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "seconds"), [("90s", 90.0), ("15m", 900.0), ("24h", 86400.0), ("7d", 604800.0), ("1.5h", 5400.0)]
+    ("text", "seconds"),
+    [("100ms", 0.1), ("90s", 90.0), ("15m", 900.0), ("24h", 86400.0), ("7d", 604800.0), ("1.5h", 5400.0)],
 )
 def test_durations_are_read_with_their_unit(text: str, seconds: float) -> None:
     assert Duration().convert(text, None, None) == seconds

@@ -2,10 +2,12 @@
 
 import importlib.util
 import json
+import re
 import sqlite3
 import struct
 import threading
 import time
+import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -227,6 +229,13 @@ def test_trackio_reads_the_points(tmp_path: Path, monkeypatch: Any) -> None:
 
 
 # ---- what the user asks for
+
+
+def test_the_package_of_every_tracker_is_an_extra_of_its_name() -> None:
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())
+    extras = project["project"]["optional-dependencies"]
+    for name in TRACKERS:
+        assert [re.match(r"[\w-]+", package)[0] for package in extras[name]] == [name]  # type: ignore[index]
 
 
 @pytest.mark.parametrize("wanted", ["csv", "tensorboard:", ""])

@@ -14,8 +14,8 @@ from wantrain.errors import ConfigError
 
 _STYLES = {
     "green": {"listening", "ready", "joined", "commit", "current", "attached"},
-    "yellow": {"left", "behind", "waiting", "abort", "suspected"},
-    "red": {"lost", "refused", "trainer-exit", "error"},
+    "yellow": {"left", "behind", "waiting", "abort", "suspected", "tracker-late"},
+    "red": {"lost", "refused", "trainer-exit", "tracker-failed", "error"},
 }
 
 

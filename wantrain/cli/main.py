@@ -77,6 +77,7 @@ def main() -> None:
     One machine starts a run:        wantrain init run.toml
                                      wantrain coordinator run.toml
     Every machine takes part:        wantrain peer 'INVITE' -- python train.py
+    What it will need:               wantrain plan --params 125m --peers 4
     What it will meet there:         wantrain doctor 'INVITE'
     Anybody with run.toml looks on:  wantrain status run.toml
     All of it on this machine:       wantrain local train.py --peers 4
