@@ -621,7 +621,7 @@ def test_demo_passes_its_options_on_and_exits_with_its_value(fake: Callable[...,
     fake("wantrain.demo.run", DemoOptions=SimpleNamespace, run_demo=lambda options: asked.append(options) or 1)
     assert wantrain("demo").exit_code == 1
     wantrain("demo", "--peers", 2, "--rounds", 5, "--no-churn", "--seed", 9, "--out", "o", "--codec", "fp32", "--json")
-    defaults = {"peers": 4, "rounds": None, "method": "diloco", "codec": "int8", "churn": True, "seed": 0, "out": None}
+    defaults = {"peers": 4, "rounds": None, "method": "diloco", "codec": "", "churn": True, "seed": 0, "out": None}
     given = {"peers": 2, "rounds": 5, "churn": False, "seed": 9, "out": Path("o"), "codec": "fp32"}
     assert [vars(options) for options in asked] == [defaults | {"json": False}, defaults | given | {"json": True}]
 
