@@ -62,7 +62,7 @@ def save(
         model: whose parameters the optimizers train; its persistent buffers are saved, its parameters are not.
         optimizers: in the order in which they will be given to `load`.
         scheduler: of the learning rate.
-        counts: plain values to be given back by `load`.
+        counts: plain values, which `load` gives to its `accept`.
         exchanged: keys of the optimizers' state that are left out.
 
     Raises:
@@ -96,7 +96,8 @@ def load(
     *,
     scheduler: Scheduler | None = None,
     exchanged: Collection[str] = (),
-) -> dict[str, Any]:
+    accept: Callable[[dict[str, Any]], None] = lambda _: None,
+) -> None:
     """Make everything what it was when it was saved, in place; of several ranks, of any number, all call it.
 
     An optimizer that has made no step yet gets its state by one that changes nothing.
@@ -107,9 +108,7 @@ def load(
         optimizers: of the same kinds and in the same order, over the same parameters.
         scheduler: as there.
         exchanged: as there.
-
-    Returns:
-        The counts.
+        accept: takes the counts, before anything is changed. What it raises on rank 0 is the error of all ranks.
 
     Raises:
         CheckpointError: there is none, it is damaged, or it is of another model, optimizer or scheduler. Nothing has
@@ -125,6 +124,9 @@ def load(
             make_state(optimizer, fresh)
     tensors, values = _parts(model, optimizers, exchanged)
     _check(folder, index, tensors, values, optimizers, scheduler)
+    _at_first(lambda: accept(index["counts"]))
+    if dist.is_available() and dist.is_initialized() and dist.get_rank():
+        accept(index["counts"])
     if tensors:
         from torch.distributed.checkpoint.state_dict_loader import load as load_shards
 
@@ -138,8 +140,6 @@ def load(
             group.update({key: alike(value, group.get(key)) for key, value in options.items()})
     if scheduler is not None:
         scheduler.load_state_dict(alike(index["scheduler"], scheduler.state_dict()))
-    counts: dict[str, Any] = index["counts"]
-    return counts
 
 
 # ---- what there is to save

@@ -51,7 +51,7 @@ class Replica:
         optimizers: Sequence[torch.optim.Optimizer],
         queues: Callable[[torch.device], Queues | None] = lambda d: CudaQueues(d) if d.type == "cuda" else None,
     ) -> None:
-        model = unwrapped(model)
+        self.model = model = unwrapped(model)
         self._sharded = FullyShardedParts(model)
         self._sharded.reshard()
         named = {plain_name(name): p for name, p in model.named_parameters() if p.requires_grad}

@@ -21,6 +21,8 @@ from torch import nn
 from wantrain.clock import Clock, MonotonicClock
 from wantrain.counted import Counted
 from wantrain.errors import ConfigError, ModelMismatchError, RefusedError, UnreachableError, WireError
+from wantrain.inner_checkpoint import Scheduler, load, save
+from wantrain.inner_state import MU_PRODUCT, STEP
 from wantrain.inner_step import InnerSteps, in_order, refuse_scaled
 from wantrain.join_target import find_daemon, joining
 from wantrain.look import Evaluated, Look
@@ -430,6 +432,66 @@ class Swarm:
                 hint="call it right after wantrain.join",
             )
         self._counted, self._tokens = counted, counted.tokens
+
+    def save_inner(self, path: str | os.PathLike[str], scheduler: Scheduler | None = None) -> None:
+        """Save what the run does not keep of this trainer: its inner optimizers' state, the model's buffers, the
+        scheduler and `state_dict()`. Of several ranks all call it, and each writes its shards.
+
+        Weights are the run's, so they are not saved, nor is what the method exchanges of the optimizers' state. Nothing
+        is pickled: tensors are safetensors, the rest is JSON. What `path` held before is replaced when all is on disk.
+
+        Args:
+            path: a directory, which all ranks share.
+            scheduler: of the learning rate.
+
+        Raises:
+            CheckpointError: it cannot be written.
+            ConfigError: an option or a value of the scheduler is nothing that JSON can hold.
+        """
+        with self._unhooked():
+            counts, exchanged = self.state_dict(), self._exchanged
+            save(path, self._replica.model, self._optimizers, scheduler=scheduler, counts=counts, exchanged=exchanged)
+
+    def load_inner(self, path: str | os.PathLike[str], scheduler: Scheduler | None = None) -> None:
+        """Take over what `save_inner` saved; after `join`, before the first inner step. Any number of ranks may.
+
+        With the same weights training goes on bit for bit as it would have. For what counts of it see
+        `load_state_dict`.
+
+        Args:
+            path: as it was given to `save_inner`.
+            scheduler: one like that.
+
+        Raises:
+            CheckpointError: there is none, it is damaged, or of another run, model, optimizer or scheduler; nothing has
+                changed then.
+            ConfigError: this trainer has made inner steps or counted tokens already.
+        """
+        with self._unhooked():
+            load(
+                path, self._replica.model, self._optimizers, scheduler=scheduler, exchanged=self._exchanged,
+                accept=self.load_state_dict,
+            )  # fmt: skip
+
+    @property
+    def _exchanged(self) -> set[str]:
+        """Keys of the optimizers' state that are the run's."""
+        keys = {stream.state for stream in self.streams} - {"param", "grad"}
+        return keys | {STEP, MU_PRODUCT} if keys else keys
+
+    @contextmanager
+    def _unhooked(self) -> Iterator[None]:
+        """Steps that optimizers make, and time that passes, are none of the training's."""
+        began, hooked = self._now(), self._inner is not None
+        self._replica.before_step()
+        if self._inner is not None:
+            self._inner.close()
+        try:
+            yield
+        finally:
+            if hooked:
+                self._inner = InnerSteps(self._optimizers, self._before_step, self._after_step)
+            self._mark += self._now() - began
 
     def leave(self) -> None:
         """End this trainer's part: its peer finishes what is in flight and leaves the run. Again is fine.

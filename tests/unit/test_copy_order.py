@@ -10,10 +10,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.unit.scripted_link import Wire
 from wantrain.copy_order import Work
 from wantrain.optimizers.stream import Stream
 from wantrain.peers.engine import Engine
-from wantrain.peers.messages import Attached, Contribute, Granted, pack, unpack
+from wantrain.peers.messages import Attached, Granted, pack
 from wantrain.piece import boxes
 from wantrain.replica import Replica
 from wantrain.session import DAEMON, Swarm
@@ -211,29 +212,6 @@ def test_gradients_may_be_cleared_as_soon_as_they_were_staged(sides: Callable[..
             device.train(parameter.grad.zero_)
         side.hand_over()
         assert torch.equal(side.staged[0], torch.full((45,), 3.0))
-
-
-class Wire:
-    """A link to a scripted daemon."""
-
-    def __init__(self) -> None:
-        self.events: list[LinkEvent] = []
-        self.sent: list[object] = []
-
-    def send(self, _: str, message: Sequence[object]) -> bool:
-        self.sent.append(unpack(message))  # type: ignore[arg-type]
-        return True
-
-    def poll(self, _: float) -> list[LinkEvent]:
-        events, self.events = self.events, []
-        return events
-
-    def close(self) -> None:
-        pass
-
-    @property
-    def contributions(self) -> int:
-        return sum(isinstance(record, Contribute) for record in self.sent)
 
 
 def test_the_daemon_hears_of_a_contribution_only_when_it_is_there(sides: Callable[..., Side]) -> None:
