@@ -22,9 +22,9 @@ MANIFESTS = ["kubernetes/coordinator.yaml", "kubernetes/peer.yaml"]
 SKY = ["skypilot/coordinator.yaml", "skypilot/peer.yaml"]
 UNITS = ["systemd/wantrain-coordinator.service", "systemd/wantrain-peer.service"]
 COUNTS = {
-    "Dockerfile": 0, "slurm/peer.sbatch": 1, "skypilot/coordinator.yaml": 3, "skypilot/peer.yaml": 1,
-    "kubernetes/coordinator.yaml": 2, "kubernetes/peer.yaml": 3, "systemd/wantrain-coordinator.service": 3,
-    "systemd/wantrain-peer.service": 2,
+    "Dockerfile": 0, "Dockerfile.dockerignore": 0, "slurm/peer.sbatch": 1, "skypilot/coordinator.yaml": 3,
+    "skypilot/peer.yaml": 1, "kubernetes/coordinator.yaml": 2, "kubernetes/peer.yaml": 3,
+    "systemd/wantrain-coordinator.service": 3, "systemd/wantrain-peer.service": 2,
 }  # fmt: skip
 """wantrain commands in each file, those included that are only spoken of."""
 LEAVE_S = 70
@@ -287,9 +287,10 @@ def test_the_image_is_made_of_files_that_are_there() -> None:
     known = {"ARG", "FROM", "RUN", "WORKDIR", "COPY", "ENV", "USER", "STOPSIGNAL", "ENTRYPOINT", "CMD"}
     assert {line[0] for line in words} <= known
     assert [line[0] for line in words[:2]] == ["ARG", "FROM"]
-    for line in words:
-        if line[0] == "COPY":
-            assert all((DOCS.parent / source).exists() for source in line[1:-1]), line
+    copied = [source.removeprefix("./") for line in words if line[0] == "COPY" for source in line[1:-1]]
+    assert all((DOCS.parent / source).exists() for source in copied), copied
+    ignored = FILES["Dockerfile.dockerignore"].read_text().splitlines()
+    assert {f"!{source}" for source in copied} == {line for line in ignored if line.startswith("!")}
     extras = set(re.findall(r"'\.\[([\w,]+)\]'", text)[0].split(","))
     declared = set(re.findall(r"^(\w+) = \[", (DOCS.parent / "pyproject.toml").read_text(), re.MULTILINE))
     assert extras <= declared
