@@ -6,23 +6,27 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from wantrain import sim
+    from wantrain import errors, sim
+    from wantrain.errors import WantrainError
+    from wantrain.look import Evaluated
     from wantrain.session import Swarm, join
     from wantrain.token_file import TokenFile
 
-__all__ = ["Swarm", "TokenFile", "__version__", "join", "sim"]
+__all__ = ["Evaluated", "Swarm", "TokenFile", "WantrainError", "__version__", "errors", "join", "sim"]
+
+_WHERE = {
+    "Evaluated": "wantrain.look",
+    "Swarm": "wantrain.session",
+    "TokenFile": "wantrain.token_file",
+    "WantrainError": "wantrain.errors",
+    "join": "wantrain.session",
+}
 
 
 def __getattr__(name: str) -> object:
     """What needs torch, when it is first used: the coordinator and the command line do without."""
-    if name == "TokenFile":
-        from wantrain import token_file
-
-        return token_file.TokenFile
-    if name == "sim":
-        return import_module("wantrain.sim")
-    if name not in ("Swarm", "join"):
+    if name in ("errors", "sim"):
+        return import_module(f"wantrain.{name}")
+    if name not in _WHERE:
         raise AttributeError(f"module 'wantrain' has no attribute {name!r}")
-    from wantrain import session
-
-    return getattr(session, name)
+    return getattr(import_module(_WHERE[name]), name)

@@ -222,6 +222,7 @@ class Replica:
         """
         for order in self._orders.values():
             order.finish()  # what is under way reads and writes what the parameters are now
+        self._sharded.reshard()
         own = [parameter.detach().clone() for parameter in self._parameters.values()]
         work: dict[torch.device, list[Work]] = {}
         for name, vector in vectors.items():
@@ -235,6 +236,7 @@ class Replica:
     @torch.no_grad()
     def put_back(self, own: Sequence[Tensor]) -> None:
         """Make the parameters what they were before `show`."""
+        self._sharded.reshard()
         for parameter, value in zip(self._parameters.values(), own, strict=True):
             parameter.copy_(value)
 

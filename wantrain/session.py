@@ -190,7 +190,7 @@ class Swarm:
         self._delay = delay
         """tau of this trainer alone; None: the run's."""
         self.alone = False
-        """Whether the daemon was lost (or left): training goes on, with nobody, until one is started again here."""
+        """Whether the daemon is gone: training goes on, with nobody, until one is started again in its place."""
         self.waited_s = 0.0
         """Seconds that training has been stopped in all, for results that had not come yet."""
         self.staged_s = 0.0
@@ -200,6 +200,7 @@ class Swarm:
         self.run = ""
         """Id of the run, 16 hexadecimal digits."""
         self.streams: tuple[Stream, ...] = ()
+        """The run's streams."""
         self.described: Describe | None = None
         """What the model is to other software; the daemon is told when it answers."""
         self._link = link
@@ -259,12 +260,12 @@ class Swarm:
 
     @property
     def round(self) -> int:
-        """How many syncs the run has made, as far as this trainer's weights contain them."""
+        """Exchanges of the run that this trainer's weights contain: what to end a loop by, the same for all peers."""
         return self._core.rounds
 
     @property
     def global_step(self) -> int:
-        """The run's step count: that of the last sync taken over, and own steps since."""
+        """The run's step count, for learning rate schedules: at the last exchange taken over, and own steps since."""
         return self._core.global_step
 
     @property
