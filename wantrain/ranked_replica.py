@@ -4,7 +4,7 @@ The leader's methods are those of any replica; each tells the other ranks, which
 another host than the leader cannot map the segment: the leader copies their parts in and out for them.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -151,6 +151,25 @@ class RankedReplica(Replica):
         super().adopt(stream, kind, stepped=stepped)
         self.ranks.settle()
 
+    def show_part(self, vectors: Mapping[str, Tensor] | None) -> list[Tensor]:
+        """Put other weights, which the leader has, into all ranks' parameters; what this one's were."""
+        if not len(self._block):
+            self._block = torch.empty(BLOCK_ELEMENTS)
+        if vectors is None:
+            nothing = Elsewhere([stream for stream in self._streams.values() if stream.name in self.elements], self)
+            vectors = {name: nothing.given(name) for name in self.elements}
+        own = self._boxes
+        pieces = [p for name, vector in vectors.items() for p in self._pieces(name, vector, vector, own)]
+        if not self.ranks.leads:
+            self._receive(LEADER, [piece.given for piece in pieces])
+        for rank in range(1, self.ranks.size) if self.ranks.leads else ():
+            boxes = {name: parts[rank] for name, parts in self._parts.items()}
+            theirs = [p.given for name, vector in vectors.items() for p in self._pieces(name, vector, vector, boxes)]
+            self._send(rank, theirs)
+        before = self._show(pieces)
+        self.ranks.settle()
+        return before
+
     def _send(self, rank: int, views: Sequence[Tensor]) -> None:
         for view in views:
             for part in blocks(view, len(self._block)):
@@ -206,6 +225,11 @@ class LeadingReplica(RankedReplica):
         self.ranks.tell(Told.ADOPT, self._number(stream), KINDS.index(kind), int(stepped))
         self.adopt_part(stream, kind, stepped=stepped)
 
+    def show(self, vectors: Mapping[str, Tensor]) -> list[Tensor]:
+        """Put other weights into all ranks' parameters; what the own ones were."""
+        self.ranks.tell(Told.SHOW)
+        return self.show_part(vectors)
+
     def begin_at(self, step: int) -> None:
         """The run's step count where all ranks begin."""
         self.ranks.tell(Told.BEGIN_AT, step)
@@ -217,6 +241,9 @@ class LeadingReplica(RankedReplica):
 
 class FollowingReplica(RankedReplica):
     """Another rank's: it does what the leader tells."""
+
+    shown: Sequence[Tensor] = ()
+    """What the parameters were before the last weights that were shown."""
 
     def obey(self, told: Told, words: Sequence[int], streams: Sequence[Stream], path: str, host: str) -> None:
         """Do it; for errors see `RankedReplica`. `streams`, `path` and `host` are of `Told.BIND`."""
@@ -232,6 +259,8 @@ class FollowingReplica(RankedReplica):
                 self.adopt_part(list(self._streams)[words[0]], KINDS[words[1]], stepped=bool(words[2]))
             case Told.BEGIN_AT:
                 self.begin_at(words[0])
+            case Told.SHOW:
+                self.shown = self.show_part(None)
 
 
 class Elsewhere:

@@ -12,10 +12,11 @@ from typing import Any
 
 import msgpack
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from wantrain.errors import WantrainError
 from wantrain.inner_step import refuse_scaled
+from wantrain.look import Evaluated
 from wantrain.peers.supply import Supply
 from wantrain.peers.trainer import Stage
 from wantrain.ranked_replica import FollowingReplica, LeadingReplica
@@ -43,6 +44,8 @@ class Leader(Swarm):
         """After how many of the next steps they do not listen."""
         self._spoke = 0.0
         self._drawn: list[int] = []
+        self._evaluated = (0, 0, 0)
+        """Round, step and log number of the common weights that were shown last."""
         self._share = float(ranks.size)
         """Tokens of all ranks for each of the leader's own, as counted last."""
 
@@ -70,8 +73,8 @@ class Leader(Swarm):
         self._quiet = 0 if self._attended else self._quiet_steps()
         counts = (self._quiet, self.round, self.global_step, self.own_steps, round(self.waited_s * _MICROSECONDS))
         payload = b""
-        if self._ranks.place in (Place.JOIN, Place.DRAW):
-            payload = msgpack.packb([self.peer, self.run, self._drawn])
+        if self._ranks.place in (Place.JOIN, Place.DRAW, Place.LOOK):
+            payload = msgpack.packb([self.peer, self.run, self._drawn, self._evaluated])
         self._ranks.tell(Told.GO_ON, int(self._attended), int(self.alone), *counts, payload=payload)
 
     def _quiet_steps(self) -> int:
@@ -112,6 +115,12 @@ class Leader(Swarm):
             self._drawn = super()._draw(supply, own, count * parts, (0, 1))
             drawn = self._drawn
         return portion(drawn, index, parts)
+
+    def _shown(self) -> tuple[Evaluated, list[Tensor]]:
+        with self._at(Place.LOOK):
+            evaluated, own = super()._shown()
+            self._evaluated = (evaluated.round, evaluated.global_step, evaluated.number)
+        return evaluated, own
 
     def _poll(self, timeout_s: float) -> None:
         if not self._serving:  # what comes may concern all
@@ -155,6 +164,7 @@ class Follower(Swarm):
         self._attended, self._quiet = False, 0
         self._counts = (0, 0, 0)
         self._drawn: list[int] = []
+        self._evaluated = (0, 0, 0)
 
     @property
     def round(self) -> int:
@@ -177,6 +187,7 @@ class Follower(Swarm):
         self.close()
 
     def _before_step(self) -> None:
+        self._look.refuse("optimizer.step()")
         self._parts.before_step()
         if self._attended:
             self._listen(Place.BEFORE_STEP)
@@ -192,6 +203,10 @@ class Follower(Swarm):
     def _draw(self, supply: Supply, own: Iterator[int], count: int, split: tuple[int, int]) -> list[int]:
         self._listen(Place.DRAW)
         return portion(self._drawn, *split)
+
+    def _shown(self) -> tuple[Evaluated, list[Tensor]]:
+        self._listen(Place.LOOK)
+        return Evaluated(*self._evaluated), list(self._parts.shown)
 
     def _send_log(self) -> None:
         self._log.clear()
@@ -213,7 +228,7 @@ class Follower(Swarm):
         self._counts = (words[3], words[4], words[5])
         self.waited_s = words[6] / _MICROSECONDS
         if payload:
-            self.peer, self.run, self._drawn = msgpack.unpackb(payload)
+            self.peer, self.run, self._drawn, self._evaluated = msgpack.unpackb(payload)
 
     def _obey(self, told: Told, words: Sequence[int], payload: bytes) -> None:
         path = host = ""

@@ -42,6 +42,7 @@ class Told(IntEnum):
     ADOPT = 5
     BEGIN_AT = 6
     FINISH = 7
+    SHOW = 8
 
 
 class Place(IntEnum):
@@ -52,6 +53,7 @@ class Place(IntEnum):
     AFTER_STEP = 2
     DRAW = 3
     LEAVE = 4
+    LOOK = 5
 
 
 _PLACES = {
@@ -60,6 +62,7 @@ _PLACES = {
     Place.AFTER_STEP: "optimizer.step()",
     Place.DRAW: "swarm.shard",
     Place.LEAVE: "swarm.leave",
+    Place.LOOK: "swarm.evaluating",
 }
 
 

@@ -220,15 +220,21 @@ class Replica:
         Args:
             vectors: fp32[elements] of each stream of weights.
         """
+        return self._show(
+            [p for name, vector in vectors.items() for p in self._pieces(name, vector, vector, self._boxes)]
+        )
+
+    @torch.no_grad()
+    def _show(self, pieces: Sequence[Piece]) -> list[Tensor]:
+        """Put what is `given` to these pieces into the parameters; what they were."""
         for order in self._orders.values():
             order.finish()  # what is under way reads and writes what the parameters are now
         self._sharded.reshard()
         own = [parameter.detach().clone() for parameter in self._parameters.values()]
         work: dict[torch.device, list[Work]] = {}
-        for name, vector in vectors.items():
-            for piece in self._pieces(name, vector, vector, self._boxes):
-                target: Tensor = piece.parameter
-                work.setdefault(target.device, []).append(partial(piece.adopt, target, take))
+        for piece in pieces:
+            target: Tensor = piece.parameter
+            work.setdefault(target.device, []).append(partial(piece.adopt, target, take))
         for device, jobs in work.items():
             _do(device, jobs)
         return own

@@ -360,8 +360,8 @@ class Swarm:
         method, that is what a newcomer would start from; what this trainer has trained since is not in it. Nobody waits
         for it: the peer daemon goes on with exchanges, and what comes meanwhile is taken over after the end. It needs
         room for one more copy of the parameters beside them, and shared memory for one in fp32 for a moment. Buffers,
-        frozen parameters and the optimizer are left alone. No inner step may be made within it, and no sample drawn
-        from `shard`. Of `ddp` phi are the weights of its last exchange of weights.
+        frozen parameters and the optimizer are left alone. All ranks of a site look together. No inner step may be made
+        within it, and no sample drawn from `shard`. Of `ddp` phi are the weights of its last exchange of weights.
 
         Raises:
             ConfigError: it is a gossip run, which has no common weights; or this is within another one.
@@ -373,17 +373,23 @@ class Swarm:
     @contextmanager
     def _evaluating(self) -> Iterator[Evaluated]:
         self._look.refuse("swarm.evaluating")
-        record, vectors = self._common()
+        evaluated, own = self._shown()
         began = self._now()
-        own = self._replica.show(vectors)
-        vectors.clear()
         self._look.active = True
         try:
-            yield Evaluated(record.round, record.global_step, record.number)
+            yield evaluated
         finally:
             self._replica.put_back(own)
             self._look.active = False
             self._mark += self._now() - began
+
+    def _shown(self) -> tuple[Evaluated, list[torch.Tensor]]:
+        """Show the common weights; which they are, and what the model's own were."""
+        record, vectors = self._common()
+        began = self._now()
+        own = self._replica.show(vectors)
+        self._mark += self._now() - began
+        return Evaluated(record.round, record.global_step, record.number), own
 
     def common_state_dict(self) -> dict[str, torch.Tensor]:
         """The run's common weights phi: name to fp32 tensor on the CPU, for another model or process.
@@ -399,6 +405,11 @@ class Swarm:
             WantrainError: there is no room in shared memory for an fp32 copy of the model.
         """
         self._look.refuse("swarm.common_state_dict")
+        if self._ranked:
+            raise ConfigError(
+                "swarm.common_state_dict is for a trainer of one process, this one has several ranks",
+                hint="use `with swarm.evaluating()` on all ranks, or a saved state: wantrain checkpoint save",
+            )
         return self._replica.named(self._common()[1])
 
     def state_dict(self) -> dict[str, Any]:
@@ -649,11 +660,6 @@ class Swarm:
 
     def _common(self) -> tuple[Common, dict[str, torch.Tensor]]:
         """What the daemon has laid down of them; for errors see `common_state_dict`."""
-        if self._ranked:
-            raise ConfigError(
-                "a look at the common weights is for a trainer of one process, this one has several ranks",
-                hint="evaluate a saved state: wantrain checkpoint save, then export",
-            )
         if any(stream.gossip for stream in self.streams):
             raise ConfigError(
                 "in a gossip run (noloco) every peer has weights of its own: there are no common ones",

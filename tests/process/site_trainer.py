@@ -121,8 +121,13 @@ def train(options: argparse.Namespace) -> None:
             optimizer.step()
             swarm.tokens(64)
             swarm.log(loss=loss.item())
+        phi = {}
+        if samples is None and options.rounds < sys.maxsize:
+            with swarm.evaluating(), torch.no_grad():
+                called(inputs)
+                phi = _values(model)
         known = [swarm.round, swarm.global_step, swarm.own_steps, swarm.peer]
-    told = {"joined": joined, "values": _values(model), "known": known, "drawn": drawn}
+    told = {"joined": joined, "values": _values(model), "phi": phi, "known": known, "drawn": drawn}
     (options.folder / f"{options.name}.{rank}.json").write_text(json.dumps(told))
 
 

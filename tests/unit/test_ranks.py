@@ -13,7 +13,8 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from tests.unit.test_session import DEADLINE_S, GRAD, MEAN, Daemon, Trainer, serve, until
+from tests.unit.test_look import Showing, distinct
+from tests.unit.test_session import DEADLINE_S, GRAD, MEAN, Daemon, Trainer, serve, served, until
 from wantrain import ranked_replica
 from wantrain.errors import ConfigError, RefusedError, TrainerError
 from wantrain.peers.messages import Contribute, Log
@@ -167,6 +168,31 @@ def test_contributions_weigh_the_tokens_of_all_ranks(serve: Callable[..., Daemon
     assert [c.tokens for c in daemon.of(Contribute)] == [26, 52]
     assert daemon.of(Log)[-1].values["tokens"] == 52
     assert {log.values["loss"] for log in daemon.of(Log) if "loss" in log.values} == {0.0}
+
+
+def test_all_ranks_look_at_the_common_weights_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ranked_replica, "BLOCK_ELEMENTS", 4)
+    with served(Showing) as make:
+        daemon = started(make(replace(MEAN, every=4)))
+
+        def work(ranks: Ranks) -> None:
+            trainer = Trainer()
+            with joined(daemon, ranks, trainer) as swarm:
+                trainer.step()
+                before = trainer.values
+                phi = distinct(daemon)
+                with swarm.evaluating() as evaluated:
+                    assert torch.equal(trainer.model.first, phi["first"])
+                    assert torch.equal(trainer.model.second, phi["second"])
+                    assert (evaluated.round, evaluated.global_step, evaluated.number) == (5, 9, 11)
+                    with pytest.raises(ConfigError, match="within"):
+                        trainer.step()
+                assert trainer.values == before
+                with pytest.raises(ConfigError, match="one process"):
+                    swarm.common_state_dict()
+                trainer.step()
+
+        results(together(3, work))
 
 
 # ---- what goes wrong
