@@ -32,7 +32,7 @@ class E2M1(Blockwise):
         for above in (2, 4):
             coarser.view(torch.float16).copy_(quotients.mul_(0.5))
             torch.minimum(index, coarser.add_(above), out=index)
-        sign_beside(index, 3)
+        sign_beside(index, 3, coarser)
         words = index.view(torch.int32)
         shifted = torch.bitwise_right_shift(words, 12, out=coarser.view(torch.int32))
         packed.copy_(shifted.bitwise_or_(words))  # keeps the lower byte

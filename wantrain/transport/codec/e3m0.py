@@ -30,7 +30,7 @@ class E3M0(Blockwise):
         # cut off, lest the conversion rounds up to a threshold.
         quotients.view(torch.int32).bitwise_and_(-1 << 22)
         halves = scratch("pairs", size, torch.float16, device).copy_(quotients).view(torch.int16)
-        sign_beside(halves, 13)
+        sign_beside(halves, 13, quotients.view(torch.int16)[:size])  # memory that is in the cache
         # Half of an exponent's step more, and the exponent is e; then bits 10 to 13 of both halves of a word, side by
         # side at its upper end, are what belongs in a byte.
         words = halves.view(torch.int32).add_(0x02000200).bitwise_and_(0x3C003C00)

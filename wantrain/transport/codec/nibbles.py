@@ -14,13 +14,13 @@ def pack_nibbles(codes: Tensor, packed: Tensor) -> None:
     packed.copy_(shifted.bitwise_or_(pairs))  # keeps the lower byte
 
 
-def sign_beside(numbers: Tensor, bit: int) -> None:
+def sign_beside(numbers: Tensor, bit: int, work: Tensor) -> None:
     """Move bit 15 of int16[n] `numbers` to `bit`, in place; bits from `bit` to 14 are 0, and stay so above it.
 
-    With -2**15 + 2**bit added, a number without that bit becomes negative, and one with it what is wanted.
+    With -2**15 + 2**bit added, a number without that bit becomes negative, and one with it what is wanted. That goes
+    into int16[n] `work`.
     """
-    moved = scratch("moved", numbers.numel(), torch.int16, numbers.device)
-    torch.maximum(numbers, torch.add(numbers, (1 << bit) - (1 << 15), out=moved), out=numbers)
+    torch.maximum(numbers, torch.add(numbers, (1 << bit) - (1 << 15), out=work), out=numbers)
 
 
 def unpack_nibbles(packed: Tensor) -> Tensor:
