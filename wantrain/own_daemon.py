@@ -22,7 +22,7 @@ from wantrain.transport.auth import Invite
 
 OPTIONS = (
     "name", "home", "bind", "advertise", "interface", "outbound_only", "give_up", "max_upload", "max_upload_per_peer",
-    "checkpoints", "resume", "initial",
+    "checkpoints", "resume", "initial", "device", "track", "metrics",
 )  # fmt: skip
 """Options of `wantrain peer` that `join(peer_options=…)` knows, with underscores."""
 POLL_S = 0.05
@@ -60,7 +60,8 @@ class OwnDaemon:
             if isinstance(value, bool):
                 self._words += [option] if value else []
             elif value is not None:
-                self._words += [option, str(value)]
+                values = value if isinstance(value, list | tuple) else [value]
+                self._words += [word for one in values for word in (option, str(one))]
         folder = Path(options.get("home") or state_directory() / self.run)
         self.log = folder / f"daemon-{os.getpid()}.jsonl"
         """Its events as JSON lines, and whatever else it prints."""

@@ -103,7 +103,7 @@ def test_cells_of_a_notebook_join_by_invite(new_run: Callable[..., Run]) -> None
     run = new_run(options={"method": {"every": 7}})
     home = run.folder / "notebook"
     with opened(run) as notebook:
-        assert notebook.cell("join(invented=1)")["error"] == "ConfigError"
+        assert notebook.cell("join(initial='/nowhere')")["error"] == "CheckpointError"  # as the daemon has said
         assert notebook.cell("model, optimizer, swarm = join(); said = swarm.peer") == {"said": "notebook"}
         # A cell that is run again says what to do first, and harms nobody.
         again = notebook.cell("model, optimizer, swarm = join()")
