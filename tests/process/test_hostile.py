@@ -153,8 +153,9 @@ class Mallory:
                     self.view = record
             self.sequence += 1
             report = Report(
-                self.admission.hello.boot, self.sequence, -1, b"", -1, b"", "none", (), {"nobody": "x"}, -1.0, "", {}
-            )
+                self.admission.hello.boot, self.sequence, -1, b"", -1, b"", "none", (), {"nobody": "x"}, -1.0, "", {},
+                revision=2**60,
+            )  # fmt: skip
             self.link.send(COORDINATOR, pack(report))
 
     def close(self) -> None:

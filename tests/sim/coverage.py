@@ -15,7 +15,7 @@ Transition: TypeAlias = tuple[str, Hashable, str, tuple[str, ...], Hashable]
 
 FROM_COORDINATOR = (
     m.Welcome, m.View, m.Start, m.Abort, m.Commit, m.WantGenesis, m.WantHello, m.Refetch, m.Waiting, m.Refused,
-    m.Leased, m.StartOver,
+    m.Leased, m.StartOver, m.MayLeave,
 )  # fmt: skip
 FROM_PEERS = (m.Part, m.Result, m.WantParts, m.WantState, m.WantUpdate, m.StateChunk, m.UpdateChunk, m.NotHeld)
 TO_COORDINATOR = (m.Hello, m.Report, m.Genesis, m.WantRecords, m.Leave)

@@ -15,6 +15,7 @@ from wantrain.peers.participant import COORDINATOR
 
 MOST_PEERS = 6
 FLAP_S = 1.0
+LOOK_S = 0.02
 STORM_S = 0.7
 """Time between two crashes of a process that is started again at once."""
 
@@ -171,6 +172,25 @@ def _leave(world: World, planned: Fault, peer: SimPeer, other: str) -> None:
         peer.trainer.leave()
         if planned.amount % 2:
             world.net.at(planned.back_s, peer.come_back)
+
+
+@fault("leave-together")
+def _leave_together(world: World, planned: Fault, peer: SimPeer, other: str) -> None:
+    """As soon as some have the newest state and others have not, those who have it leave, all at the same instant."""
+    over_at = world.net.now + planned.back_s
+
+    def look() -> None:
+        staying = [p for p in world.peers.values() if p.alive and not p.leaving]
+        newest = [p for p in world.holders() if p.trainer is not None and p.trainer.started]
+        if 0 < len(newest) < len(staying) and not any(p.outbound for p in staying):
+            for one in newest:
+                one.trainer.leave()
+                if planned.amount % 2:
+                    world.net.at(planned.back_s, one.come_back)
+        elif world.net.now < over_at and not world.calm:
+            world.net.at(LOOK_S, look)
+
+    look()
 
 
 @fault("coordinator")

@@ -9,6 +9,7 @@ import time
 import traceback
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
@@ -20,7 +21,7 @@ from tests.sim.plan import Plan, draw
 from tests.sim.shrink import same_failure, shrink
 from tests.sim.symbols import Violation
 from tests.sim.trials import TRIALS, stand_trial
-from tests.sim.world import World
+from tests.sim.world import StateIsGone, World
 
 CALM_S = 90.0
 """Longest that a run may take to recover: the largest ceiling of the policy three times over."""
@@ -68,7 +69,8 @@ def run_plan(plan: Plan, world_class: type[World] = World, *, trace: bool = Fals
     world.wait_ceiling_s = plan.wait_ceiling_s
     world.outbound, world.flicker = plan.outbound, plan.flicker
     try:
-        _play(world, plan)
+        with suppress(StateIsGone):
+            _play(world, plan)
         failure = ""
     except Exception as error:  # whatever goes wrong is the seed's finding
         failure = f"{type(error).__name__}: {error}"

@@ -4,6 +4,7 @@ What is simulated is only what surrounds them: network, disks, processes that cr
 """
 
 import hashlib
+import math
 import random
 import re
 from collections import deque
@@ -48,7 +49,7 @@ from wantrain.peers.messages import (
     Waiting,
     WantCommon,
 )
-from wantrain.peers.participant import COORDINATOR, Participant, PeerFacts
+from wantrain.peers.participant import COORDINATOR, HEIR_PATIENCE_S, LEAVE_PATIENCE_S, Participant, PeerFacts
 from wantrain.peers.peer import Peer
 from wantrain.peers.timing import Policy
 from wantrain.peers.trainer import (
@@ -91,6 +92,10 @@ POLICY = Policy(
 
 class Crash(Exception):  # noqa: N818 - what it says is meant
     """The process is dead from here on."""
+
+
+class StateIsGone(Exception):  # noqa: N818 - no error
+    """The last who had the run's state has left, as it could not wait any longer: the run is over."""
 
 
 @dataclass(slots=True)
@@ -393,6 +398,7 @@ class SimPeer:
         if self.world.trace.on:
             self.world.trace.add(self.world.net.now, self.name, f"CRASH seen={seen} spare={spare}")
         self.world.somebody_changed()
+        self.world.crashed_at = self.world.net.now
         self.alive = False
         self.crash_after = self.instants = None
         self.spares_trainer = False
@@ -605,6 +611,7 @@ class SimPeer:
             self.world.trace.add(self.world.net.now, self.name, f"exit {code}: {reason}")
         if code:
             raise Violation(f"{self.name} was turned away: {reason}")
+        self.world.no_bequest_is_lost(self)
         self.world.somebody_changed()
         self.gone_for_good = True
         self.alive = False
@@ -643,6 +650,8 @@ class SimTrainer:
         """Whether it has waited for one long enough."""
         self.resumed = 0
         """How often another daemon went on from where it stood."""
+        self._cut_off = 0
+        """The last process of the daemon whose end has taken a message with it."""
         self._waits = 0
         self._lead = next(s.name for s in self.world.streams if s.state == "param")
         self.reader = SimReader(self.world.data)
@@ -742,7 +751,8 @@ class SimTrainer:
         """A message from the daemon; one that has crashed meanwhile may have sent it just before."""
         if not self.alive or self.peer.trainer is not self or boot != self.peer.boot:
             return
-        if not self.peer.alive and self.world.rng.random() < 0.5:
+        if boot == self._cut_off or (not self.peer.alive and self.world.rng.random() < 0.5):
+            self._cut_off = boot  # and with it all that was sent after it
             return
         match record:
             case Attached():
@@ -927,6 +937,8 @@ class World:
         self.save_every = rng.choice([0, 2, 7, 30])
         """Commits between two saved states."""
         self.committed_at = 0.0
+        self.crashed_at = -math.inf
+        """When a peer crashed last."""
         self.coordinator = self.coordinator_class(self)
         self.coordinator.start()
 
@@ -981,9 +993,32 @@ class World:
     def on_disk(self, peer: SimPeer) -> bool:
         """Whether a machine that is here, or comes back, has a saved state of the history as it stands."""
         log = self.checkers.durable
-        return not peer.gone_for_good and any(
+        return not (peer.gone_for_good or peer.leaving) and any(
             k in log and log[k].chain == s.chain for k, (s, _) in peer.disk.kept.items()
         )
+
+    def no_bequest_is_lost(self, peer: SimPeer) -> None:
+        """Who leaves in order, and is not alone, does not take with it what nobody else has; it waits for an heir."""
+        core, log = peer.shell.core, self.checkers.durable
+        known = self.checkers.chains.get(core.chain)
+        if not core.complete or (known is not None and log.get(known.number) != known):
+            return
+        others = [p for p in self.peers.values() if p.alive and p is not peer]
+        makers = () if known is None else known.contributors  # they have it in hand, and may not know that it counts
+        heirs = [
+            p for p in others if p.name in makers or (p.shell.core.complete and p.shell.core.applied >= core.applied)
+        ]
+        if heirs or all(p.leaving for p in others):
+            return
+        here = () if self.coordinator.core is None else self.coordinator.core.membership.alive
+        staying = [p for p in others if p.name in here and not p.leaving]
+        # An heir may have crashed and not have been missed yet.
+        excused = not (core._up and staying) or self.net.now - self.crashed_at < 2 * POLICY.suspect_ceiling_s
+        asked_for_s, silent_s = peer.now - core._leaving[1], peer.now - core._heard_at
+        if not excused and asked_for_s < HEIR_PATIENCE_S and silent_s < LEAVE_PATIENCE_S:
+            raise Violation(f"{peer.name} left with log number {core.applied}, which nobody else has")
+        if not any(p.shell.core.complete for p in others) and not any(map(self.on_disk, self.peers.values())):
+            raise StateIsGone
 
     def no_rewind_in_vain(self, after: int) -> None:
         """The log goes back only if nobody who can be reached has more, or has had time enough to say so."""

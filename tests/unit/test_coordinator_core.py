@@ -9,6 +9,7 @@ import pytest
 from wantrain.optimizers.stream import Stream
 from wantrain.peers.commit_log import STORE_RETRY_S
 from wantrain.peers.coordinator import (
+    ATTEMPTS_PER_EPOCH,
     Announce,
     Coordinator,
     CoordinatorEffect,
@@ -119,7 +120,7 @@ class Run:
         fields: dict[str, Any] = {"boot": b"bootboot", "sequence": self._sequence, "log_number": log_number}
         fields |= {"chain": self.core.chain(min(log_number, self.core.head)), "state_number": -1, "state_digest": b""}
         fields |= {"trainer": "training", "syncs": (), "suspects": {}, "eta_s": -1.0, "waiting": "", "stats": {}}
-        fields |= {"view": self.core.membership.view}
+        fields |= {"view": self.core.membership.view, "revision": self.core.epoch * ATTEMPTS_PER_EPOCH + 1}
         return self.tell(peer, Report(**(fields | changes)), now)
 
 

@@ -9,7 +9,7 @@ import pytest
 from tests.unit.test_coordinator_core import run
 from tests.unit.test_peer_shell import CHAIN0, SYNC, running
 from wantrain.errors import WireError
-from wantrain.peers.coordinator import FromPeer, Tick
+from wantrain.peers.coordinator import ATTEMPTS_PER_EPOCH, FromPeer, Tick
 from wantrain.peers.messages import Contribute, Record, Report, Start, pack, unpack
 
 pytestmark = pytest.mark.scenario(13)
@@ -95,6 +95,7 @@ def test_the_coordinator_goes_on_whatever_a_member_says(seed: int) -> None:
             report = {name: draw(rng, hint) for name, hint in mine.items()} | {
                 "boot": b"bootboot",
                 "sequence": 10 + turn,
+                "revision": made.core.epoch * ATTEMPTS_PER_EPOCH + 1,
             }
             try:
                 made.handle(FromPeer("c", unpack(pack(Report(**report))), b"k" * 32), now)

@@ -238,11 +238,45 @@ def test_a_silent_readers_leases_are_given_to_others_only_when_the_epoch_has_no_
             taken += sum(span.count for span in answer.spans)
         taken += sum(span.count for span in answer.spans)
     # At its first turn of the epoch the reader was not silent for long enough; afterwards its lease came next.
-    assert leases.data["d"].of("a", READER) is None
+    assert leases.data["d"].of("a", READER).void  # type: ignore[union-attr]
     answer = ask(leases, "a", late + 3 * PATIENCE_S, taken=10, left=3, serial=5)
     assert (answer.answer, answer.serial) == ("void", 5)
     assert ask(leases, "a", late + 3 * PATIENCE_S, taken=7, serial=6).answer == "granted"
     assert leases.data["d"].of("a", READER).confirmed == 7  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+def test_a_question_is_not_answered_with_two_grants_though_the_first_was_given_to_others(restarted: bool) -> None:
+    disk = Disk()
+    leases = disk.start()
+    supply = Supply("d", 10, 0, 1, READER)
+    first = supply.ask(0.0)
+    assert first is not None
+    granted, _ = leases.wanted(
+        "a", first, (), 0.0
+    )  # it is frozen: the answer reaches it late, its question comes again
+    late, taken = 2 * PATIENCE_S, 0
+    for _ in range(20):
+        taken += sum(s.count for s in ask(leases, "b", late, length=10, epochs=1, taken=taken, serial=2).spans)
+    assert taken == 10
+    disk.write(leases)
+    leases = disk.start() if restarted else leases
+    again, _ = leases.wanted("a", first, (), late)
+    assert (granted.answer, again.answer) == ("granted", "void")  # type: ignore[union-attr]
+    supply.leased(granted, late)  # type: ignore[arg-type]
+    supply.leased(again, late)  # type: ignore[arg-type]
+    held = supply.left
+    supply.draw(late)
+    supply.stepped()
+    leases.committed(1, {"a": Drawn(READER, {"d": supply.settled})})
+    assert sum(known.confirmed for _, known in ((r, k) for p, r, k in leases.data["d"].all() if p == "a")) == held
+    question = supply.ask(late + ASK_AGAIN_S)
+    assert question is not None
+    answer, _ = leases.wanted("a", question, (), late)
+    assert answer is not None
+    assert answer.answer == ("void" if supply.left else "later")
+    supply.leased(answer, late)
+    assert supply.left == 0
 
 
 def test_nobody_takes_from_a_silent_peer_that_is_in_a_sync() -> None:

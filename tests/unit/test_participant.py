@@ -51,6 +51,7 @@ from wantrain.peers.messages import (
     Hello,
     Leased,
     Leave,
+    MayLeave,
     Member,
     NotHeld,
     Part,
@@ -65,6 +66,7 @@ from wantrain.peers.messages import (
     TensorSpec,
     UpdateChunk,
     View,
+    Waiting,
     WantGenesis,
     WantHello,
     WantLease,
@@ -73,7 +75,7 @@ from wantrain.peers.messages import (
     WantUpdate,
     Welcome,
 )
-from wantrain.peers.participant import COORDINATOR, HEIR_PATIENCE_S, Participant, PeerFacts
+from wantrain.peers.participant import COORDINATOR, HEIR_PATIENCE_S, LEAVE_PATIENCE_S, Participant, PeerFacts
 from wantrain.transport.digest import first_link, next_link, update_digest
 
 RUN = b"run-id-8"
@@ -647,41 +649,48 @@ def test_leaving_waits_for_what_is_in_flight_but_not_for_ever() -> None:
     assert one.do(Tick()) == []
 
 
-def test_the_last_holder_waits_for_a_joiner_before_it_leaves() -> None:
+def with_an_update() -> One:
+    """A peer that holds the state with update 1."""
     one = joined()
-    one.do(StateDigested(0, b"s" * 32))
-    one.view(joining=("d",))
-    assert of(Exit, one.do(LeaveRequested("done"))) == []
-    assert of(HandOver, one.view("d")) == [HandOver("d")]
-    assert of(Exit, one.do(HandedOver()))
-
-
-def alone_with_an_update() -> One:
-    """A peer that has made update 1 by itself, while the others were not there for it."""
-    one = joined()
-    one.stage()
-    one.start(5, "m")
-    one.do(Reduced(SyncId("param", 1, 5), 0, "sum", chunk_digest(1)))
-    one.commit(line(1, contributors=("me",), attempt=5))
+    one.commit(line(1))
+    one.hear(UpdateChunk(1, 0), "b", "sum", chunk_digest(1))
     assert one.core.applied == 1
     one.do(StateDigested(1, b"s" * 32))
     return one
 
 
-def test_who_alone_holds_an_update_stays_until_somebody_has_asked_for_all_of_it() -> None:
-    one = alone_with_an_update()
-    assert of(HandOver, one.do(LeaveRequested("done"))) == []
+def test_who_leaves_says_so_and_stays_until_somebody_who_stays_has_its_state() -> None:
+    one = with_an_update()
+    effects = one.do(LeaveRequested("done"))
+    assert [report.leaving for report in told(Report, effects)] == [True]
+    assert of(HandOver, effects) == of(HandOver, one.hear(MayLeave(0))) == []
     one.now = 30.0
+    one.hear(Waiting("for another peer to hold the state at log number 1"))
     assert of(HandOver, one.do(Tick())) == []
-    assert of(HandOver, one.hear(WantUpdate(1, (0,)), "b"))
+    assert of(HandOver, one.hear(MayLeave(1)))
     assert of(Exit, one.do(HandedOver()))
 
 
-def test_who_alone_holds_an_update_does_not_stay_for_ever() -> None:
-    one = alone_with_an_update()
+def test_who_leaves_does_not_wait_for_what_others_commit_meanwhile() -> None:
+    one = with_an_update()
     one.do(LeaveRequested("done"))
-    one.now = HEIR_PATIENCE_S
-    assert of(HandOver, one.do(Tick()))
+    one.commit(line(2))
+    one.hear(UpdateChunk(2, 0), "b", "sum", chunk_digest(2))
+    one.do(StateDigested(2, b"s" * 32))
+    assert one.core.applied == 2
+    assert of(HandOver, one.hear(MayLeave(1)))
+
+
+@pytest.mark.parametrize("answered", [True, False])
+def test_nobody_waits_for_an_heir_for_ever_nor_long_for_a_coordinator_that_says_nothing(answered: bool) -> None:
+    one = with_an_update()
+    one.do(LeaveRequested("done"))
+    for second in range(1, int(HEIR_PATIENCE_S) + 1):
+        one.now = float(second)
+        left = one.hear(MayLeave(0)) if answered else one.do(Tick())
+        if of(HandOver, left):
+            break
+    assert one.now == (HEIR_PATIENCE_S if answered else LEAVE_PATIENCE_S)
 
 
 def test_a_refusal_ends_the_peer_except_while_its_former_process_may_still_count_as_alive() -> None:

@@ -16,7 +16,7 @@ from wantrain.bench.worker import Json
 from wantrain.errors import ConfigError, WantrainError
 from wantrain.optimizers.stream import Stream
 from wantrain.peers.commit_log import History
-from wantrain.peers.coordinator import Coordinator, RunFacts
+from wantrain.peers.coordinator import ATTEMPTS_PER_EPOCH, Coordinator, RunFacts
 from wantrain.peers.coordinator_events import CoordinatorEvent, FromPeer, Send, Stored, Tick
 from wantrain.peers.messages import (
     MAX_PEERS,
@@ -103,6 +103,7 @@ class _Peers:
                 boot=b"bootboot", sequence=self._sequence, log_number=log_number, chain=core.chain(log_number),
                 state_number=-1, state_digest=b"", trainer="training", syncs=lines, suspects={}, eta_s=1.0,
                 waiting="", stats={"step": 1.0, "loss": 2.5}, view=core.membership.view, paths=self._paths[peer],
+                revision=(core.epoch + 1) * ATTEMPTS_PER_EPOCH,
             ),
         )  # fmt: skip
 

@@ -5,6 +5,7 @@ a `Persist` effect and becomes visible to peers only after `Stored` has come bac
 """
 
 import json
+import math
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from statistics import median
@@ -13,6 +14,7 @@ from typing import Any
 from wantrain.errors import ConfigError
 from wantrain.optimizers.stream import Stream, lead
 from wantrain.peers import rounds
+from wantrain.peers.bequests import Bequests
 from wantrain.peers.chase import Chasers
 from wantrain.peers.commit_log import CommitLog, History
 from wantrain.peers.compatibility import refusal
@@ -59,6 +61,7 @@ from wantrain.peers.messages import (
     Genesis,
     Hello,
     Leave,
+    MayLeave,
     NotSaved,
     Record,
     Refetch,
@@ -174,6 +177,9 @@ class Coordinator:
         """Log numbers that peers stand at behind the head, and views that they do not know."""
         self._votes = StateVotes(facts.policy.grace_ceiling_s)
         self._chasers = Chasers(facts.policy.deadline_ceiling_s)
+        self._bequests = Bequests()
+        self._began_at = math.inf
+        """When the first peer said Hello to this process."""
         self._lack = ("", 0.0)
         """What the run lacks, and since when."""
         self._planners: dict[str, Planner] = {}
@@ -320,7 +326,7 @@ class Coordinator:
     # ---- peers come, speak and go
 
     def _hello(self, peer: str, hello: Hello, curve_key: bytes, now: float) -> list[CoordinatorEffect]:
-        facts = self.facts
+        self._began_at, facts = min(self._began_at, now), self.facts
         refused = refusal(hello, facts.version, facts.spec_digest, facts.streams)
         if refused is not None:
             return [Send(peer, refused), Announce("refused", {"peer": peer, "reason": refused.reason})]
@@ -404,6 +410,9 @@ class Coordinator:
         known = self.membership.peers[peer]
         if report.boot != known.hello.boot:
             return [Send(peer, WantHello())]
+        if report.revision <= self.epoch * ATTEMPTS_PER_EPOCH:
+            # Made before this process was there, and late: newer ones may have come already, to the former process.
+            return [Send(peer, self._welcome(peer))]
         if known.report is not None and report.sequence <= known.report.sequence:
             return []
         before = known.report
@@ -442,7 +451,20 @@ class Coordinator:
             line = lines.get(stream)
             event = rounds.Absent(peer) if line is None else rounds.Reported(peer, line)
             effects += self._round(stream, event, now)
-        return effects
+        return effects + self._let_go(peer, now)
+
+    def _let_go(self, peer: str, now: float) -> list[CoordinatorEffect]:
+        """Tell those who leave, after a report of this peer, what of their state is held by somebody who stays."""
+        reports = self.membership.reports
+        leaving = {one: report for one, report in reports.items() if report.leaving}
+        if not leaving and not self._bequests.waiting:
+            return []
+        staying = {one: -1 for one in self.membership.alive if one not in leaving}
+        staying |= {p: r.log_number for p, r in reports.items() if p in staying and not self._foreign_history(r)}
+        if not staying and now - self._began_at < self._usual_s:
+            return []  # others may not have had the time yet to come back to this process
+        told = self._bequests.heard(peer, staying, leaving, self.head)
+        return [Send(one, MayLeave(number)) for one, number in told.items()]
 
     def _note_fresh(self, peer: str, report: Report, now: float) -> None:
         """Nobody waits for the first contribution of a newcomer, or of a trainer that was started again.
@@ -463,6 +485,11 @@ class Coordinator:
         if report.chain != self.chain(report.log_number):
             return f"another history up to log number {report.log_number}"
         return ""
+
+    @property
+    def _usual_s(self) -> float:
+        """In which time everybody is heard of who is well."""
+        return self.facts.policy.grace_floor_s + 2 * self.facts.policy.heartbeat_s
 
     @property
     def _few(self) -> int:
@@ -796,6 +823,9 @@ class Coordinator:
         """Tell those who are ready for whom they wait."""
         told = {peer: why for current in self.rounds.values() for peer, why in current.told().items()}
         told |= self.cut_off()
+        reports = self.membership.reports
+        waiting = {p: self._bequests.reason(p, reports[p]) for p in self._bequests.waiting if p in reports}
+        told |= {peer: why for peer, why in waiting.items() if why}
         return [Send(peer, Waiting(reason)) for peer, reason in told.items()]
 
     def _rescue(self, now: float) -> list[CoordinatorEffect]:
@@ -820,8 +850,7 @@ class Coordinator:
             self._stranded_at, self._stranded_head = now, self.head
         after = max(held, default=-1)
         self._awaited = self._may_hold(after)
-        usual_s = policy.grace_floor_s + 2 * policy.heartbeat_s
-        if now - self._stranded_at < (policy.deadline_ceiling_s if self._awaited else usual_s):
+        if now - self._stranded_at < (policy.deadline_ceiling_s if self._awaited else self._usual_s):
             return []
         if any(now - self.membership.peers[peer].seen_at > 2 * policy.heartbeat_s for peer in reports):
             # This process may have stood still meanwhile: what its peers say is older than the newest line.

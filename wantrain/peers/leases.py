@@ -17,6 +17,8 @@ SHARES = 8
 """A lease is at most one of so many parts of what each reader would have of an epoch if all were equally fast."""
 MAX_LEASE = 2**32
 """Samples in one lease, whatever is asked for."""
+KEPT_VOID = 4096
+"""Readers of a data set that are known though their leases were given to others."""
 KEPT_COMMITS = 4096
 """Commits whose samples are known: they are leased again if the log goes back to before them."""
 _FIELDS = ("length", "seed", "epochs", "epoch", "next")
@@ -38,6 +40,10 @@ class Lease:
     """All others, in the order in which it got and uses them."""
     answer: tuple[Piece, ...] = ()
     """What it got last."""
+    serial: int = 0
+    """Of the question that was answered with it."""
+    void: bool = False
+    """Whether it was given to others: what its reader got last, and whether it got that, is not known."""
     unused: int = 0
     """Samples that it has drawn and does not train on, as it waits for more."""
 
@@ -191,8 +197,14 @@ class Leases:
             data = self.data[want.data] = DataSet(want.data, want.length, want.seed, want.epochs)
             self._touch("data", want.data)
         lease = data.of(peer, want.reader)
-        if lease is None:
-            if want.taken and want.left:
+        if lease is not None:
+            self._heard[peer, want.reader] = now
+        if lease is not None and lease.void and want.serial < lease.serial:
+            return None, []
+        if lease is None or lease.void:
+            # The same question again: it may have, or get, what was granted to it before. No question has two grants.
+            again = lease is not None and want.serial == lease.serial
+            if again or (want.taken and want.left):
                 reason = "its leases were given to others, as nothing was heard of it for too long"
                 return Leased(want.data, want.reader, want.serial, "void", reason=reason), []
             lease = Lease(peer, want.taken)
@@ -206,7 +218,7 @@ class Leases:
             answer, reason = self._nothing(data)
             return Leased(want.data, want.reader, want.serial, answer, reason=reason), back
         lease.spans += pieces
-        lease.answer = tuple(pieces)
+        lease.answer, lease.serial = tuple(pieces), want.serial
         data.leases.setdefault(peer, {})[want.reader] = lease
         self._heard[peer, want.reader] = now
         self._touch("lease", want.data, peer, want.reader.hex())
@@ -279,9 +291,20 @@ class Leases:
         back = []
         for peer, reader, lease in data.all():
             old = any(epoch < before for epoch, _, _ in lease.spans) or not lease.spans
-            if old and peer not in busy and self._silent(peer, reader, now):
-                back.append(self._take_back(data, peer, reader, "nothing was heard of it for too long"))
+            if old and not lease.void and peer not in busy and self._silent(peer, reader, now):
+                back.append(self._make_void(data, reader, lease))
         return back
+
+    def _make_void(self, data: DataSet, reader: bytes, lease: Lease) -> Back:
+        """Put back what a silent reader holds. It may be heard of again, and is known by the serial of its question."""
+        held, lease.confirmed = lease.held, lease.taken
+        self._put_back(data, lease.spans)
+        lease.spans, lease.answer, lease.unused, lease.void = [], (), 0, True
+        self._touch("lease", data.name, lease.peer, reader.hex())
+        void = [(peer, known) for peer, known, other in data.all() if other.void]
+        if len(void) > KEPT_VOID:
+            self._take_back(data, *void[0], "")
+        return Back(data.name, lease.peer, held, "nothing was heard of it for too long")
 
     def _silent(self, peer: str, reader: bytes, now: float) -> bool:
         return now - self._heard.setdefault((peer, reader), now) >= self._patience_s
@@ -322,7 +345,11 @@ class Leases:
                 return json.dumps(self._done[number]) if number in self._done else None
             case ["lease", name, peer, reader]:
                 lease = self.data[name].of(peer, bytes.fromhex(reader))
-                return None if lease is None else json.dumps((lease.confirmed, lease.spans, lease.answer))
+                return (
+                    None
+                    if lease is None
+                    else json.dumps((lease.confirmed, lease.spans, lease.answer, lease.serial, lease.void))
+                )
         raise AssertionError(key)
 
     def _load(self, key: list[Any], value: Any) -> None:
@@ -334,8 +361,8 @@ class Leases:
                 self._done[number] = {name: _pieces(pieces) for name, pieces in value.items()}
                 self._done = dict(sorted(self._done.items()))
             case ["lease", str(name), str(peer), str(reader)]:
-                confirmed, spans, answer = value
-                lease = Lease(peer, confirmed, _pieces(spans), tuple(_pieces(answer)))
+                confirmed, spans, answer, serial, void = value
+                lease = Lease(peer, confirmed, _pieces(spans), tuple(_pieces(answer)), serial, void)
                 self.data[name].leases.setdefault(peer, {})[bytes.fromhex(reader)] = lease
             case _:
                 raise ValueError(f"unknown key {key}")

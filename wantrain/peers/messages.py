@@ -266,6 +266,10 @@ class Report:
     """Newest log number whose state the peer has on disk, -1 if none."""
     step_s: Measured = 0.0
     """Seconds that an inner step of its trainer takes lately; 0 if unknown."""
+    revision: Count = 0
+    """Of the newest Welcome that the peer knows. A report from before the coordinator's start says nothing to it."""
+    leaving: Flag = False
+    """Whether the peer leaves as soon as nothing is lost with it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -402,6 +406,13 @@ class WantHello:
 @dataclass(frozen=True, slots=True)
 class WantGenesis:
     """This peer's trainer is asked to give the run its initial weights."""
+
+
+@dataclass(frozen=True, slots=True)
+class MayLeave:
+    """A leaving peer need not stay for the sake of the state up to log number `number`: somebody who stays has it."""
+
+    number: Annotated[int, Field(strict=True, ge=-1, le=2**62)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -751,7 +762,8 @@ class Detached:
 Record: TypeAlias = (
     Enroll | Hello | Examine | Examined | Visitor
     | Report | Genesis | WantRecords | NotSaved | Leave | WantStatus | WantSave | Enrolled | Refused | Welcome
-    | SaveState | WantHello | WantGenesis | View | Start | Commit | Abort | Refetch | StartOver | Status | Part | Result
+    | MayLeave | SaveState | WantHello
+    | WantGenesis | View | Start | Commit | Abort | Refetch | StartOver | Status | Part | Result
     | WantParts | WantState | StateChunk | WantDigests | StateDigests | WantUpdate | UpdateChunk | Owed | NotHeld
     | Attach | Attached | GenesisWritten | Contribute | Granted | Waiting | Log | Describe | Detach | Detached
     | WantLease | Leased

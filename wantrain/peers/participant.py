@@ -70,6 +70,7 @@ from wantrain.peers.messages import (
     Leased,
     Leave,
     Manifest,
+    MayLeave,
     Member,
     NotHeld,
     NotSaved,
@@ -194,8 +195,10 @@ class Participant:
         """When lines of the log were asked for last, of which a trainer's return depends."""
         self._noted: tuple[bytes, int, bytes] | None = None
         """Trainer, line and link that were noted down last."""
-        self._sole = 0
-        """The newest update, if this peer made it alone and nobody has asked for all of it yet; else 0."""
+        self._bequest = -1
+        """When it leaves: the state that somebody else is to have before it does; -1: not known yet."""
+        self._inherited = -1
+        """Up to which log number somebody who stays has the state, as the coordinator says."""
 
     # ---- what the shell may read
 
@@ -470,6 +473,9 @@ class Participant:
                 return self._advance(now)
             case WantGenesis():
                 return self._genesis_asked()
+            case MayLeave(number):
+                self._inherited = number
+                return []
             case WantHello():
                 # A report follows the Welcome: before, it would be answered by another WantHello, again and again.
                 return [Tell(COORDINATOR, self.facts.hello)]
@@ -670,8 +676,6 @@ class Participant:
                 if not self.complete:
                     return [Tell(source, NotHeld(-1, -1))]
                 known = len(self.state_chunks)
-                if known - 1 in chunks:
-                    self._sole = 0
                 return [SendState(source, chunk) for chunk in chunks if chunk < known]
             case WantUpdate(number, chunks):
                 return self._serve_update(source, number, chunks)
@@ -695,8 +699,6 @@ class Participant:
         if entry is None:
             return [Tell(source, NotHeld(number, self._held_number))]
         known = len(entry.payloads)
-        if known - 1 in chunks and number >= self._sole:  # the last that it needs
-            self._sole = 0
         return [SendPayload(source, UpdateChunk(number, c), entry.payloads[c]) for c in chunks if c < known]
 
     # ---- commits
@@ -749,9 +751,6 @@ class Participant:
         copied = self._recovery.copies(record)
         skip = self._recovery.step(record, now)
         self._saving.moved_on()
-        attempt = self._attempts.of(record.sync)
-        alone = record.contributors == (self.facts.me,) and attempt is not None and not attempt.start.receivers
-        self._sole = record.number if alone and name not in self._gossip else 0
         self._attempts.close(name)
         settled = self._mine.decide(record) if not copied else []
         if not payloads and self._recovery.chunks[name]:
@@ -810,13 +809,11 @@ class Participant:
     def _leave_if_free(self, now: float) -> list[Effect]:
         assert self._leaving is not None
         reason, since = self._leaving
-        heirs = [member.current for member in self.members.values()]
-        needed = self.complete and bool(heirs) and (not any(heirs) or self._sole > 0)
         # The last report is to say what state was reached.
         undigested = self.complete and self.digested != self.applied
         if (self.in_flight or undigested) and now - since < LEAVE_PATIENCE_S and self._up:
             return []
-        if needed and now - since < HEIR_PATIENCE_S and self._up:
+        if self._up and self._is_needed(now):
             return []
         if (
             self.facts.saves_at_end
@@ -835,6 +832,19 @@ class Participant:
         self.left = True
         goodbye = Leave(self.facts.hello.boot, reason)
         return [Tell(COORDINATOR, self._report(now)), Tell(COORDINATOR, goodbye), Exit(0, reason, "")]
+
+    def _is_needed(self, now: float) -> bool:
+        """Whether a state might be lost with this peer, and it is not too long that it waits for an heir.
+
+        What is committed from here on is others' work, and theirs to bequeath.
+        """
+        assert self._leaving is not None
+        if not self.complete:
+            return False
+        self._bequest = self.applied if self._bequest < 0 else min(self._bequest, self.applied)
+        since = self._leaving[1]
+        answered = now - max(since, self._heard_at) < LEAVE_PATIENCE_S
+        return self._inherited < self._bequest and answered and now - since < HEIR_PATIENCE_S
 
     @property
     def _trainer_state(self) -> str:
@@ -858,7 +868,8 @@ class Participant:
         held = recovery.applied if recovery.complete else -1
         syncs = [sync_key(s, k + 1, mine.has_staged(s), running.get(s)) for s, k in recovery.indices.items()]
         suspects = list(self._neighbours.suspects)
-        return held, mine.trainer_state, self._wants.dry, syncs, suspects, self._wants.open, self._saving.saved
+        wants, leaving = self._wants, self._leaving is not None
+        return held, mine.trainer_state, wants.dry, syncs, suspects, wants.open, self._saving.saved, leaving
 
     def _report_if_due(self, now: float) -> list[Effect]:
         if self._welcome is None or self.left:
@@ -897,4 +908,6 @@ class Participant:
             wants=self._wants.lines,
             saved=self._saving.saved,
             step_s=self._progress.step_s,
+            revision=self._revision,
+            leaving=self._leaving is not None,
         )

@@ -1,0 +1,43 @@
+"""Two peers alone hold the newest commit and leave at the same instant: neither counts on the other as its heir."""
+
+import random
+
+import pytest
+
+from tests.sim.network import Weather
+from tests.sim.world import SimPeer, World
+from wantrain.optimizers.stream import Stream
+
+APART_S = 15.0
+
+
+def whole_run(leaving: int) -> tuple[World, list[SimPeer]]:
+    """Three peers train; these many, who alone have the newest state, leave at one instant; the network mends later."""
+    world = World(random.Random(7), (Stream("param", every=2),), Weather())
+    peers = [world.join(world.new_name()) for _ in range(3)]
+    while world.checkers.commits < 3 or len(world.holders()) < len(peers):
+        assert world.net.now < 600.0
+        world.net.run_until(world.net.now + 0.1)
+    *ahead, last = peers
+    pairs = {(last.name, one.name) for one in ahead} | {(one.name, last.name) for one in ahead}
+    world.net.cut |= pairs
+    last.slowness = 100.0
+    while set(world.holders()) != set(ahead):
+        assert world.net.now < 600.0
+        world.net.run_until(world.net.now + 0.05)
+    for one in ahead[:leaving]:
+        assert one.trainer is not None
+        one.trainer.leave()
+    world.net.run_until(world.net.now + APART_S)
+    world.net.cut -= pairs
+    last.slowness = 1.0
+    world.net.run_until(world.net.now + 10.0)
+    return world, peers
+
+
+@pytest.mark.parametrize("leaving", [1, 2])
+def test_what_only_those_have_who_leave_at_once_is_handed_over_first(leaving: int) -> None:
+    world, peers = whole_run(leaving)
+    assert world.checkers.rewinds == 0
+    assert [peer.alive for peer in peers] == [k >= leaving for k in range(3)]  # and it did not take for ever
+    assert peers[-1].shell.core.applied == len(world.coordinator.disk.records)
