@@ -28,6 +28,10 @@ UNEVEN: tuple[dict[str, Any], ...] = (
     {"schedule": "dynamic"},
     {"schedule_options": (("total", 20.0),)},
 )
+LATER = ("leave-together",)
+"""Kinds of faults that not every seed's choice is made of."""
+LATER_SHARE = 0.15
+"""Share of the runs that have each of them."""
 GOSSIP = 0.2
 """Share of runs whose peers exchange in pairs, each with a state of its own."""
 
@@ -96,9 +100,16 @@ def _tuple(value: Any) -> Any:
 
 
 def draw(seed: int, kinds: tuple[str, ...], trials: tuple[str, ...]) -> Plan:
-    """The plan of a seed, with faults of these kinds and, in every third seed, one of these trials."""
-    rng = random.Random(seed)
-    faults = sorted((_fault(rng, kinds) for _ in range(rng.randint(0, MOST_FAULTS))), key=lambda f: f.at_s)
+    """The plan of a seed, with faults of these kinds and, in every third seed, one of these trials.
+
+    What was added later is drawn from a generator of its own, so that a seed stays the run that it was.
+    """
+    rng, later = random.Random(seed), random.Random(f"later {seed}")
+    drawn = [
+        _fault(rng, tuple(kind for kind in kinds if kind not in LATER)) for _ in range(rng.randint(0, MOST_FAULTS))
+    ]
+    drawn += [_fault(later, (kind,)) for kind in LATER if kind in kinds and later.random() < LATER_SHARE]
+    faults = sorted(drawn, key=lambda f: f.at_s)
     over_s = max((fault.at_s + fault.back_s for fault in faults), default=0.0) + AFTER_S
     return Plan(
         seed=seed,

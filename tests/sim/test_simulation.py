@@ -17,7 +17,7 @@ from tests.sim.world import MANIFEST
 from wantrain.optimizers.stream import Stream
 from wantrain.peers.layout import stream_chunks
 
-SEEDS = 3000
+SEEDS = 10_000
 BATCH = 1000
 WORKERS = 2
 CAUGHT_WITHIN_SEEDS = 120
@@ -34,6 +34,8 @@ FOUND = [
     (54003, "a ring of one, as was asked for, gave its update to nobody, and was cut off"),
     (558, "a peer whose former process still counted as alive was asked for its Hello without end"),
     (51011, "a view was being written when the clock jumped, and the log went back at once"),
+    (4160, "an old report that came late to a restarted coordinator named a trainer that had been replaced"),
+    (5975, "a daemon's end took the first of two messages to its trainer, and not the second"),
     (2981, "one false state outvoted the two others, who came later after a restart of the coordinator"),
 ]
 """Seeds that failed once, and why. As faults are added a seed becomes another run, but it stays in."""
