@@ -37,6 +37,7 @@ from wantrain.peers.messages import (
     Leased,
     Leave,
     LinkReport,
+    MayLeave,
     Record,
     Refetch,
     Refused,
@@ -47,6 +48,7 @@ from wantrain.peers.messages import (
     SyncReport,
     TensorSpec,
     View,
+    Waiting,
     WantGenesis,
     WantHello,
     WantLease,
@@ -648,3 +650,48 @@ def test_who_is_past_a_sync_is_not_waited_for_there() -> None:
 
 def of_stream(stream: str) -> CommitRecord:
     return replace(line(1), sync=SyncId(stream, 1, 1))
+
+
+# ---- those who leave, and reports of another time
+
+
+def let_go(made: Run) -> list[tuple[str, int]]:
+    """Who was told so far, and up to which log number, that somebody else has the state."""
+    return [(send.to, send.record.number) for send in made.sent if isinstance(send.record, MayLeave)]
+
+
+def test_of_two_who_leave_at_once_and_alone_have_the_newest_state_one_waits_for_a_third() -> None:
+    made = run("a", "b")
+    made.tell("c", hello("c"))
+    made.report("c", 2, 10.0)
+    made.report("a", 3, 10.0, leaving=True)
+    assert let_go(made) == [("a", 3)]  # b has not said that it leaves
+    made.report("b", 3, 10.0, leaving=True)
+    assert let_go(made)[1:] == [("a", 2), ("b", 2)]
+    reasons = {
+        r.reason for send in made.handle(Tick(), 20.0) if isinstance(r := getattr(send, "record", None), Waiting)
+    }
+    assert "for another peer to hold the state at log number 3" in reasons
+    made.report("c", 3, 20.5)
+    assert let_go(made)[3:] == [("a", 3), ("b", 3)]
+    made.report("b", 3, 21.0, leaving=True)  # the answer may have been lost
+    assert let_go(made)[5:] == [("b", 3)]
+
+
+def test_when_all_leave_nobody_waits_but_a_new_coordinator_gives_others_the_time_to_come_back() -> None:
+    made = run("a", "b")
+    for peer in "ab":
+        made.report(peer, 3, 0.1, leaving=True)
+    assert ("b", 3) not in let_go(made)
+    for peer in "ab":
+        made.report(peer, 3, 10.0, leaving=True)
+    assert let_go(made)[-1] == ("b", 3)
+
+
+def test_a_report_from_before_the_start_of_this_process_is_answered_by_welcome_and_changes_nothing() -> None:
+    made = run("a", "b")
+    before = made.core.membership.reports["a"]
+    (answer,) = made.report("a", 1, 1.0, revision=made.core.epoch * ATTEMPTS_PER_EPOCH)
+    assert isinstance(answer, Welcome)
+    assert answer.revision > made.core.epoch * ATTEMPTS_PER_EPOCH
+    assert made.core.membership.reports["a"] == before
