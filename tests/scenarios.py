@@ -64,7 +64,10 @@ SCENARIOS = {
     8: Scenario(
         "all peers but one leave, then others return",
         "the last one goes on alone, and back",
-        ("leave",),
+        (
+            "leave",
+            "leave-together",
+        ),
     ),
     9: Scenario(
         "peers join: an empty run, a running one, several at once, during a sync, while another leaves",
