@@ -34,7 +34,7 @@ def weights(out: Path) -> dict[str, torch.Tensor]:
 def test_an_example_trains_with_others(example: str, new_run: Callable[..., Run]) -> None:
     library = NEEDS.get(example, "torch")
     if find_spec(library) is None:
-        pytest.skip(f"{library} is not installed: scripts/setup does that")
+        pytest.skip(f"{library} is not installed: scripts/setup dev does that")
     run = new_run(codec="fp32", options=ALL)
     names = ("peer-0", "peer-1")
     for number, name in enumerate(names):

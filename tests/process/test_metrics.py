@@ -11,8 +11,8 @@ from wantrain.metrics.families import COORDINATOR, PEER
 
 
 def test_daemons_serve_metrics_and_write_points(tmp_path: Path) -> None:
-    pytest.importorskip("prometheus_client", reason="scripts/setup installs prometheus-client")
-    pytest.importorskip("tensorboard", reason="scripts/setup installs tensorboard")
+    pytest.importorskip("prometheus_client", reason="scripts/setup dev installs prometheus-client")
+    pytest.importorskip("tensorboard", reason="scripts/setup dev installs tensorboard")
     with Run(tmp_path) as run:
         run.coordinator("--metrics", "0")
         run.peer("anna", "--metrics", "127.0.0.1:0", "--track", f"tensorboard:{tmp_path / 'board'}")

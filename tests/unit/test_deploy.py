@@ -32,7 +32,7 @@ LEAVE_S = 70
 
 
 def documents(name: str) -> list[Any]:
-    yaml = pytest.importorskip("yaml", reason="scripts/setup installs PyYAML")
+    yaml = pytest.importorskip("yaml", reason="scripts/setup dev installs PyYAML")
     return [document for document in yaml.safe_load_all(FILES[name].read_text()) if document]
 
 
@@ -213,13 +213,13 @@ def test_skypilot_files_have_what_a_task_has(name: str) -> None:
 @pytest.mark.parametrize("version", ["1.29", "1.32", "1.35"])
 @pytest.mark.parametrize("name", MANIFESTS)
 def test_kubernetes_takes_the_manifests(name: str, version: str) -> None:
-    checker = pytest.importorskip("kubernetes_validate", reason="scripts/setup installs kubernetes-validate")
+    checker = pytest.importorskip("kubernetes_validate", reason="scripts/setup dev installs kubernetes-validate")
     for document in documents(name):
         checker.validate(document, version, strict=True)
 
 
 def test_a_wrong_manifest_would_be_found() -> None:
-    checker = pytest.importorskip("kubernetes_validate", reason="scripts/setup installs kubernetes-validate")
+    checker = pytest.importorskip("kubernetes_validate", reason="scripts/setup dev installs kubernetes-validate")
     deployment = documents("kubernetes/peer.yaml")[0]
     deployment["spec"]["template"]["spec"]["terminationGracePeriod"] = 90
     with pytest.raises(checker.ValidationError):

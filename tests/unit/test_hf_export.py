@@ -24,7 +24,7 @@ from wantrain.transport.digest import state_digest
 
 torch.set_num_threads(1)
 needs_transformers = pytest.mark.skipif(
-    find_spec("transformers") is None, reason="transformers is not installed: scripts/setup does that"
+    find_spec("transformers") is None, reason="transformers is not installed: scripts/setup dev does that"
 )
 
 

@@ -132,7 +132,7 @@ def test_an_address_that_is_none_is_named(text: str) -> None:
 
 @pytest.fixture
 def endpoint() -> Iterator[Endpoint]:
-    pytest.importorskip("prometheus_client", reason="scripts/setup installs prometheus-client")
+    pytest.importorskip("prometheus_client", reason="scripts/setup dev installs prometheus-client")
     served = Endpoint("127.0.0.1:0", PEER)
     yield served
     served.close()

@@ -166,7 +166,7 @@ def test_json_lines_are_one_for_each_point_and_a_full_file_is_put_aside(tmp_path
 
 @pytest.mark.parametrize("folder", ["", "elsewhere"])
 def test_tensorboard_reads_the_scalars(tmp_path: Path, folder: str) -> None:
-    pytest.importorskip("tensorboard", reason="scripts/setup installs tensorboard")
+    pytest.importorskip("tensorboard", reason="scripts/setup dev installs tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     wanted = f"tensorboard:{tmp_path / folder}" if folder else "tensorboard"
@@ -178,7 +178,7 @@ def test_tensorboard_reads_the_scalars(tmp_path: Path, folder: str) -> None:
 
 
 def test_wandb_keeps_the_points_offline(tmp_path: Path, monkeypatch: Any) -> None:
-    pytest.importorskip("wandb", reason="scripts/setup installs wandb")
+    pytest.importorskip("wandb", reason="scripts/setup dev installs wandb")
     from wandb.proto.wandb_internal_pb2 import Record
 
     monkeypatch.setenv("WANDB_MODE", "offline")
@@ -202,7 +202,7 @@ def test_wandb_keeps_the_points_offline(tmp_path: Path, monkeypatch: Any) -> Non
 
 
 def test_wandb_without_a_key_is_told_of_and_asks_nothing(tmp_path: Path, monkeypatch: Any) -> None:
-    pytest.importorskip("wandb", reason="scripts/setup installs wandb")
+    pytest.importorskip("wandb", reason="scripts/setup dev installs wandb")
     for name in ("WANDB_API_KEY", "WANDB_MODE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
