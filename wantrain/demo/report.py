@@ -259,7 +259,8 @@ def text(summary: Json) -> str:
         lines += [
             f"Bytes sent per peer ({settings['codec']}), against synchronous data parallel for the same tokens",
             "  (fp32 ring all-reduce each step: 2(M-1)/M * 4N bytes,"
-            f" M={settings['peers']}, N={losses['parameters']:,}; what was sent includes the state for those who join)",
+            f" M={settings['peers']}, N={losses['parameters']:,})",
+            "  (sent: also the run's state, to those who join)",
         ]
         lines += [
             f"  {name:<12} {_megabytes(row['bytes_sent'])} instead of {_megabytes(row['ddp_bytes'])}"
