@@ -113,12 +113,44 @@ def test_a_slow_worker_makes_fewer_steps_and_the_others_wait_for_it_or_not() -> 
 
 
 def test_with_a_delay_nobody_waits_while_messages_are_on_their_way() -> None:
-    slow: dict[str, Any] = {"peers": 3, "steps": 40, "delay_s": 0.05, "codec": "fp32", "method": "diloco"}
+    slow: dict[str, Any] = {"peers": 3, "steps": 40, "link": "delay=50ms", "codec": "fp32", "method": "diloco"}
     blocking = train(descent(lambda i: i + 1.0), options={"every": 10}, **slow)
     assert min(worker.waited_s for worker in blocking.workers) > 4 * 0.05
     overlapped = train(descent(lambda i: i + 1.0), options={"every": 10, "delay": 9}, **slow)
     assert [worker.waited_s for worker in overlapped.workers] == [0.0] * 3
     assert [len(commit.contributors) for commit in overlapped.commits] == [3] * 4
+
+
+def test_the_bytes_of_a_sync_take_their_time_on_the_link() -> None:
+    """Two peers: each sends half of the vector, then half of the mean, at 1 MB/s and 50 ms one way."""
+    elements, rounds = 2**17, 4
+
+    def wide(i: int) -> Built:
+        model = nn.ParameterList([torch.zeros(elements)])
+        optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+
+        def step() -> Tensor:
+            model[0].grad = torch.full((elements,), i + 1.0)
+            optimizer.step()
+            return torch.zeros(())
+
+        return model, optimizer, step
+
+    def waited_s(codec: str = "fp32", **options: Any) -> float:
+        result = train(
+            wide, peers=2, steps=10 * rounds, method="diloco", options={"every": 10, **options}, codec=codec,
+            link="rate=8mbit,rtt=100ms",
+        )  # fmt: skip
+        assert not result.aborts
+        assert {len(commit.contributors) for commit in result.commits} == {2}
+        return max(worker.waited_s for worker in result.workers) / rounds
+
+    ways_s = 6 * 0.05  # ready, start, the parts, the mean, done, commit
+    whole_s = 4 * elements / 1e6
+    found = [waited_s(), waited_s("int8"), waited_s(delay=8)]
+    assert found[0] == pytest.approx(ways_s + whole_s, abs=0.03)
+    assert found[1] == pytest.approx(ways_s + whole_s / 4, abs=0.03)
+    assert found[2] == 0.0
 
 
 def test_a_contribution_that_cannot_be_right_is_named() -> None:
@@ -186,7 +218,8 @@ def test_a_run_that_nobody_is_left_of_fails() -> None:
         ({"options": {"evry": 4}}, "no option 'evry'"),
         ({"codec": "int7"}, "codec is 'int7'"),
         ({"step_s": 0.0}, "step_s is 0.0"),
-        ({"delay_s": -1.0}, "delay_s is -1.0"),
+        ({"link": "rate=10"}, "rate is '10', allowed is a number with a unit"),
+        ({"link": "rate=10mbit,loss=1%"}, "allowed are rate, rtt and delay"),
         ({"run": {"sink": {}}}, "unknown section or option 'sink'"),
         ({"churn": [Kill(worker=2, at=1)]}, "there is no such worker, they are 0 to 1"),
         ({"churn": [Kill(worker=1)]}, "allowed is either at >= 0 or sync >= 1"),

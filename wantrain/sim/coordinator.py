@@ -41,28 +41,26 @@ class VirtualCoordinator:
     ) -> None:
         self.core = co.Coordinator(run_facts(spec), store.begin())
         self._timeline = timeline
-        self._delay_s = hub.delay_s
         self._store = store
         self._on_event = on_event
         self._link = MemoryLink(hub, COORDINATOR, spec.run)
-        self._work_at_s = -1.0
-        """The latest time for which a look at the link is planned; -1 if none is."""
+        self._work_at_s: set[float] = set()
+        """Times for which a look at the link is planned."""
         self._packed: tuple[Record, Message] | None = None
 
     def start(self) -> None:
         """Begin to tick."""
         self._tick()
 
-    def soon(self) -> None:
+    def soon(self, in_s: float) -> None:
         """A message is on its way here."""
-        at_s = self._timeline.now() + self._delay_s
-        if at_s > self._work_at_s:
-            self._work_at_s = at_s
-            self._timeline.after(self._delay_s, self._work)
+        at_s = self._timeline.now() + in_s
+        if at_s not in self._work_at_s:
+            self._work_at_s.add(at_s)
+            self._timeline.after(in_s, self._work)
 
     def _work(self) -> None:
-        if self._timeline.now() >= self._work_at_s:
-            self._work_at_s = -1.0
+        self._work_at_s = {at_s for at_s in self._work_at_s if at_s > self._timeline.now()}
         for event in self._link.poll(0.0):
             if isinstance(event, Received):
                 self._handle(co.FromPeer(event.source, unpack(event.message), KEY))

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from wantrain.config import RunSpec
 from wantrain.errors import ConfigError, WantrainError
+from wantrain.lab.shape import Shape
 from wantrain.optimizers.stream import lead
 from wantrain.peers.memory_store import MemoryStore
 from wantrain.peers.messages import COORDINATOR
@@ -65,7 +66,7 @@ def train(
     churn: Sequence[Churn] = (),
     seed: int = 0,
     step_s: float = 0.1,
-    delay_s: float = 0.0,
+    link: str = "",
     run: Mapping[str, Values] | None = None,
     resume: Result | None = None,
 ) -> Result:
@@ -87,7 +88,8 @@ def train(
         churn: who joins, leaves, is killed, or trains at another pace, and when.
         seed: of torch's default generator.
         step_s: virtual time that a step takes, in seconds; what waits are measured against.
-        delay_s: virtual time that a message takes from one peer to another, in seconds.
+        link: what every peer is connected by, as "rate=100mbit,rtt=100ms": the rate is that at which a peer can send to
+            all others together, half of the round trip what a message takes. "": bytes take no time.
         run: more tables of run.toml, such as {"sync": {"quorum": 1.0}}.
         resume: an earlier run with the same options; it is gone on with from what its peers have saved at its end. The
             workers' models, optimizers and data go on as they are. Its `steps` count.
@@ -102,8 +104,9 @@ def train(
     for name, value in (("step_s", step_s), ("evaluate_every", evaluate_every)):
         if not value > 0:
             raise ConfigError(f"{name} is {value}, allowed is more than 0", hint="leave it out for the default")
-    if not 0 <= delay_s <= 60:
-        raise ConfigError(f"delay_s is {delay_s}, allowed is 0 to 60 seconds", hint="0.05 is a continent away")
+    shape = Shape.parse(link) if link else Shape()
+    if shape != Shape(shape.rate_bytes_per_s, shape.delay_s, queue_bytes=shape.queue_bytes):
+        raise ConfigError(f"link is {link!r}, allowed are rate, rtt and delay", hint="the network lab loses packets")
     churning.check(churn, peers)
     tables: dict[str, Any] = {
         "run": {"id": hashlib.sha256(str(seed).encode()).hexdigest()[:16], "owner": "0" * 64},
@@ -128,7 +131,7 @@ def train(
     folders = tempfile.TemporaryDirectory(prefix="wantrain-sim-", dir=segment_directory())
     with folders as folder, torch.random.fork_rng(devices=[]):
         world = _World(
-            spec, Path(folder), worker, steps, step_s, delay_s, seed, evaluate, evaluate_every, saved, churn
+            spec, Path(folder), worker, steps, step_s, shape, seed, evaluate, evaluate_every, saved, churn
         )  # fmt: skip
         return world.run(range(peers) if saved is None else sorted(saved.trainers))
 
@@ -143,7 +146,7 @@ class _World:
         build: Callable[[int], object],
         steps: int,
         step_s: float,
-        delay_s: float,
+        shape: Shape,
         seed: int,
         evaluate: Callable[[nn.Module], float] | None,
         evaluate_every: int,
@@ -155,7 +158,13 @@ class _World:
         self.evaluate, self.evaluate_every = evaluate, evaluate_every
         self.saved, self.churn = saved, churn
         self.timeline = Timeline()
-        self.hub = MemoryHub(HIGH_WATER, now=self.timeline.now, delay_s=delay_s, told=self._told)
+        self.hub = MemoryHub(
+            HIGH_WATER,
+            now=self.timeline.now,
+            delay_s=shape.delay_s,
+            rate_bytes_per_s=shape.rate_bytes_per_s,
+            told=self._told,
+        )
         self.store = MemoryStore() if saved is None else copy.deepcopy(saved.store)
         self.coordinator = VirtualCoordinator(self.timeline, self.hub, spec, self.store, self._announced)
         first = lead(spec.streams)
@@ -320,11 +329,11 @@ class _World:
 
     # ---- what happens
 
-    def _told(self, name: str) -> None:
+    def _told(self, name: str, in_s: float) -> None:
         if name == COORDINATOR:
-            self.coordinator.soon()
+            self.coordinator.soon(in_s)
         else:
-            self.sites[int(name[1:])].soon(self.hub.delay_s)
+            self.sites[int(name[1:])].soon(in_s)
 
     def _announced(self, event: str, details: dict[str, Any]) -> None:
         if event == "abort":

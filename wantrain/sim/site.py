@@ -21,6 +21,7 @@ from wantrain.peers.messages import (
     Describe,
     Granted,
     Hello,
+    LinkReport,
     Manifest,
     Part,
     Record,
@@ -111,14 +112,14 @@ class Site:
     _connection: bytes = b""
     _to_trainer: deque[Record] = field(default_factory=deque)
     _segments: int = 0
-    _work_at_s: float = -1.0
-    """The latest time for which a look at the links is planned; -1 if none is."""
+    _work_at_s: set[float] = field(default_factory=set)
+    """Times for which a look at the links is planned."""
 
-    def start(self, trainer_told: Callable[[str], object]) -> None:
+    def start(self, trainer_told: Callable[[], object]) -> None:
         """Begin; `trainer_told` is called when something has come for the trainer."""
         spec = self.spec
         self.link = MemoryLink(self.hub, self.name, spec.run)
-        self.local = MemoryHub(HIGH_WATER, told=lambda name: self.soon() if name == DAEMON else trainer_told(name))
+        self.local = MemoryHub(HIGH_WATER, told=lambda name, _: self.soon() if name == DAEMON else trainer_told())
         self._trainer_link = MemoryLink(self.local, DAEMON, LOCAL_RUN)
         boot = self.name.encode().rjust(8, b"-")[-8:]
         hello = Hello(PROTOCOL_VERSION, __version__, spec.digest, self.name, boot, MEMORY, tuple(sorted(CODECS)))
@@ -140,8 +141,8 @@ class Site:
     def soon(self, delay_s: float = 0.0) -> None:
         """Something will have come in by then."""
         at_s = self.timeline.now() + delay_s
-        if at_s > self._work_at_s and self.alive:
-            self._work_at_s = at_s
+        if at_s not in self._work_at_s and self.alive:
+            self._work_at_s.add(at_s)
             self.timeline.after(delay_s, self._work)
 
     def die(self) -> None:
@@ -161,8 +162,7 @@ class Site:
         if not self.alive:
             return
         now, peer = self.timeline.now(), self.peer
-        if now >= self._work_at_s:
-            self._work_at_s = -1.0
+        self._work_at_s = {at_s for at_s in self._work_at_s if at_s > now}
         for event in self.link.poll(0.0):
             match event:
                 case Received(source, _, message):
@@ -207,7 +207,14 @@ class Site:
         steps_left, step_s, own_steps = segment.progress() if segment is not None else (0, 0.0, 0)
         stats = dict(self.peer.values) | {"step": float(own_steps)}
         eta_s = steps_left * step_s if step_s > 0 else -1.0
-        return Progress(eta_s, stats, {}, frozenset(self.link.ways()), max(step_s, 0.0))
+        ways = self.link.ways()
+        measured = {peer: known for peer, known in self.link.stats().items() if peer in self.peer.core.members}
+        paths = {
+            peer: LinkReport(known.rate_bytes_per_s, known.rtt_s, 0.0, 1, "", ways.get(peer, ""))
+            for peer, known in measured.items()
+            if known.rate_bytes_per_s
+        }
+        return Progress(eta_s, stats, paths, frozenset(ways), max(step_s, 0.0))
 
     @property
     def current(self) -> bool:

@@ -79,7 +79,7 @@ class Trainer:
         self._build = build
         self._seed = seed
 
-    def told(self, _: str) -> None:
+    def told(self) -> None:
         """Something has come for it."""
         if self.link is not None:
             self.link.told()

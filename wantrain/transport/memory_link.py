@@ -1,5 +1,6 @@
 """A link within one process, for simulations and tests: same rules as the real one, no sockets, no waiting."""
 
+import math
 from collections import deque
 from collections.abc import Callable, Sequence
 from itertools import count
@@ -22,7 +23,10 @@ class MemoryHub:
         high_water: messages that may wait on one connection in one direction.
         now: a clock, in seconds.
         delay_s: how long a message is on its way, by that clock.
-        told: called with the name of a link for which something has been sent, or whose connection was cut.
+        rate_bytes_per_s: at which a link sends bulk messages, one after another, whoever they are for; the short ones of
+            control go beside them.
+        told: called with the name of a link for which something has been sent, or whose connection was cut, and in how
+            many seconds it is there.
     """
 
     def __init__(
@@ -31,11 +35,13 @@ class MemoryHub:
         *,
         now: Callable[[], float] = float,
         delay_s: float = 0.0,
-        told: Callable[[str], object] = len,
+        rate_bytes_per_s: float = math.inf,
+        told: Callable[[str, float], object] = lambda name, in_s: None,
     ) -> None:
         self.high_water = high_water
         self.now = now
         self.delay_s = delay_s
+        self.rate_bytes_per_s = rate_bytes_per_s
         self.told = told
         self.links: dict[str, MemoryLink] = {}
         self.numbers = count()
@@ -86,6 +92,8 @@ class MemoryLink:
         self._connections: dict[bytes, _Connection] = {}
         self._stats: dict[str, LinkStats] = {}
         self._done: list[Done] = []
+        self._free_at = 0.0
+        """When all bulk messages that it has sent are on their way."""
         hub.links[me] = self
 
     def connect(
@@ -180,10 +188,14 @@ class MemoryLink:
         frames = encode(message, self._run)
         if connection.token not in self._connections:
             return False
-        arrives = self._hub.now() + self._hub.delay_s
+        now = self._hub.now()
+        arrives = now + self._hub.delay_s
         if bulk:
             if not outgoing.room(_total(frames)):
                 return False
+            if math.isfinite(self._hub.rate_bytes_per_s):
+                self._free_at = max(now, self._free_at) + _total(frames) / self._hub.rate_bytes_per_s
+                arrives = self._free_at + self._hub.delay_s
             outgoing.bulk.append((arrives, [bytes(frame) for frame in frames]))
             outgoing.bulk_bytes += _total(frames)
         elif len(outgoing.control) < self._hub.high_water:
@@ -191,11 +203,13 @@ class MemoryLink:
         else:
             return False
         counted = self._stats.setdefault(peer, LinkStats())
+        if math.isfinite(self._hub.rate_bytes_per_s):
+            counted.rate_bytes_per_s, counted.rtt_s = self._hub.rate_bytes_per_s, 2 * self._hub.delay_s
         counted.messages_sent += 1
         counted.bytes_sent += _total(frames)
         if done is not None:
             self._done.append(done)
-        self._hub.told(peer)
+        self._hub.told(peer, arrives - now)
         return True
 
     def _receive(self, connection: _Connection, source: str, frames: list[bytes]) -> LinkEvent:
@@ -215,7 +229,7 @@ class MemoryLink:
             for source in [source for source, route in link._routes.items() if route is connection]:
                 del link._routes[source]
             if link is not self:
-                self._hub.told(link.me)
+                self._hub.told(link.me, self._hub.delay_s)
 
 
 def _total(frames: Sequence[Buffer]) -> int:
