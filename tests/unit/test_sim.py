@@ -147,7 +147,7 @@ def test_the_bytes_of_a_sync_take_their_time_on_the_link() -> None:
 
     ways_s = 6 * 0.05  # ready, start, the parts, the mean, done, commit
     whole_s = 4 * elements / 1e6
-    found = [waited_s(), waited_s("int8"), waited_s(delay=8)]
+    found = [waited_s(), waited_s("int8"), waited_s(delay=9)]
     assert found[0] == pytest.approx(ways_s + whole_s, abs=0.03)
     assert found[1] == pytest.approx(ways_s + whole_s / 4, abs=0.03)
     assert found[2] == 0.0

@@ -23,8 +23,8 @@ class MemoryHub:
         high_water: messages that may wait on one connection in one direction.
         now: a clock, in seconds.
         delay_s: how long a message is on its way, by that clock.
-        rate_bytes_per_s: at which a link sends bulk messages, one after another, whoever they are for; the short ones of
-            control go beside them.
+        rate_bytes_per_s: at which a link sends bulk messages, one after another, whoever they are for; short ones go
+            beside them.
         told: called with the name of a link for which something has been sent, or whose connection was cut, and in how
             many seconds it is there.
     """
