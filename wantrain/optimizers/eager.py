@@ -31,7 +31,7 @@ def eager(answer: str, options: EagerOptions, wire: Wire) -> tuple[Stream, ...]:
     `delayed`: the next round starts from s_m,t+1 = phi_t+1. `eager`: from phi_t+1 + psi_m, where psi_m is driven by
     (D_m,t - D_m,t-1) / M through the same OuterSGD, so that each peer steps with D_t-1 + (D_m,t - D_m,t-1) / M while
     phi is common. A sync that is not over at the end of the next round is waited for. psi_m is this peer's own: it
-    begins at 0 when its daemon is started, and lives as long.
+    is 0 when its trainer begins at phi, and lives as long.
     """
     return (
         Stream(
