@@ -8,7 +8,7 @@ from torch import nn
 
 from wantrain.peers.description import flaw
 from wantrain.peers.messages import Describe
-from wantrain.wrappers import plain_name
+from wantrain.wrappers import plain_name, unwrapped
 
 ABSENT_MOST = 8
 
@@ -21,6 +21,7 @@ def describe(model: nn.Module) -> Describe | None:
     A config is what gives itself as JSON: an attribute `config` with `to_json_string()` or `to_dict()`. One that
     cannot be used is told of in the log.
     """
+    model = unwrapped(model)
     trained = {id(parameter) for parameter in model.parameters() if parameter.requires_grad}
     for name, module in model.named_modules():
         config = getattr(module, "config", None)
@@ -34,7 +35,7 @@ def describe(model: nn.Module) -> Describe | None:
             logger.warning("the config of %s gives no JSON, so none is kept: %s", type(module).__name__, error)
             return None
         if hasattr(module, "save_pretrained") and not found.get("architectures"):
-            found["architectures"] = [type(_inner(module)).__name__]
+            found["architectures"] = [_class_name(unwrapped(module))]
         path = plain_name(name)
         described = Describe(
             json.dumps(found, indent=2, sort_keys=True),
@@ -69,10 +70,10 @@ def _generation_config(module: nn.Module) -> str:
         return ""
 
 
-def _inner(module: nn.Module) -> nn.Module:
-    """What torch.compile has wrapped; it has all attributes of it."""
-    inner = getattr(module, "_orig_mod", module)
-    return inner if isinstance(inner, nn.Module) else module
+def _class_name(module: nn.Module) -> str:
+    """Of the model's own class: fully_shard puts another one in front."""
+    kinds = [kind.__name__ for kind in type(module).__mro__]
+    return kinds[kinds.index("FSDPModule") + 1] if "FSDPModule" in kinds else kinds[0]
 
 
 def _absent(module: nn.Module, trained: set[int]) -> tuple[str, ...]:

@@ -1,5 +1,6 @@
 """The examples as they are: two peers with real daemons train each for three rounds, and end with the same weights."""
 
+import json
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -30,7 +31,7 @@ def weights(out: Path) -> dict[str, torch.Tensor]:
     return found
 
 
-@pytest.mark.parametrize("example", ["nanogpt", "accelerate"])
+@pytest.mark.parametrize("example", ["nanogpt", "hf-trainer", "lightning", "accelerate"])
 def test_an_example_trains_with_others(example: str, new_run: Callable[..., Run]) -> None:
     library = NEEDS.get(example, "torch")
     if find_spec(library) is None:
@@ -41,7 +42,10 @@ def test_an_example_trains_with_others(example: str, new_run: Callable[..., Run]
         script = EXAMPLES / example / "train.py"
         words = ("--seed", str(number), "--out", run.folder / f"{name}.out")
         offline = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(run.folder / "hf")}
-        run.peer(name, script=(TOGETHER, run.folder, "2", script, *words), environment=offline)
+        ranks = 2 if example == "fsdp2" else 1
+        start = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2") if ranks > 1 else ()
+        together = (*start, TOGETHER, run.folder, str(ranks * len(names)))
+        run.peer(name, script=(*together, script, *words), environment=offline)
     assert [run.exit_code(name) for name in names] == [0, 0], run.story()
 
     records = run.assert_one_history(*names)
@@ -54,6 +58,14 @@ def test_an_example_trains_with_others(example: str, new_run: Callable[..., Run]
         scan(entry.path, entry.saved)
         digests.add(entry.saved.state_digest)
     assert len(digests) == 1
+    described = saved[0].saved.described if saved[0] is not None else None
+    if example == "hf-trainer":
+        assert described is not None
+        config = json.loads(described.config)
+        assert (config["model_type"], config["architectures"]) == ("gpt2", ["GPT2LMHeadModel"])
+        assert described.generation_config
+    else:
+        assert described is None
     phi = run.folder / "phi.safetensors"
     assert saved[0] is not None
     export(saved[0].path, saved[0].saved, phi, None)
