@@ -16,6 +16,7 @@ import pytest
 
 from wantrain.errors import ConfigError
 from wantrain.metrics.peer_meter import Measured
+from wantrain.own_daemon import OwnDaemon
 from wantrain.peers import monitor
 from wantrain.peers.monitor import Monitor, Watch
 from wantrain.tracking import trackers
@@ -23,6 +24,7 @@ from wantrain.tracking.feed import Feed
 from wantrain.tracking.jsonl import FILE, JsonLines
 from wantrain.tracking.tracker import Point, Source, Tracker
 from wantrain.tracking.trackers import TRACKERS, feeds
+from wantrain.transport.auth import Invite, RunKeys
 
 DEADLINE_S = 60.0
 POINTS = [
@@ -236,6 +238,12 @@ def test_the_package_of_every_tracker_is_an_extra_of_its_name() -> None:
     extras = project["project"]["optional-dependencies"]
     for name in TRACKERS:
         assert [re.match(r"[\w-]+", package)[0] for package in extras[name]] == [name]  # type: ignore[index]
+
+
+def test_a_script_that_starts_its_own_peer_may_name_trackers() -> None:
+    invite = str(Invite.issue(RunKeys.create(), bytes(8), "127.0.0.1", 7700, 2**31))
+    own = OwnDaemon(invite, {"track": ["tensorboard", "wandb:mine"], "metrics": 0})
+    assert own._words == [invite, "--track", "tensorboard", "--track", "wandb:mine", "--metrics", "0"]
 
 
 @pytest.mark.parametrize("wanted", ["csv", "tensorboard:", ""])
