@@ -51,11 +51,14 @@ class RankedReplica(Replica):
         ranks.agree("model", shapes, "every rank has all parameters; pipelines over ranks cannot be joined")
         self._parts = self._all_extents()
         """The boxes of each parameter by rank."""
-        self._writes = {name for name, boxes in self._parts.items() if ranks.rank in self._writers(name, boxes)}
+        shapes_of = {tensor.name: tensor.shape for tensor in self.manifest}
+        self._writers = {name: writers(name, shapes_of[name], boxes) for name, boxes in self._parts.items()}
+        """Which ranks write their part of each parameter."""
+        self._writes = {name for name, several in self._writers.items() if ranks.rank in several}
         self._far: list[int] = []
         """Ranks on other hosts."""
-        self._views_of: dict[tuple[int, str], list[tuple[Tensor, Tensor]]] = {}
-        """Leader: the parts of ranks on other hosts in the segment, `out` and `given`, by rank and stream."""
+        self._views_of: dict[tuple[int, str], list[tuple[Tensor, Tensor, bool]]] = {}
+        """Leader: by rank and stream the parts of ranks on other hosts in the segment: `out`, `given`, if it writes."""
         self._block = torch.empty(0)
 
     def _all_extents(self) -> dict[str, tuple[Extent, ...]]:
@@ -71,9 +74,6 @@ class RankedReplica(Replica):
             rows = [rank[place] for rank in said]
             found[name] = tuple(Extent(tuple(starts[:dims]), tuple(sizes[:dims])) for starts, sizes in rows)
         return found
-
-    def _writers(self, name: str, boxes: tuple[Extent, ...]) -> frozenset[int]:
-        return writers(name, tuple(self._parameters[name].shape), boxes)
 
     def join_memory(self, regions: Segment | None, path: str, host: str, streams: Sequence[Stream]) -> None:
         """Bind to the segment at `path` on the leader's host; without it, to memory of this process's own.
@@ -93,10 +93,14 @@ class RankedReplica(Replica):
                 for rank in self._far:
                     boxes = {name: parts[rank] for name, parts in self._parts.items()}
                     for stream in self._streams:
-                        regional = ((spot, boxes[spot.name]) for spot in self._spots(stream))
+                        out, given = regions.out(stream), regions.given(stream)
                         self._views_of[rank, stream] = [
-                            (s.part(regions.out(stream), b)[0], s.part(regions.given(stream), b)[0])
-                            for s, b in regional
+                            (
+                                spot.part(out, boxes[spot.name])[0],
+                                spot.part(given, boxes[spot.name])[0],
+                                rank in self._writers[spot.name],
+                            )
+                            for spot in self._spots(stream)
                         ]
         except WantrainError as error:
             failure = error
@@ -134,9 +138,9 @@ class RankedReplica(Replica):
         """Have what ranks on other hosts have written in the segment."""
         for rank in self._far:
             if self.ranks.leads:
-                self._receive(rank, [out for out, _ in self._views_of[rank, stream]])
+                self._receive(rank, [out for out, _, writes in self._views_of[rank, stream] if writes])
             elif rank == self.ranks.rank:
-                self._send(LEADER, [piece.out for piece in self._views[stream]])
+                self._send(LEADER, [piece.out for piece in self._views[stream] if piece.writes])
 
     def adopt_part(self, stream: str, kind: str, *, stepped: bool) -> None:
         """Take over this rank's part; over when all ranks have."""
@@ -144,7 +148,7 @@ class RankedReplica(Replica):
         for rank in self._far:
             if self.ranks.leads:
                 views = self._views_of[rank, stream]
-                self._send(rank, [given for _, given in views] + [out for out, _ in views if moves])
+                self._send(rank, [given for _, given, _ in views] + [out for out, _, _ in views if moves])
             elif rank == self.ranks.rank:
                 pieces = self._views[stream]
                 self._receive(LEADER, [p.given for p in pieces] + [p.out for p in pieces if moves])

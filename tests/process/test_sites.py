@@ -74,7 +74,9 @@ def test_gradients_of_tensor_parallel_and_replicated_ranks(new_run: Callable[...
     run.assert_one_history("anna", "bert")
 
 
-def test_a_site_whose_rank_dies_and_that_dies_as_a_whole_comes_back_as_more(new_run: Callable[..., Run]) -> None:
+def test_a_site_whose_rank_dies_and_that_dies_as_a_whole_comes_back_with_other_ranks(
+    new_run: Callable[..., Run],
+) -> None:
     run = new_run(options={"checkpoint": {"every": 3}})
     site(run, "anna", "--kind", "plain")
     with_torchrun(run, "bert", 2, "--kind", "fsdp")
@@ -83,17 +85,18 @@ def test_a_site_whose_rank_dies_and_that_dies_as_a_whole_comes_back_as_more(new_
     run.until(lambda: run.events("bert", "trainer-exit"), "torchrun ends what is left of the site")
     run.until_commits(3, "anna")
     run.until_commits(3, "anna", "bert")  # the peer has started all of it anew
-
-    run.kill("bert")  # at this instant its ranks live: they end because torchrun is gone
-    run.until_commits(3, "anna")
-    with_torchrun(run, "bert", 3, "--kind", "fsdp")
-    run.until_commits(3, "anna", "bert")
-    assert run.events("bert", "saved-state") or run.events("bert", "snapshot"), run.story()
-    run.assert_parity("anna", "bert")
     run.signal("bert", signal.SIGINT, group=True)  # as Ctrl-C does: to the daemon and to torchrun, not to the ranks
     assert run.exit_code("bert") == 0
-    run.until_commits(2, "anna")
-    run.stop("anna")
+
+    site(run, "bert", "--ranks", "3", "--kind", "fsdp")
+    run.until_commits(3, "anna", "bert")
+    run.kill("bert")
+    run.until_commits(3, "anna")
+    site(run, "bert", "--ranks", "1", "--kind", "fsdp")
+    run.until_commits(3, "anna", "bert")
+    assert len(run.events("bert", "loaded")) == 2, run.story()  # it had a saved state each time
+    run.assert_parity("anna", "bert")
+    run.stop("anna", "bert")
 
 
 def test_the_ranks_of_a_site_draw_every_sample_between_them(new_run: Callable[..., Run]) -> None:

@@ -6,6 +6,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
+from functools import partial
 from typing import Any, TypeVar
 
 import pytest
@@ -13,6 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+import wantrain
 from tests.unit.test_look import Showing, distinct
 from tests.unit.test_session import DEADLINE_S, GRAD, MEAN, Daemon, Trainer, serve, served, until
 from wantrain import ranked_replica
@@ -52,10 +54,11 @@ def together(size: int, work: Callable[[Ranks], T], patience_s: float = 20.0) ->
 
 
 @contextmanager
-def joined(daemon: Daemon, ranks: Ranks, trainer: Trainer) -> Iterator[Swarm]:
+def joined(daemon: Daemon, ranks: Ranks, trainer: Trainer, *, queued: bool = False) -> Iterator[Swarm]:
     link = ZmqLink(LOCAL_RUN)
     try:
         swarm = ranked(trainer.model, [trainer.optimizer], ranks, link, wait_ceiling_s=DEADLINE_S)
+        swarm._replica._queued = queued
         if ranks.leads:
             link.connect(DAEMON, daemon.address, b"")
         swarm.attach()
@@ -103,29 +106,95 @@ def test_all_ranks_adopt_at_the_same_step_and_know_the_same(
     first, *others = results(together(3, work))
     assert others == [first, first]
     assert first[0] == {1.0}
+    assert [step[0] for step in first[1:]] == [{0.0}, {-1.0}, {-2.0}, {-3.0}, {-4.0}, {-5.0}]  # type: ignore[index]
     assert [step[1] for step in first[1:]] == [4, 5, 5, 6, 6, 7]  # type: ignore[index]
     assert [step[2] for step in first[1:]] == [9, 10, 11, 12, 13, 14]  # type: ignore[index]
     assert [c.step for c in daemon.of(Contribute)] == [2, 4, 6]
 
 
 @pytest.mark.parametrize("kind", ["merge", "move"])
-def test_own_steps_are_kept_by_every_rank_while_an_exchange_is_under_way(
-    serve: Callable[..., Daemon], monkeypatch: pytest.MonkeyPatch, kind: str
-) -> None:
+def test_own_steps_are_kept_by_every_rank_as_by_a_single_process(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
     monkeypatch.setattr(ranked_replica, "host_id", lambda: str(threading.get_ident()))
-    daemon = started(serve(replace(MEAN, delay=1), answer=lambda c: kind if c.serial == 1 else "merge"))
+
+    def seen(trainer: Trainer) -> list[set[float]]:
+        values: list[set[float]] = []
+        for _ in range(7):
+            trainer.step()
+            values.append(trainer.values)
+        return values[2::2]  # in between the result may have come or not
 
     def work(ranks: Ranks) -> list[set[float]]:
-        trainer, seen = Trainer(), list[set[float]]()
+        trainer = Trainer()
         with joined(daemon, ranks, trainer):
-            for _ in range(7):
-                trainer.step()
-                seen.append(trainer.values)
-        return seen
+            return seen(trainer)
 
-    first, second = results(together(2, work))
+    found: list[list[set[float]]] = []
+    for size in (2, 0):
+        with served(Daemon) as make:
+            answer = partial(_first, kind)
+            daemon = started(make(replace(MEAN, delay=1), answer=answer))
+            if size:
+                found += results(together(size, work))
+            else:
+                trainer = Trainer()
+                with wantrain.join(trainer.model, trainer.optimizer, daemon=daemon.address):
+                    found.append(seen(trainer))
+    assert found[0] == found[1] == found[2]
+
+
+def _first(kind: str, contribution: Contribute) -> str:
+    return kind if contribution.serial == 1 else "merge"
+
+
+def test_where_nothing_can_happen_nobody_listens(serve: Callable[..., Daemon]) -> None:
+    daemon = started(serve(replace(MEAN, every=20)))
+
+    def work(ranks: Ranks) -> tuple[int, list[tuple[int, int, int]]]:
+        trainer, heard, seen, hear = Trainer(), 0, list[tuple[int, int, int]](), ranks.hear
+
+        def counted() -> tuple[Told, list[int], bytes]:
+            nonlocal heard
+            heard += 1
+            return hear()
+
+        with pytest.MonkeyPatch.context() as patch, joined(daemon, ranks, trainer) as swarm:
+            patch.setattr(ranks, "hear", counted)
+            for _ in range(60):
+                trainer.step()
+                seen.append((swarm.round, swarm.global_step, swarm.own_steps))
+        return heard, seen
+
+    (_, first), (heard, second) = results(together(2, work))
     assert first == second
-    assert all(len(values) == 1 for values in first)
+    assert first[-1][2] == 60
+    assert 6 <= heard < 40
+
+
+def test_copies_that_last_longer_are_over_on_all_ranks_before_the_daemon_is_told(
+    serve: Callable[..., Daemon], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on GPUs; here they are over at once, but all ranks are asked. Rank 1 is far, and not to write."""
+    asked: list[str] = []
+    finish = ranked_replica.RankedReplica.finish_part
+
+    def counted(self: ranked_replica.RankedReplica, stream: str) -> None:
+        asked.append(stream)
+        finish(self, stream)
+
+    monkeypatch.setattr(ranked_replica.RankedReplica, "finish_part", counted)
+    monkeypatch.setattr(ranked_replica, "host_id", lambda: str(threading.get_ident()))
+    daemon = started(serve(MEAN, initial=None))
+
+    def work(ranks: Ranks) -> set[float]:
+        trainer = Trainer()
+        with joined(daemon, ranks, trainer, queued=True):
+            for _ in range(4):
+                trainer.step()
+        return trainer.values
+
+    assert results(together(2, work)) == [{6.0, 16.0}] * 2
+    assert len(daemon.of(Contribute)) == 2
+    assert asked == ["param"] * 2 * 3  # the first weights, and two contributions
 
 
 def test_gradients_are_the_leaders_and_the_mean_is_for_all(serve: Callable[..., Daemon]) -> None:
