@@ -181,3 +181,9 @@ def test_the_coordinates_of_a_mask_in_a_box_are_those_that_the_whole_has_there(
 )
 def test_every_rank_gets_samples_or_none_does(drawn: int, count: int, portions: list[list[int]]) -> None:
     assert [portion(range(drawn), index, count) for index in range(count)] == portions
+
+
+def test_a_mask_on_a_shard_that_is_no_run_of_coordinates_is_refused() -> None:
+    (spot,) = spots([("w", (4, 6))], {"w": (0, 24)}, (0, 3))
+    with pytest.raises(ConfigError, match="not its first"):
+        spot.part(torch.zeros(8), Extent((0, 3), (4, 3)))
