@@ -89,7 +89,7 @@ def measure(
 ) -> dict[str, Any]:
     """On one thread, train the demo's model for `rounds` rounds of `every` steps beside a peer, and time the hooks.
 
-    The same loop without a peer makes its rounds in turn with it.
+    The same loop without a peer takes turns with it.
 
     Args:
         every: inner steps of a round.
@@ -102,9 +102,9 @@ def measure(
         `parameters`, `every`, `rounds`, `delay`, `device`; `step_ms`: median of a whole inner step without its hooks;
         `hooks_ms`: mean time in hooks per step, without waiting; `round_ms`: of the step that ends a round;
         `between_ms`: median of the others; `share`: hooks_ms over step_ms; `alone_ms`: median of a round of the loop
-        without a peer; `with_ms`: with it, less what was waited; `stall_ms`: the difference; `staged_ms`: mean of what
-        this thread spends on copies in a round; `waited_ms`: on waiting; `device_bytes`: how much more of the device's
-        memory is allocated at most in rounds with a peer, 0 on the CPU.
+        without a peer; `with_ms`: with it, less what was waited; `stall_ms`: of their difference; `staged_ms`: mean
+        of what this thread spends on copies in a round; `waited_ms`: on waiting; `device_bytes`: how much more of the
+        device's memory is allocated at most in rounds with a peer, 0 on the CPU.
 
     Raises:
         ConfigError: there is no such device, or the delay is longer than a round.
@@ -168,25 +168,31 @@ def _measured(
             for _ in range(WARM_UP_STEPS):
                 alone.step()
                 loop.step()
-            alone_s, with_s, peaks = [], [], ([0], [0])
+            alone_s, with_s, peaks = list[float](), list[float](), ([0], [0])
             _peak_bytes(device)
             staged_s, waited_s = swarm.staged_s, swarm.waited_s
+            # What else runs here changes from second to second, so the two take turns as short as can be. On a GPU
+            # each turn ends with waiting for it, which must not be where it copies beside the next steps.
+            turn = every if device.type == "cuda" else 1
             for _ in range(rounds):
-                began = _settled(device)
-                for _ in range(every):
-                    alone.step()
-                alone_s.append(_settled(device) - began)
-                peaks[0].append(_peak_bytes(device))
-                began, waited_before_s = _settled(device), swarm.waited_s
-                for _ in range(every):
-                    step_began, waited_in_step_s = time.perf_counter(), swarm.waited_s
-                    timings.clear()
-                    loop.step()
-                    whole_s = time.perf_counter() - step_began - (swarm.waited_s - waited_in_step_s)
-                    hooks_s.append(sum(timings))
-                    steps_s.append(whole_s - sum(timings))
-                with_s.append(_settled(device) - began - (swarm.waited_s - waited_before_s))
-                peaks[1].append(_peak_bytes(device))
+                alone_s.append(0.0)
+                with_s.append(0.0)
+                for _ in range(every // turn):
+                    began = _settled(device)
+                    for _ in range(turn):
+                        alone.step()
+                    alone_s[-1] += _settled(device) - began
+                    peaks[0].append(_peak_bytes(device))
+                    began, waited_before_s = _settled(device), swarm.waited_s
+                    for _ in range(turn):
+                        step_began, waited_in_step_s = time.perf_counter(), swarm.waited_s
+                        timings.clear()
+                        loop.step()
+                        whole_s = time.perf_counter() - step_began - (swarm.waited_s - waited_in_step_s)
+                        hooks_s.append(sum(timings))
+                        steps_s.append(whole_s - sum(timings))
+                    with_s[-1] += _settled(device) - began - (swarm.waited_s - waited_before_s)
+                    peaks[1].append(_peak_bytes(device))
             staged_s, waited_s = swarm.staged_s - staged_s, swarm.waited_s - waited_s
             swarm.leave()
         finally:
@@ -208,7 +214,7 @@ def _measured(
         "device": str(device),
         "alone_ms": 1e3 * median(alone_s),
         "with_ms": 1e3 * median(with_s),
-        "stall_ms": 1e3 * (median(with_s) - median(alone_s)),
+        "stall_ms": 1e3 * median(took - alone for took, alone in zip(with_s, alone_s, strict=True)),
         "staged_ms": 1e3 * staged_s / rounds,
         "waited_ms": 1e3 * waited_s / rounds,
         "device_bytes": max(peaks[1]) - max(peaks[0]),
