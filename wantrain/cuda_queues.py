@@ -57,9 +57,7 @@ class PinnedPages:
         if code == 0:
             self._memory = memory
             return
-        # The runtime keeps the error for whoever asks next, which would be the next kernel of the training loop.
-        with contextlib.suppress(RuntimeError):
-            torch.zeros(1, device="cuda")
+        _forget_error()
         logger.warning(
             "CUDA cannot pin the %.1f MiB shared with the peer daemon (error %d): copies go through its own buffers, "
             "slower, and training waits for them",
@@ -84,3 +82,9 @@ class PinnedPages:
 def _runtime() -> Any:
     """The CUDA runtime, whose functions return an error code instead of raising it."""
     return torch.cuda.cudart()  # type: ignore[no-untyped-call]
+
+
+def _forget_error() -> None:
+    """The runtime keeps an error for whoever asks next, which would be the next kernel of the training loop."""
+    with contextlib.suppress(RuntimeError):
+        torch.zeros(1, device="cuda")

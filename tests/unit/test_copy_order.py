@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.unit.scripted_link import Wire
+from wantrain import cuda_queues
 from wantrain.copy_order import Work
 from wantrain.optimizers.stream import Stream
 from wantrain.peers.engine import Engine
@@ -277,3 +278,43 @@ def test_boxes_cover_a_tensor_once_and_are_no_larger_than_asked(shape: tuple[int
         assert values[box].is_contiguous()
         values[box] += 1
     assert torch.equal(values, torch.ones(shape))
+
+
+class Runtime:
+    """A CUDA runtime that pins memory, or says why not."""
+
+    def __init__(self, code: int) -> None:
+        self.code = code
+        self.calls: list[tuple[str, int, int]] = []
+
+    def cudaHostRegister(self, address: int, size_bytes: int, _: int) -> int:  # noqa: N802
+        self.calls.append(("register", address, size_bytes))
+        return self.code
+
+    def cudaHostUnregister(self, address: int) -> int:  # noqa: N802
+        self.calls.append(("unregister", address, 0))
+        return 0
+
+
+def test_shared_memory_is_pinned_and_given_back_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    runtime, memory = Runtime(0), torch.zeros(100)
+    monkeypatch.setattr(cuda_queues, "_runtime", lambda: runtime)
+    pages = cuda_queues.PinnedPages(memory)
+    assert pages.pinned
+    pages.close()
+    pages.close()
+    assert runtime.calls == [("register", memory.data_ptr(), 400), ("unregister", memory.data_ptr(), 0)]
+
+
+def test_memory_that_cannot_be_pinned_is_told_of_and_used_as_it_is(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    runtime, forgotten = Runtime(2), []
+    monkeypatch.setattr(cuda_queues, "_runtime", lambda: runtime)
+    monkeypatch.setattr(cuda_queues, "_forget_error", lambda: forgotten.append(True))
+    pages = cuda_queues.PinnedPages(torch.zeros(2**20))
+    assert not pages.pinned
+    assert forgotten == [True], "or the next kernel of the training loop would raise it"
+    assert "CUDA cannot pin the 4.0 MiB shared with the peer daemon (error 2)" in caplog.text
+    pages.close()
+    assert len(runtime.calls) == 1
