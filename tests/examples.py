@@ -125,14 +125,10 @@ def _run(example: Example, *, together: bool) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="wantrain-") as place:
         figures = Path(place) / "figures.json"
         script = FOLDER / example.name / ("train.py" if together else "plain.py")
-        words = [figures, script, "--out", Path(place) / "out", example.steps_option, EVERY * ROUNDS]
-        command: list[Any] = [sys.executable, OVERHEAD, *words]
-        if together:
-            local = ["local", OVERHEAD, "--peers", "1", "--json", "--option", f"every={EVERY}", "--out", f"{place}/run"]
-            command = [sys.executable, "-m", "wantrain", *local, "--", *words]
-        subprocess.run(
-            [str(word) for word in command], env=environment, check=True, timeout=TIMEOUT_S, stdout=subprocess.DEVNULL
-        )
+        words = (figures, EVERY if together else 0, script, "--out", Path(place) / "out")
+        command = [sys.executable, *map(str, (OVERHEAD, *words, example.steps_option, EVERY * ROUNDS))]
+        quiet = subprocess.DEVNULL
+        subprocess.run(command, env=environment, check=True, timeout=TIMEOUT_S, stdout=quiet, stderr=quiet)
         found: dict[str, Any] = json.loads(figures.read_text())
     return found
 

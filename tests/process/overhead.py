@@ -1,12 +1,15 @@
 """Runs a training script as it is, and writes what its steps took: whole ones, and wantrain's hooks in them.
 
-Arguments: the file for the figures, the script, its arguments. A step is what lies between the ends of two steps of the
-optimizer; of waiting for others nothing is counted.
+Arguments: the file for the figures, the steps of a round (0: the script is one without wantrain), the script, its
+arguments. Beside it, in a thread, is a peer that answers each contribution with itself. A step is what lies between the
+ends of two steps of the optimizer; of waiting for the peer nothing is counted.
 """
 
 import json
+import os
 import runpy
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,24 +18,24 @@ from typing import Any
 
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
+from wantrain.bench.trainer import _Beside
+from wantrain.optimizers.stream import Stream
 from wantrain.session import Swarm
 
 WARM_UP_STEPS = 10
 
-out, script, *words = sys.argv[1:]
+out, every, script, *words = sys.argv[1:]
 steps_s: list[float] = []
 hooks_s: list[float] = []
 """Of each step."""
 mark = 0.0
 spent_s = 0.0
 waited_s = 0.0
-swarms: list[Swarm] = []
 
 
 def timed(hook: Callable[[Swarm], None]) -> Callable[[Swarm], None]:
     def run(swarm: Swarm) -> None:
         global spent_s, waited_s
-        swarms[:] = [swarm]
         before_s, began = swarm.waited_s, time.perf_counter()
         hook(swarm)
         waiting_s = swarm.waited_s - before_s
@@ -56,9 +59,15 @@ Swarm._after_step = timed(Swarm._after_step)  # type: ignore[method-assign]
 register_optimizer_step_post_hook(stepped)
 sys.argv = [script, *words]
 sys.path[0] = str(Path(script).parent)
-runpy.run_path(script, run_name="__main__")
-every = next((stream.every for swarm in swarms for stream in swarm.streams), len(steps_s) + 1)
-ends = [hook for k, hook in enumerate(hooks_s, 1) if k % every == 0 and k > WARM_UP_STEPS]
+with tempfile.TemporaryDirectory(prefix="wantrain-") as folder:
+    beside = _Beside(Path(folder), Stream("param", every=max(1, int(every)), merge="nesterov", codec="int8"))
+    if int(every):
+        beside.start()
+        os.environ["WANTRAIN_DAEMON"] = beside.address
+    runpy.run_path(script, run_name="__main__")
+    if int(every):
+        beside.stop()
+ends = [hook for k, hook in enumerate(hooks_s, 1) if int(every) and k % int(every) == 0 and k > WARM_UP_STEPS]
 figures = {
     "steps": len(steps_s),
     "step_ms": 1e3 * median(steps_s[WARM_UP_STEPS:]),
