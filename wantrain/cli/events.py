@@ -15,7 +15,7 @@ from wantrain.errors import ConfigError
 _STYLES = {
     "green": {"listening", "ready", "joined", "commit", "current", "attached"},
     "yellow": {"left", "behind", "waiting", "abort", "suspected", "tracker-late"},
-    "red": {"lost", "refused", "trainer-exit", "tracker-failed", "error"},
+    "red": {"lost", "refused", "trainer-exit", "device-failed", "tracker-failed", "error"},
 }
 
 
