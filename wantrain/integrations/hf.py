@@ -58,7 +58,8 @@ class SwarmCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
         if self.swarm is not None and state.num_input_tokens_seen:
-            self.swarm.log(tokens=state.num_input_tokens_seen)
+            # The Trainer counts those of all ranks, and wantrain adds up what each rank says.
+            self.swarm.log(tokens=state.num_input_tokens_seen // args.world_size)
 
     def on_log(
         self,
