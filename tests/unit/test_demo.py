@@ -272,14 +272,27 @@ def test_who_left_before_the_last_commit_need_not_have_it() -> None:
 def test_the_verdict_on_gossip_is_of_the_log_and_says_how_far_replicas_are_apart() -> None:
     recording = recorded()
     recording.settings |= {"gossip": True, "common": False, "merged": True}
-    recording.status["replica_spread"] = 0.00123
+    recording.sample(30.0, recording.status | {"replica_spread": 0.00123})
+    recording.sample(30.5, recording.status | {"replica_spread": None})
     _other_model(recording)
     summary = report.summarise(recording)
     assert summary["ok"]
     assert (
-        "differ by 0.0012 (standard deviation of a weight); the last exchange made 4 of 4" in summary["parity"]["text"]
+        "differed by 0.0012 (standard deviation of a weight); the last exchange made 4 of 4"
+        in summary["parity"]["text"]
     )
     assert "weights of peer-1" in report.text(summary)
+
+
+def test_a_method_whose_results_come_a_round_later_need_not_beat_training_alone() -> None:
+    recording = recorded()
+    _no_better(recording)
+    recording.settings["ahead"] = True
+    summary = report.summarise(recording)
+    assert summary["ok"]
+    assert "for comparison only" in report.text(summary)
+    _worse(recording)
+    assert not report.summarise(recording)["ok"]
 
 
 def test_an_empty_recording_still_gives_a_report(tmp_path: Path) -> None:

@@ -22,7 +22,10 @@ class Recording:
     settings: Json
     """peers, rounds, every, batch, context, method, codec, seed, lead (the stream whose syncs are the rounds), gossip
     (whether every peer has a model of its own), common (whether trainers' weights are the common ones at the end of the
-    run), merged (whether a gossip run ends with an exchange of everybody) and killed / newcomer: a name or None."""
+    run), merged (whether a gossip run ends with an exchange of everybody), ahead (whether trainers go on from weights
+    that lack the last exchange) and killed / newcomer: a name or None."""
+    spread: float | None = None
+    """How far a gossip run's replicas were apart when anybody last knew."""
     samples: list[Json] = field(default_factory=list)
     """One per change of a peer's stats: time_s, peer (name) and the stats."""
     events: list[Json] = field(default_factory=list)
@@ -40,6 +43,7 @@ class Recording:
     def sample(self, time_s: float, status: Json) -> None:
         """Take in one status document."""
         self.status = status
+        self.spread = status.get("replica_spread") or self.spread
         for peer in status.get("peers", []):
             name = peer["name"]
             for kind, number, digest in (
@@ -164,8 +168,8 @@ def parity(recording: Recording) -> tuple[bool, str]:
         facts.append(f"{what} digest {seen[live[0]][last][:12]} at commit {last}")
     sentence = f"equal on {len(live)} live peers: {', '.join(facts)}"
     if gossip:
-        spread = recording.status.get("replica_spread")
-        differ = "" if spread is None else f" that differ by {spread:.2g} (standard deviation of a weight)"
+        spread = recording.spread
+        differ = "" if spread is None else f" that differed by {spread:.2g} (standard deviation of a weight)"
         merged = _merged(recording, live) if recording.settings.get("merged") else ""
         sentence += f"; each has weights of its own{differ}{merged}"
     return True, sentence
@@ -197,7 +201,7 @@ def summarise(recording: Recording) -> Json:
     if not equal:
         problems.append(sentence)
     if not recording.failure:
-        problems += loss_problems(losses)
+        problems += loss_problems(losses, ahead=bool(settings.get("ahead")))
     happened = churn(recording)
     if not recording.failure:
         problems += [
@@ -230,15 +234,18 @@ def summarise(recording: Recording) -> Json:
     }
 
 
-def loss_problems(losses: Mapping[str, Any]) -> list[str]:
-    """What is wrong with the held-out losses, as sentences."""
+def loss_problems(losses: Mapping[str, Any], *, ahead: bool = False) -> list[str]:
+    """What is wrong with the held-out losses, as sentences.
+
+    `ahead`: results come a round later, which a run this short does not make up for; it need not beat training alone.
+    """
     if not {"start", "swarm", "alone"} <= set(losses):
         return ["the final evaluation is missing"]
     start, swarm, alone = losses["start"], losses["swarm"], losses["alone"]
     found = []
     if not swarm < start:
         found.append(f"the held-out loss did not improve: {start:.3f} at the start, {swarm:.3f} at the end")
-    if not swarm < alone:
+    if not swarm < alone and not ahead:
         found.append(f"training together was no better than alone: {swarm:.3f} against {alone:.3f} nats per byte")
     return found
 
@@ -253,7 +260,8 @@ def text(summary: Json) -> str:
             f"  at the start      {losses['start']:.3f}",
             f"  together          {losses['swarm']:.3f}   {settings['peers']} peers, {settings['rounds']} rounds"
             f" of {settings['every']} steps" + ("" if settings.get("common", True) else ", weights of peer-1"),
-            f"  one peer alone    {losses['alone']:.3f}   same {losses['steps']} steps, same initial weights and data",
+            f"  one peer alone    {losses['alone']:.3f}   same {losses['steps']} steps, same initial weights and data"
+            + (", for comparison only: results come a round later here" if settings.get("ahead") else ""),
         ]
     if losses.get("parameters"):
         lines += [

@@ -155,6 +155,7 @@ class Demo:
             "gossip": first.gossip,
             "common": not own,
             "merged": bool(first.last),
+            "ahead": first.answer != "result",
             "codec": first.codec,
         }
         self._start_coordinator()
