@@ -8,6 +8,14 @@ from typing import Any
 import pytest
 
 from tests.process.harness import Run
+from wantrain.demo.processes import terminated_like_ctrl_c
+
+
+@pytest.fixture(scope="session", autouse=True)
+def ended_in_order() -> Iterator[None]:
+    """SIGTERM and SIGHUP end the tests as Ctrl-C does, so that nothing of what they have started outlives them."""
+    with terminated_like_ctrl_c():
+        yield
 
 
 @pytest.fixture

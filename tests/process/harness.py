@@ -130,13 +130,13 @@ class Run:
             popen = forked.Forked
         self._children.start(name, [str(word) for word in words], {**self.environment, **(environment or {})}, popen)
 
-    def coordinator(self, *words: str, environment: dict[str, str] | None = None) -> None:
-        """Start the coordinator, again at the same address, and wait until it listens."""
+    def coordinator(self, *words: str, environment: dict[str, str] | None = None, fork: bool = True) -> None:
+        """Start the coordinator, again at the same address, and wait until it listens; `fork` as of `start`."""
         known = len(self.events("coordinator", "listening"))
         where = ["--bind", self.address] if self.address else []
         command = [sys.executable, "-m", "wantrain", "coordinator", self.run_file]
         command += ["--json", "--events", self._event_file("coordinator")]
-        self.start("coordinator", *command, *where, *words, environment=environment, fork=True)
+        self.start("coordinator", *command, *where, *words, environment=environment, fork=fork)
         self.until(lambda: len(self.events("coordinator", "listening")) > known, "the coordinator listens")
         listening = self.events("coordinator", "listening")[-1]
         self.address, self.invite = listening["address"], self.invite or listening["invite"]

@@ -5,15 +5,18 @@ import random
 import pytest
 
 from tests.sim.network import Weather
-from tests.sim.world import SimPeer, World
+from tests.sim.symbols import Violation
+from tests.sim.world import SimCoordinator, SimPeer, World
 from wantrain.optimizers.stream import Stream
+from wantrain.peers.coordinator import Coordinator, CoordinatorEffect, Send
+from wantrain.peers.messages import MayLeave
 
 APART_S = 15.0
 
 
-def whole_run(leaving: int) -> tuple[World, list[SimPeer]]:
+def whole_run(leaving: int, world_class: type[World] = World) -> tuple[World, list[SimPeer]]:
     """Three peers train; these many, who alone have the newest state, leave at one instant; the network mends later."""
-    world = World(random.Random(7), (Stream("param", every=2),), Weather())
+    world = world_class(random.Random(7), (Stream("param", every=2),), Weather())
     peers = [world.join(world.new_name()) for _ in range(3)]
     while world.checkers.commits < 3 or len(world.holders()) < len(peers):
         assert world.net.now < 600.0
@@ -41,3 +44,23 @@ def test_what_only_those_have_who_leave_at_once_is_handed_over_first(leaving: in
     assert world.checkers.rewinds == 0
     assert [peer.alive for peer in peers] == [k >= leaving for k in range(3)]  # and it did not take for ever
     assert peers[-1].shell.core.applied == len(world.coordinator.disk.records)
+
+
+class _CountsOnAll(Coordinator):
+    """Takes those who leave, too, for heirs."""
+
+    def _let_go(self, peer: str, now: float) -> list[CoordinatorEffect]:
+        return [Send(one, MayLeave(self.head)) for one, report in self.membership.reports.items() if report.leaving]
+
+
+class _SimCoordinator(SimCoordinator):
+    core_class = _CountsOnAll
+
+
+class _World(World):
+    coordinator_class = _SimCoordinator
+
+
+def test_a_coordinator_that_counts_on_those_who_leave_is_caught() -> None:
+    with pytest.raises(Violation, match="which nobody else has"):
+        whole_run(2, _World)
