@@ -29,8 +29,7 @@ def test_that_never_ends(tmp_path):
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP], ids=["SIGTERM", "SIGHUP"])
-def test_what_the_tests_have_started_ends_with_them(tmp_path: Path, number: signal.Signals) -> None:
+def test_what_the_tests_have_started_ends_with_them(tmp_path: Path) -> None:
     file = tmp_path / "test_inner.py"
     file.write_text(TEST)
     command = [sys.executable, "-m", "pytest", "-q", "-p", "tests.process.conftest", "-p", "no:cacheprovider", file]
@@ -48,7 +47,7 @@ def test_what_the_tests_have_started_ends_with_them(tmp_path: Path, number: sign
             time.sleep(POLL_S)
         pids = [int(note.read_text().strip(".")) for note in notes]
         assert all(map(started_at, pids))
-        tests.send_signal(number)
+        tests.send_signal(signal.SIGTERM)
         assert tests.wait(DEADLINE_S) == pytest.ExitCode.INTERRUPTED
     finally:
         tests.kill()
