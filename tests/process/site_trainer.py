@@ -124,7 +124,8 @@ def train(options: argparse.Namespace) -> None:
         phi = {}
         if samples is None and options.rounds < sys.maxsize:
             with swarm.evaluating(), torch.no_grad():
-                called(inputs)
+                if options.kind == "fsdp":  # it leaves gathered weights behind
+                    called(inputs)
                 phi = _values(model)
         known = [swarm.round, swarm.global_step, swarm.own_steps, swarm.peer]
     told = {"joined": joined, "values": _values(model), "phi": phi, "known": known, "drawn": drawn}
