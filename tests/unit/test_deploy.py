@@ -1,4 +1,4 @@
-"""What is in deploy/ and docs/deploy.md: each file is checked by its scheduler's own tool, each command by ours."""
+"""What is in scripts/deploy/ and docs/deploy.md: files are checked by their schedulers' own tools, commands by ours."""
 
 import importlib.util
 import re
@@ -16,7 +16,7 @@ import pytest
 from tests.pages import DOCS, written
 from wantrain.cli.main import COMMANDS, main
 
-DEPLOY = DOCS.parent / "deploy"
+DEPLOY = DOCS.parent / "scripts" / "deploy"
 FILES = {path.relative_to(DEPLOY).as_posix(): path for path in sorted(DEPLOY.rglob("*")) if path.is_file()}
 MANIFESTS = ["kubernetes/coordinator.yaml", "kubernetes/peer.yaml"]
 SKY = ["skypilot/coordinator.yaml", "skypilot/peer.yaml"]
@@ -117,7 +117,7 @@ def test_the_tables_of_the_page_are_those_of_the_plan() -> None:
 def test_the_page_names_every_file() -> None:
     page = (DOCS / "deploy.md").read_text(encoding="utf-8")
     folders = {name.rpartition("/")[0] for name in FILES}
-    assert all(f"../deploy/{folder}" in page for folder in folders)
+    assert all(f"../scripts/deploy/{folder}" in page for folder in folders)
 
 
 # ---- SLURM
