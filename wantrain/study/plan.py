@@ -135,16 +135,15 @@ def runs(which: str) -> Iterator[Run]:
         for setting in (ALONE, DDP, DILOCO, STREAMING):
             yield Run(SMALL, 1 if setting is ALONE else 4, setting, SEEDS[0])
         return
+    # Seed by seed, so that a study that is interrupted has something of everything.
     for seed in SEEDS:
         yield Run(SMALL, 1, ALONE, seed)
         for setting in (*METHODS, *CODECS, *PERIODS, *CHURN, *SPEEDS):
             yield Run(SMALL, 4, setting, seed)
-    for peers in (2, 8):
-        for seed in SEEDS:
+        for peers in (2, 8):
             for setting in (DDP, DILOCO, STREAMING, EAGER, NOLOCO, DES_LOC, LOCAL_ADAM):
                 yield Run(SMALL, peers, setting, seed)
-    for size in (MEDIUM, LARGE) if which == "full" else (LARGE,):
-        for seed in SEEDS:
+        for size in (MEDIUM, LARGE) if which == "full" else (LARGE,):
             yield Run(size, 1, ALONE, seed)
             for setting in (DDP, DILOCO, STREAMING):
                 yield Run(size, 2, setting, seed)
