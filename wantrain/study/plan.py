@@ -76,6 +76,9 @@ EAGER = Setting("eager", "eager", {"every": H})
 DES_LOC = Setting("DES-LOC", "des-loc", {"every": H})
 LOCAL_ADAM = Setting("Local Adam", "local-adam", {"every": H})
 
+QSR = {"every": 10, "schedule": "qsr", "growth": 0.012, "warmup": 60, "total": 600}
+"""The rule counts steps of the run: `warmup` and `total` are the small model's."""
+
 METHODS = (
     DDP,
     Setting("Local SGD", "local-sgd", {"every": H}),
@@ -105,7 +108,7 @@ CODECS = tuple(
 PERIODS = (
     *(Setting(f"DiLoCo, every {every}", "diloco", {"every": every}, table="periods") for every in (10, H, 60, 120)),
     Setting("Local SGD, every 10", "local-sgd", {"every": 10}, table="periods"),
-    Setting("Local SGD, QSR from 10", "local-sgd", {"every": 10, "schedule": "qsr", "growth": 0.012}, table="periods"),
+    Setting("Local SGD, QSR from 10", "local-sgd", QSR, table="periods"),
 )
 CHURN = (
     Setting("DiLoCo, nobody comes or goes", "diloco", {"every": H}, table="churn"),
