@@ -35,6 +35,7 @@ FOUND = [
     (558, "a peer whose former process still counted as alive was asked for its Hello without end"),
     (51011, "a view was being written when the clock jumped, and the log went back at once"),
     (4160, "an old report that came late to a restarted coordinator named a trainer that had been replaced"),
+    (9313, "a trainer went on by a line that its new daemon had not applied, and that was given up"),
     (5975, "a daemon's end took the first of two messages to its trainer, and not the second"),
     (2981, "one false state outvoted the two others, who came later after a restart of the coordinator"),
 ]

@@ -1,6 +1,7 @@
 """What becomes of a trainer's contributions when its daemon was killed: the log decides, and each counts once."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import pytest
 
@@ -33,6 +34,12 @@ def inherited(
     return Inheritance("b", held, received or {"param": 2}, {"param": at})
 
 
+def known(inheritance: Inheritance, records: list[CommitRecord], applied: int, head: int) -> bool:
+    """Whether all is known to a peer that stands at a line of this log, of which `head` is the last one."""
+    chain = records[min(applied, len(records)) - 1].chain if applied else GENESIS
+    return inheritance.known(applied, chain, head, GENESIS)
+
+
 @pytest.mark.parametrize(
     ("contributors", "mark", "taken"),
     [
@@ -46,9 +53,9 @@ def test_the_first_sync_behind_the_trainers_own_decides(contributors: str, mark:
     records = log("ab", contributors, "ab", "a")
     inheritance = inherited(mark, records)
     inheritance.learn(records[:2])
-    assert not inheritance.known(4, 4, GENESIS)
+    assert not known(inheritance, records, 4, 4)
     inheritance.learn(records)
-    assert inheritance.known(4, 4, GENESIS)
+    assert known(inheritance, records, 4, 4)
     assert not inheritance.foreign
     pending = inheritance.pending["param"]
     assert (pending.decided, pending.taken) == (True, taken)
@@ -58,7 +65,7 @@ def test_without_a_later_sync_it_stays_undecided() -> None:
     records = log("ab")
     inheritance = inherited(STAGED, records)
     inheritance.learn(records)
-    assert inheritance.known(1, 1, GENESIS)
+    assert known(inheritance, records, 1, 1)
     assert not inheritance.pending["param"].decided
     assert inheritance.granted == {"param": 1}
 
@@ -68,7 +75,7 @@ def test_lines_may_come_twice_and_in_any_order() -> None:
     inheritance = inherited(STAGED, records, at=0)
     for record in (records[2], records[1], records[0], records[0], records[2], records[1], records[2]):
         inheritance.learn([record])
-    assert inheritance.known(3, 3, GENESIS)
+    assert known(inheritance, records, 3, 3)
     assert (inheritance.pending["param"].decided, inheritance.pending["param"].taken) == (True, False)
 
 
@@ -87,7 +94,7 @@ def test_a_grant_that_was_begun_must_be_what_the_log_says(phase: int, contributo
     records = log("ab", contributors)
     inheritance = inherited(Mark(phase, serial=3, used=3), records)
     inheritance.learn(records)
-    assert inheritance.known(2, 2, GENESIS)
+    assert known(inheritance, records, 2, 2)
     assert (not inheritance.foreign) == agrees
 
 
@@ -95,13 +102,13 @@ def test_a_history_that_was_given_up_is_recognised() -> None:
     records, others = log("ab", "ab"), log("ab", "ac", "ab", attempt=12)
     same_length = inherited(STAGED, records, at=2)
     same_length.learn([*others[:1], CommitRecord(2, SyncId("param", 2, 12), ("a",), (1.0,), b"x" * 32, b"y" * 32)])
-    assert same_length.known(2, 2, GENESIS)
+    assert known(same_length, records, 2, 2)
     assert same_length.foreign
     shorter = inherited(STAGED, records, at=2)
-    assert shorter.known(1, 1, GENESIS)
+    assert known(shorter, records, 1, 1)
     assert shorter.foreign
     another = inherited(STAGED, records, at=0)
-    assert another.known(0, 0, b"another genesis")
+    assert another.known(0, b"another chain", 0, b"another genesis")
     assert another.foreign
 
 
@@ -113,5 +120,21 @@ def test_nothing_is_known_before_the_peer_is_as_far_as_its_trainer() -> None:
     records = log("ab", "ab", "ab")
     inheritance = inherited(STAGED, records, at=2)
     inheritance.learn(records)
-    assert not inheritance.known(1, 3, GENESIS)
-    assert inheritance.known(2, 3, GENESIS)
+    assert not known(inheritance, records, 1, 3)
+    assert not known(inheritance, records, 2, 3)  # the line that decides may yet be given up
+    assert known(inheritance, records, 3, 3)
+
+
+def test_what_a_line_has_decided_that_was_given_up_before_it_was_applied_is_read_anew() -> None:
+    records = log("ab", "ab")
+    others = [records[0], *log("ac", "ac", attempt=12)[1:]]
+    digest = b"o" * 32
+    others[1] = replace(others[1], digest=digest, chain=next_link(records[0].chain, digest))
+    for head in (1, 2):  # the news that the log went back came, or got lost
+        inheritance = inherited(Mark(MERGING, serial=3, used=3), records)
+        inheritance.learn(records)
+        assert not known(inheritance, records, 1, 2)
+        assert not known(inheritance, others, head, head)
+        inheritance.learn(others[:head])
+        assert known(inheritance, others, head, head)
+        assert inheritance.foreign  # half of a merge was handed to it that never was

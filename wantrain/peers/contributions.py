@@ -178,7 +178,7 @@ class Contributions:
         effects: list[Effect] = []
         if inheritance is not None:
             recovery = self._recovery
-            if not inheritance.known(recovery.applied, recovery.head, recovery.genesis):
+            if not inheritance.known(recovery.applied, recovery.chain, recovery.head, recovery.genesis):
                 trainer.inheritance = inheritance
                 return []
             effects += [TellTrainer(Attached(self._me, self._name, "", (), False))]

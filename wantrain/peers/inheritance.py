@@ -62,11 +62,13 @@ class Pending:
     phase: int
     decided: bool = False
     taken: bool = False
+    number: int = 0
+    """The line that has decided."""
 
     def observe(self, record: CommitRecord, me: str) -> None:
         """A line of the log: the first sync behind `after` decides."""
         if not self.decided and record.sync.index > self.after:
-            self.decided = True
+            self.decided, self.number = True, record.number
             self.taken = self.used and me in record.contributors and record.sync.attempt > self.floor
 
 
@@ -96,10 +98,11 @@ class Inheritance:
     again: list[str] = field(default_factory=list)
     """Streams whose last Granted the trainer has not received."""
     pending: dict[str, Pending] = field(default_factory=dict)
-    _chain: bytes = b""
+    _links: dict[int, bytes] = field(default_factory=dict)
+    """Of the chain, by line that was read."""
 
     def __post_init__(self) -> None:
-        self.next, self._chain = max(self.held.number, 1), b""
+        self._begin()
         for name, mark in self.held.marks.items():
             if mark.phase == GRANTED and mark.count > self.received.get(name, 0):
                 self.again.append(name)
@@ -112,6 +115,12 @@ class Inheritance:
             elif mark.phase == STARTING:
                 self.foreign = "the former daemon was about to start it anew"
 
+    def _begin(self) -> None:
+        """Read from the place of the marks on; what was read before may have been given up."""
+        self.next, self._links = max(self.held.number, 1), {}
+        for pending in self.pending.values():
+            pending.decided = pending.taken = False
+
     def learn(self, records: Iterable[CommitRecord]) -> None:
         """Lines of the log have come; what is not the next one changes nothing."""
         for record in records:
@@ -119,25 +128,33 @@ class Inheritance:
                 continue
             follows = record.chain == self.held.chain if record.number == self.held.number else True
             if record.number > self.held.number:
-                before = self._chain or self.held.chain
+                before = self._links.get(record.number - 1, self.held.chain)
                 follows = next_link(before, record.digest) == record.chain
             if not follows:
                 self.foreign = "the run has given up the history that the trainer stood in"
                 return
-            self._chain = record.chain
+            self._links[record.number] = record.chain
             self.next += 1
             for stream, pending in self.pending.items():
                 if stream == record.sync.stream and (stream not in self.gossip or self.me in record.contributors):
                     pending.observe(record, self.me)
 
-    def known(self, applied: int, head: int, genesis: bytes) -> bool:
-        """Whether what became of everything is known up to line `applied`; the run is at `head` and began with
-        `genesis`."""
+    def known(self, applied: int, chain: bytes, head: int, genesis: bytes) -> bool:
+        """Whether what became of everything is known up to line `applied`, of link `chain`.
+
+        The run is at `head` and began with `genesis`. What a line beyond `applied` has decided is not known yet: if
+        nobody has that line's update any more, the run gives it up.
+        """
         if head < self.held.number or (self.held.number == 0 and self.held.chain != genesis):
             self.foreign = self.foreign or "the run has given up the history that the trainer stood in"
         if self.foreign:
             return True
+        given_up = any(pending.decided and pending.number > head for pending in self.pending.values())
+        if given_up or self._links.get(applied, chain) != chain:
+            self._begin()
         if applied < self.held.number or self.next <= applied:
+            return False
+        if any(pending.decided and pending.number > applied for pending in self.pending.values()):
             return False
         for pending in self.pending.values():
             granting = pending.phase in (MERGING, MOVING)
