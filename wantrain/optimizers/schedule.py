@@ -126,7 +126,7 @@ class RoundOptions:
     cap: Annotated[int, Range(1, 10**9)] = 1000
     """qsr: most steps of a round."""
     warmup: Annotated[int, Range(0, 10**9)] = 0
-    """qsr: steps of the run at whose start H is `every`: as many as the learning rate rises in, or rounds begin long."""
+    """qsr: steps of the run at whose start H is `every`: as many as the learning rate rises in."""
     round_s: Annotated[float, Range(0, 10**6, open_low=True)] = 60.0
     """seconds: how long a round lasts."""
     total: Annotated[int, Range(0, 10**9)] = 0
