@@ -13,7 +13,7 @@ from types import FunctionType
 from typing import Any
 
 import wantrain
-from wantrain import errors, look, session, sim, token_file
+from wantrain import errors, look, session, sim, token_file, trainer_shell
 
 PAGE = Path(__file__).parents[1] / "docs" / "api.md"
 BEGIN, END = "<!-- generated: {} -->", "<!-- end -->"
@@ -31,7 +31,7 @@ def swarm() -> str:
     """Every public member of Swarm: attributes, properties, methods."""
     found = [f"| {name} | |\n|---|---|" for name in ("attribute",)]
     rows, methods = [], []
-    for name, note in _attributes(session.Swarm).items():
+    for name, note in {**_attributes(trainer_shell.TrainerShell), **_attributes(session.Swarm)}.items():
         rows.append(f"| `{name}` | {_one_line(note)} |")
     for name, member in vars(session.Swarm).items():
         if name.startswith("_") or name in NOT_FOR_USERS:

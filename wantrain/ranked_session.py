@@ -21,7 +21,8 @@ from wantrain.peers.supply import Supply
 from wantrain.peers.trainer import Stage
 from wantrain.ranked_replica import FollowingReplica, LeadingReplica
 from wantrain.ranks import Place, Ranks, Told, portion
-from wantrain.session import LOOK_EVERY_S, Swarm, stream_of
+from wantrain.session import Swarm
+from wantrain.trainer_shell import LOOK_EVERY_S, stream_of
 from wantrain.transport.link import Link
 
 SPEAK_EVERY_S = 5.0

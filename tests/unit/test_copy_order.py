@@ -18,7 +18,8 @@ from wantrain.peers.engine import Engine
 from wantrain.peers.messages import Attached, Granted, pack
 from wantrain.piece import boxes
 from wantrain.replica import Replica
-from wantrain.session import DAEMON, Swarm
+from wantrain.session import Swarm
+from wantrain.trainer_shell import DAEMON
 from wantrain.transport.link import LinkEvent, Received
 
 torch.set_num_threads(1)

@@ -169,7 +169,7 @@ def test_without_an_answer_it_says_what_was_waited_for(
 
 
 def test_a_lost_daemon_gives_none(serve: Callable[..., Showing], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("wantrain.session.LOST_PATIENCE_S", 0.1)
+    monkeypatch.setattr("wantrain.trainer_shell.LOST_PATIENCE_S", 0.1)
     daemon, trainer = serve(MEAN), Trainer()
     swarm = joined(daemon, trainer)
     daemon.stop()

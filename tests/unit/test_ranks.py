@@ -24,7 +24,8 @@ from wantrain.peers.shared_memory import LOCAL_RUN
 from wantrain.ranked_replica import blocks
 from wantrain.ranked_session import ranked
 from wantrain.ranks import Place, Ranks, Told, site_ranks, split_of
-from wantrain.session import DAEMON, Swarm
+from wantrain.session import Swarm
+from wantrain.trainer_shell import DAEMON
 from wantrain.transport.zmq_link import ZmqLink
 
 __all__ = ["serve"]

@@ -16,7 +16,8 @@ from wantrain.optimizers.stream import Wire as Codecs
 from wantrain.peers.engine import Engine
 from wantrain.peers.messages import Attached, Granted, pack
 from wantrain.replica import Replica
-from wantrain.session import DAEMON, Swarm
+from wantrain.session import Swarm
+from wantrain.trainer_shell import DAEMON
 from wantrain.transport.link import Received
 
 torch.set_num_threads(1)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 import wantrain
-from wantrain import Swarm, session
+from wantrain import Swarm, trainer_shell
 from wantrain.errors import ConfigError, ModelMismatchError, RefusedError, UnreachableError
 from wantrain.optimizers.stream import Stream
 from wantrain.peers.engine import Engine
@@ -325,7 +325,7 @@ def test_without_a_daemon_join_says_how_to_start_one(monkeypatch: pytest.MonkeyP
 
 
 def test_a_daemon_that_never_answers_is_given_up(serve: Callable[..., Daemon], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(session, "JOIN_PATIENCE_S", 0.5)
+    monkeypatch.setattr(trainer_shell, "JOIN_PATIENCE_S", 0.5)
     daemon = serve(MEAN)
     daemon.mute = True
     with pytest.raises(UnreachableError, match="no state of the run"):
@@ -532,7 +532,7 @@ def test_progress_is_posted_at_every_step(serve: Callable[..., Daemon]) -> None:
 def test_what_is_waited_for_is_told(
     serve: Callable[..., Daemon], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(session, "SAY_EVERY_S", 0.0)
+    monkeypatch.setattr(trainer_shell, "SAY_EVERY_S", 0.0)
     daemon, trainer = serve(MEAN), Trainer()
     with joined(daemon, trainer):
         pass
@@ -563,7 +563,7 @@ def test_after_the_ceiling_training_goes_on_and_takes_the_result_later(
 def test_when_the_daemon_is_lost_training_goes_on_alone(
     serve: Callable[..., Daemon], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(session, "LOST_PATIENCE_S", 0.2)
+    monkeypatch.setattr(trainer_shell, "LOST_PATIENCE_S", 0.2)
     daemon, trainer = serve(MEAN), Trainer()
     others: list[int] = []
     with joined(daemon, trainer) as swarm:
@@ -584,8 +584,8 @@ def test_when_the_daemon_is_lost_training_goes_on_alone(
 def test_a_daemon_that_is_lost_between_syncs_is_noticed(
     serve: Callable[..., Daemon], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(session, "LOST_PATIENCE_S", 0.1)
-    monkeypatch.setattr(session, "LOOK_EVERY_S", 0.0)
+    monkeypatch.setattr(trainer_shell, "LOST_PATIENCE_S", 0.1)
+    monkeypatch.setattr(trainer_shell, "LOOK_EVERY_S", 0.0)
     daemon, trainer = serve(Stream("param", every=10**6, merge="mean", codec="fp32")), Trainer()
     with joined(daemon, trainer) as swarm:
         daemon.stop()
@@ -598,7 +598,7 @@ def test_a_daemon_that_is_lost_between_syncs_is_noticed(
 def test_the_newest_numbers_reach_the_daemon_merged(
     serve: Callable[..., Daemon], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(session, "LOG_EVERY_S", 1000.0)
+    monkeypatch.setattr(trainer_shell, "LOG_EVERY_S", 1000.0)
     daemon, trainer = serve(MEAN), Trainer()
     with joined(daemon, trainer) as swarm:
         for step in range(1000):
@@ -688,8 +688,8 @@ def grown(daemon: Daemon) -> Callable[[Record], list[Record]]:
 def test_a_daemon_that_is_started_again_gets_the_trainer_as_it_is(
     serve: Callable[..., Daemon], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(session, "LOST_PATIENCE_S", 0.2)
-    monkeypatch.setattr(session, "LOOK_EVERY_S", 0.0)
+    monkeypatch.setattr(trainer_shell, "LOST_PATIENCE_S", 0.2)
+    monkeypatch.setattr(trainer_shell, "LOOK_EVERY_S", 0.0)
 
     def dies(_: Contribute) -> str:
         first.stopping.set()
@@ -724,8 +724,8 @@ def test_a_daemon_that_is_started_again_gets_the_trainer_as_it_is(
 def test_a_daemon_that_cannot_go_on_gives_the_runs_weights_anew(
     serve: Callable[..., Daemon], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(session, "LOST_PATIENCE_S", 0.2)
-    monkeypatch.setattr(session, "LOOK_EVERY_S", 0.0)
+    monkeypatch.setattr(trainer_shell, "LOST_PATIENCE_S", 0.2)
+    monkeypatch.setattr(trainer_shell, "LOOK_EVERY_S", 0.0)
     quiet = Stream("param", every=10**6, merge="mean", codec="fp32")
     first, trainer = serve(quiet), Trainer()
     with joined(first, trainer) as swarm:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tests.unit.test_session import MEAN, Daemon, Trainer, joined, served
-from wantrain import TokenFile, session
+from wantrain import TokenFile, trainer_shell
 from wantrain.errors import ConfigError
 from wantrain.optimizers.stream import Stream
 from wantrain.peers.leases import Leases
@@ -258,4 +258,4 @@ def test_a_token_file_is_a_data_set(serve: Callable[..., LeasingDaemon], tmp_pat
             first += inputs[:, 0].tolist()
             trainer.step()
     assert sorted(first) == list(range(0, 64, 4))
-    assert session.POLL_S <= 1.0
+    assert trainer_shell.POLL_S <= 1.0

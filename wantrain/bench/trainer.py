@@ -19,7 +19,8 @@ from wantrain.peers.engine import Engine
 from wantrain.peers.messages import Attach, Attached, Contribute, Detach, Detached, Granted, Record, pack, unpack
 from wantrain.peers.shared_memory import LOCAL_RUN
 from wantrain.replica import Replica
-from wantrain.session import DAEMON, Swarm
+from wantrain.session import Swarm
+from wantrain.trainer_shell import DAEMON
 from wantrain.transport.device import device_of
 from wantrain.transport.link import Received
 from wantrain.transport.zmq_link import ZmqLink

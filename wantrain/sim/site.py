@@ -35,9 +35,9 @@ from wantrain.peers.peer import Peer
 from wantrain.peers.saved_state import SavedState
 from wantrain.peers.saver import Writing
 from wantrain.peers.shared_memory import LOCAL_RUN
-from wantrain.session import DAEMON
 from wantrain.sim.churn import Kill
 from wantrain.sim.timeline import Timeline
+from wantrain.trainer_shell import DAEMON
 from wantrain.transport.codec import CODECS
 from wantrain.transport.collective import Payload
 from wantrain.transport.link import Connected, Disconnected, Done, Received

@@ -10,9 +10,10 @@ from wantrain.errors import ConfigError
 from wantrain.inner_step import in_order
 from wantrain.peers.shared_memory import LOCAL_RUN
 from wantrain.replica import Replica
-from wantrain.session import DAEMON, Swarm
+from wantrain.session import Swarm
 from wantrain.sim.result import WorkerResult
 from wantrain.sim.timeline import Task, Timeline
+from wantrain.trainer_shell import DAEMON
 from wantrain.transport.link import LinkEvent
 from wantrain.transport.memory_link import MemoryHub, MemoryLink
 
@@ -128,7 +129,7 @@ class Trainer:
             task: this thread.
             steps: of the run.
             step_s: virtual time that a usual step takes.
-            wait_ceiling_s: see `wantrain.session.Swarm`.
+            wait_ceiling_s: see `wantrain.trainer_shell.TrainerShell`.
             begin: called when the run's weights are here; blocks until training begins; when that was.
             finish: called after the last step; blocks until it may leave.
             restart: the run's step at which it ends and starts again; 0: none.
