@@ -94,7 +94,7 @@ def test_the_commands_of_every_template_are_ours(name: str) -> None:
         parse(words)
 
 
-@pytest.mark.parametrize("page", ["deploy.md", "metrics.md"])
+@pytest.mark.parametrize("page", ["../README.md", "api.md", "deploy.md", "metrics.md", "examples.md"])
 def test_the_commands_of_the_pages_are_ours(page: str) -> None:
     found = list(shell_commands((DOCS / page).read_text(encoding="utf-8")))
     assert len(found) >= 3
