@@ -76,9 +76,10 @@ MOST_GROWN_BYTES = 300 << 20
 def test_who_contributes_what_cannot_be_used_is_named_and_left_out_and_comes_back(new_run: Callable[..., Run]) -> None:
     run = new_run()
     lie = run.folder / "lie"
-    run.peer("anna")
-    run.peer("bert")
-    run.peer("carl", prepare=LIAR.format(path=str(lie)))
+    wide = ("--hidden", "12000")  # chunks for everybody to own, so that some of carl's parts go to others
+    run.peer("anna", trainer=wide)
+    run.peer("bert", trainer=wide)
+    run.peer("carl", trainer=wide, prepare=LIAR.format(path=str(lie)))
     run.until_commits(2, "anna", "bert", "carl")
     for what, words in {
         "nan": "NaN",

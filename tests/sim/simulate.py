@@ -31,7 +31,7 @@ STAYS_S = 2.0
 """How long it has to stay at rest: several heartbeats and ticks."""
 PROGRESS_SEEDS = 500
 BATCH = 2000
-WATCHED = 16
+WATCHED = 8
 """In one of so many seeds the transitions are noted that it reaches: that takes its time."""
 CHUNK = 10
 """Seeds that are handed out at once, and to one process."""

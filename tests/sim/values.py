@@ -19,11 +19,12 @@ from tests.sim.symbols import Violation
 from tests.sim.world import SimCoordinator, SimPeer, SimTrainer, World
 from wantrain.optimizers.stream import Stream
 from wantrain.peers import coordinator as co
+from wantrain.peers.common_memory import take_vectors
 from wantrain.peers.effects import Apply, Effect
 from wantrain.peers.engine import Engine
 from wantrain.peers.inheritance import Held
 from wantrain.peers.layout import stream_chunks
-from wantrain.peers.messages import CommitRecord, Manifest, Start
+from wantrain.peers.messages import CommitRecord, Common, Manifest, Start
 from wantrain.peers.peer import Peer
 from wantrain.peers.shared_memory import Segment
 from wantrain.transport.codec import as_tensor
@@ -161,6 +162,20 @@ class ValuePeer(SimPeer):
     def resume_segment(self, tensors: Any, path: str) -> Held | None:
         held: Held = tensors.resume_segment(path)
         return held
+
+    def open_common(self, tensors: Any) -> tuple[str, dict[str, int]]:
+        self._segments += 1
+        path = self.world.folder / f"{self.name}-{self.boot}-common-{self._segments}"
+        return str(path), tensors.open_common(path)
+
+    def _shown(self, record: Common) -> None:
+        """What is handed out is phi at one log number, all of it, bit for bit."""
+        assert isinstance(self.tensors, ValueEngine)
+        phi = {s.name: self.tensors.phi(s.name) for s in self.world.streams if s.state == "param"}
+        shown = take_vectors(Path(record.path), {name: vector.numel() for name, vector in phi.items()})
+        if record.number != self.shell.core.applied or not all(torch.equal(shown[name], phi[name]) for name in phi):
+            raise Violation(f"{self.name} shows {shown} as of {record.number}, phi is {phi}")
+        self.looks += 1
 
     def send_bulk(self, to: str, record: Any, payloads: tuple[Any, ...], done: Any = None) -> bool:
         return super().send_bulk(to, record, tuple(bytes(payload) for payload in payloads), done)
