@@ -74,20 +74,20 @@ def test_the_page_has_means_spreads_and_ratios_to_data_parallel_and_names_what_f
             (Run(SMALL, 1, ALONE, 1), outcome(2.5, 0)),
             (replace(base, seed=3), {"failed": "the run stalled"}),
         ),
-        ["methods.png"],
+        ["study-methods.png"],
     )
     assert "| DiLoCo | 2.200 ± 0.141 | +5.0 % | 10.0 | 100× | 2 |" in page
     assert "| data parallel | 2.000 |  | 1,000.0 |  | 1 |" in page
     assert "| one worker alone, as many steps | 2.500 |" in page
     assert "* data parallel: the run stalled" in page
     assert all(f"| `{name}` |" in page for name in METHODS)
-    assert "![Methods](img/methods.png)" in page
+    assert "![Methods](img/study-methods.png)" in page
 
 
 def test_pictures_are_drawn_of_what_there_are_figures_of(tmp_path: Path) -> None:
     assert draw(suite.new_record(), tmp_path) == []
-    assert draw(record_of((Run(SMALL, 4, DILOCO, 1), outcome(2.1))), tmp_path) == ["methods.png"]
-    assert (tmp_path / "methods.png").stat().st_size > 10_000
+    assert draw(record_of((Run(SMALL, 4, DILOCO, 1), outcome(2.1))), tmp_path) == ["study-methods.png"]
+    assert (tmp_path / "study-methods.png").stat().st_size > 10_000
 
 
 def test_a_study_that_was_interrupted_goes_on_with_what_is_missing(tmp_path: Path) -> None:

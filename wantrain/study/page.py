@@ -73,7 +73,7 @@ def markdown(record: Json, pictures: Sequence[str]) -> str:
         for table, title, words in TABLES:
             found = list(_tables(record, table))
             if found:
-                picture = [f"![{title}](img/{table}.png)"] if f"{table}.png" in pictures else []
+                picture = [f"![{title}](img/study-{table}.png)"] if f"study-{table}.png" in pictures else []
                 parts += [f"### {title}", words, *picture, *found]
     return "\n\n".join(parts) + "\n"
 

@@ -32,8 +32,8 @@ def draw(record: Json, folder: Path) -> list[str]:
             words = f"{title}: {PEERS} workers, {SMALL.name} parameters, mean over the seeds"
             figure, axes = panels(2, 12.5, 5.4, words)
             _fill(axes, rows)
-            figure.savefig(folder / f"{table}.png", dpi=120)
-            names.append(f"{table}.png")
+            figure.savefig(folder / f"study-{table}.png", dpi=120)
+            names.append(f"study-{table}.png")
     return names
 
 
