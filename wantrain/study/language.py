@@ -13,7 +13,7 @@ from torch.nn.utils import clip_grad_norm_
 from wantrain import sim
 from wantrain.demo import corpus, model
 from wantrain.sim import Join, Kill, Pace, Worker
-from wantrain.study.plan import Run, Size
+from wantrain.study.plan import H, Run, Size
 
 SHARDS = 8
 """Parts of the text, whatever the number of workers: all runs of a seed are measured on the same held-out text."""
@@ -38,7 +38,7 @@ def measure(run: Run) -> Json:
     text = _text(run.seed)
     held_out = text.held_out_batch(batch=HELD_OUT_WINDOWS, context=size.model.context)
 
-    every = setting.options.get("every", 1)
+    every = setting.options.get("every", H)
     turns = range(CHURN_ROUNDS, size.steps // every, CHURN_ROUNDS) if setting.churn else ()
     joins = [Join(at=turn * every) for turn in turns]
     kills = [Kill(worker=k, sync=turn) for k, turn in enumerate(turns)]
