@@ -5,23 +5,13 @@ the file has no header. The daemon makes it, the trainer removes it as soon as i
 """
 
 import mmap
-import os
 from collections.abc import Mapping
 from itertools import accumulate
 from pathlib import Path
 
 from torch import Tensor
 
-from wantrain.errors import WantrainError
-from wantrain.peers.shared_memory import region, reserve
-
-PAGE_BYTES = 4096
-
-
-def _starts(elements: Mapping[str, int]) -> list[int]:
-    """Where each vector begins, in bytes, and at last the size of the file."""
-    sizes = (-(-4 * count // PAGE_BYTES) * PAGE_BYTES for count in elements.values())
-    return list(accumulate(sizes, initial=0))
+from wantrain.peers.mapped_file import PAGE_BYTES, create_mapped, damaged, open_mapped, region, region_bytes
 
 
 def create_vectors(path: Path, elements: Mapping[str, int]) -> dict[str, Tensor]:
@@ -30,19 +20,7 @@ def create_vectors(path: Path, elements: Mapping[str, int]) -> dict[str, Tensor]
     Raises:
         WantrainError: there is not enough room, or the file cannot be made.
     """
-    size_bytes = max(_starts(elements)[-1], PAGE_BYTES)
-    try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
-    except OSError as error:
-        raise WantrainError(f"cannot create shared memory {path}: {error.strerror}") from error
-    try:
-        reserve(descriptor, path, size_bytes)
-        return _views(mmap.mmap(descriptor, size_bytes), elements)
-    except BaseException:
-        path.unlink()
-        raise
-    finally:
-        os.close(descriptor)
+    return _views(create_mapped(path, _size_bytes(elements)), elements)
 
 
 def take_vectors(path: Path, elements: Mapping[str, int]) -> dict[str, Tensor]:
@@ -51,21 +29,20 @@ def take_vectors(path: Path, elements: Mapping[str, int]) -> dict[str, Tensor]:
     Raises:
         WantrainError: there is no such file, or it is of another length.
     """
-    try:
-        descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW)
-    except OSError as error:
-        raise WantrainError(
-            f"cannot open shared memory {path}: {error.strerror}",
-            hint="trainer and daemon must run on one machine and share /dev/shm and the folder for temporary files",
-        ) from error
-    try:
-        found, wanted = os.fstat(descriptor).st_size, max(_starts(elements)[-1], PAGE_BYTES)
-        if found != wanted:
-            raise WantrainError(f"shared memory {path} has {found} bytes where {wanted} belong")
-        path.unlink(missing_ok=True)
-        return _views(mmap.mmap(descriptor, wanted), elements)
-    finally:
-        os.close(descriptor)
+    memory = open_mapped(path)
+    if len(memory) != _size_bytes(elements):
+        raise damaged(path, f"it has {len(memory)} bytes where {_size_bytes(elements)} belong")
+    path.unlink(missing_ok=True)
+    return _views(memory, elements)
+
+
+def _starts(elements: Mapping[str, int]) -> list[int]:
+    """Where each vector begins, in bytes, and at last where the last one ends."""
+    return list(accumulate(map(region_bytes, elements.values()), initial=0))
+
+
+def _size_bytes(elements: Mapping[str, int]) -> int:
+    return max(_starts(elements)[-1], PAGE_BYTES)
 
 
 def _views(memory: mmap.mmap, elements: Mapping[str, int]) -> dict[str, Tensor]:

@@ -31,7 +31,6 @@ be made twice is written to the spare region first, and each mark is one word, w
 """
 
 import contextlib
-import errno
 import mmap
 import os
 import struct
@@ -44,6 +43,7 @@ from torch import Tensor
 
 from wantrain.errors import ConfigError, WantrainError
 from wantrain.peers.inheritance import Held, Mark
+from wantrain.peers.mapped_file import PAGE_BYTES, create_mapped, damaged, open_mapped, region, region_bytes
 from wantrain.transport.partition import chunk_elements
 
 LOCAL_RUN = bytes(8)
@@ -60,7 +60,6 @@ _PLACE_AT = 136
 _PLACE = struct.Struct("<q32s")
 _SPARE_AT = 224
 _TABLE_AT = 256
-_PAGE_BYTES = 4096
 _MAX_ELEMENTS = 2**48
 _WORDS = 10
 """Of a mark, in this order: phase and count, then the fields behind them."""
@@ -82,11 +81,11 @@ class Segment:
         self._given: dict[str, Tensor] = {}
         for (name, count), start in zip(elements.items(), _starts(elements), strict=True):
             self._out[name] = region(memory, start, count)
-            self._given[name] = region(memory, start + _region_bytes(count), count)
+            self._given[name] = region(memory, start + region_bytes(count), count)
         self._names = list(elements)
-        self._spare = region(memory, _PAGE_BYTES + _marks_bytes(elements), _spare_elements(elements))
+        self._spare = region(memory, PAGE_BYTES + _marks_bytes(elements), _spare_elements(elements))
         whole = memoryview(memory)
-        self._marks = whole[_PAGE_BYTES : _PAGE_BYTES + 8 * _WORDS * len(elements)].cast("q")
+        self._marks = whole[PAGE_BYTES : PAGE_BYTES + 8 * _WORDS * len(elements)].cast("q")
         self._place = whole[_PLACE_AT : _PLACE_AT + 8].cast("q")
         self._places = whole[_PLACE_AT + 8 : _PLACE_AT + 8 + 2 * _PLACE.size]
         self._spared = whole[_SPARE_AT : _SPARE_AT + 8].cast("q")
@@ -108,26 +107,12 @@ class Segment:
         """
         path = Path(path)
         table = b"".join(_NAME.pack(len(n.encode())) + n.encode() + _ELEMENTS.pack(c) for n, c in elements.items())
-        if len(table) > _PAGE_BYTES - _TABLE_AT:
+        if len(table) > PAGE_BYTES - _TABLE_AT:
             raise ConfigError(
-                f"{len(elements)} streams take {len(table)} bytes of header, {_PAGE_BYTES - _TABLE_AT} are there",
+                f"{len(elements)} streams take {len(table)} bytes of header, {PAGE_BYTES - _TABLE_AT} are there",
                 hint="use fewer streams, or shorter names",
             )
-        size_bytes = segment_bytes(elements)
-        try:
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
-        except OSError as error:
-            raise WantrainError(
-                f"cannot create shared memory {path}: {error.strerror}", hint="remove the file, or make its folder"
-            ) from error
-        try:
-            reserve(descriptor, path, size_bytes)
-            memory = mmap.mmap(descriptor, size_bytes)
-        except BaseException:
-            path.unlink()
-            raise
-        finally:
-            os.close(descriptor)
+        memory = create_mapped(path, segment_bytes(elements))
         memory[_TABLE_AT : _TABLE_AT + len(table)] = table
         memory[: _HEAD.size] = _HEAD.pack(_MAGIC, _VERSION, len(elements))
         return cls(path, memory, elements)
@@ -140,23 +125,12 @@ class Segment:
             WantrainError: there is no such file, or it is not a whole segment of this version.
         """
         path = Path(path)
-        try:
-            descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW)
-        except OSError as error:
-            raise WantrainError(
-                f"cannot open shared memory {path}: {error.strerror}",
-                hint="trainer and daemon must run on one machine and share /dev/shm and the folder for temporary files",
-            ) from error
-        try:
-            size_bytes = os.fstat(descriptor).st_size
-            if size_bytes < _PAGE_BYTES:
-                raise _damaged(path, f"it has {size_bytes} bytes, less than a header")
-            memory = mmap.mmap(descriptor, size_bytes)
-        finally:
-            os.close(descriptor)
-        elements = _read_table(path, memory[:_PAGE_BYTES])
-        if segment_bytes(elements) != size_bytes:
-            raise _damaged(path, f"it has {size_bytes} bytes where its header wants {segment_bytes(elements)}")
+        memory = open_mapped(path)
+        if len(memory) < PAGE_BYTES:
+            raise damaged(path, f"it has {len(memory)} bytes, less than a header")
+        elements = _read_table(path, memory[:PAGE_BYTES])
+        if segment_bytes(elements) != len(memory):
+            raise damaged(path, f"it has {len(memory)} bytes where its header wants {segment_bytes(elements)}")
         return cls(path, memory, elements)
 
     def out(self, stream: str) -> Tensor:
@@ -286,12 +260,8 @@ class Segment:
             self.path.unlink()
 
 
-def _region_bytes(count: int) -> int:
-    return -(-4 * count // _PAGE_BYTES) * _PAGE_BYTES
-
-
 def _marks_bytes(elements: Mapping[str, int]) -> int:
-    return -(-8 * _WORDS * len(elements) // _PAGE_BYTES) * _PAGE_BYTES
+    return -(-8 * _WORDS * len(elements) // PAGE_BYTES) * PAGE_BYTES
 
 
 def _spare_elements(elements: Mapping[str, int]) -> int:
@@ -300,7 +270,7 @@ def _spare_elements(elements: Mapping[str, int]) -> int:
 
 
 def _regions_at(elements: Mapping[str, int]) -> int:
-    return _PAGE_BYTES + _marks_bytes(elements) + _region_bytes(_spare_elements(elements))
+    return PAGE_BYTES + _marks_bytes(elements) + region_bytes(_spare_elements(elements))
 
 
 def _starts(elements: Mapping[str, int]) -> Iterator[int]:
@@ -308,45 +278,18 @@ def _starts(elements: Mapping[str, int]) -> Iterator[int]:
     start = _regions_at(elements)
     for count in elements.values():
         yield start
-        start += 2 * _region_bytes(count)
+        start += 2 * region_bytes(count)
 
 
 def segment_bytes(elements: Mapping[str, int]) -> int:
     """Size of a segment for streams of these lengths."""
-    return _regions_at(elements) + 2 * sum(map(_region_bytes, elements.values()))
-
-
-def region(memory: mmap.mmap, start: int, count: int) -> Tensor:
-    """fp32[count] view of a mapped file from byte `start` on."""
-    if not count:
-        return torch.empty(0)
-    return torch.frombuffer(memory, dtype=torch.float32, count=count, offset=start)
-
-
-def reserve(descriptor: int, path: Path, size_bytes: int) -> None:
-    """Give the file its memory now: a full file system met later would end the process with SIGBUS."""
-    try:
-        if hasattr(os, "posix_fallocate"):
-            os.posix_fallocate(descriptor, 0, size_bytes)
-        else:
-            block = bytes(1 << 20)
-            for start in range(0, size_bytes, len(block)):
-                os.pwrite(descriptor, block[: size_bytes - start], start)
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.ENOMEM):
-            raise
-        room = os.statvfs(path.parent)
-        raise WantrainError(
-            f"{size_bytes / 2**20:,.1f} MiB of shared memory are needed in {path.parent}, "
-            f"{room.f_bavail * room.f_frsize / 2**20:,.1f} MiB are free",
-            hint="make room there, or give the container more (docker run --shm-size=…)",
-        ) from error
+    return _regions_at(elements) + 2 * sum(map(region_bytes, elements.values()))
 
 
 def _read_table(path: Path, header: bytes) -> dict[str, int]:
     magic, version, streams = _HEAD.unpack_from(header)
     if magic != _MAGIC:
-        raise _damaged(path, "it is no segment")
+        raise damaged(path, "it is no segment")
     if version != _VERSION:
         raise WantrainError(
             f"shared memory {path} has version {version}, here {_VERSION}",
@@ -362,12 +305,8 @@ def _read_table(path: Path, header: bytes) -> dict[str, int]:
             (count,) = _ELEMENTS.unpack_from(header, at + length)
             at += length + _ELEMENTS.size
             if name in elements or count > _MAX_ELEMENTS:
-                raise _damaged(path, f"its header has {count} elements of stream {name!r}")
+                raise damaged(path, f"its header has {count} elements of stream {name!r}")
             elements[name] = count
     except (struct.error, UnicodeDecodeError) as error:
-        raise _damaged(path, f"its header is broken: {error}") from None
+        raise damaged(path, f"its header is broken: {error}") from None
     return elements
-
-
-def _damaged(path: Path, reason: str) -> WantrainError:
-    return WantrainError(f"{path} cannot be used as shared memory: {reason}", hint="start the peer again")
