@@ -82,3 +82,11 @@ class CodecError(WantrainError):
 
 class ProtocolBug(AssertionError):  # noqa: N818 - a bug of ours, not an error of a user
     """Our own mistake: a core met an event that its transition table does not list; carries its history."""
+
+
+def error_named(kind: str, message: str, *, hint: str = "") -> WantrainError:
+    """The error of another process, of the class that it names; `WantrainError` if there is none of that name here."""
+    found = globals().get(kind)
+    if isinstance(found, type) and issubclass(found, WantrainError):
+        return found(message, hint=hint)
+    return WantrainError(message, hint=hint)

@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import wantrain
-from wantrain import errors
-from wantrain.errors import ConfigError, WantrainError
+from wantrain.errors import ConfigError, WantrainError, error_named
 from wantrain.peers.place import state_directory
 from wantrain.transport.auth import Invite
 
@@ -144,10 +143,9 @@ class OwnDaemon:
 
     def _failure(self, code: int, said: list[dict[str, Any]]) -> WantrainError:
         last = next((line for line in reversed(said) if "error" in line and "kind" in line), None)
-        kind = getattr(errors, str(last["kind"]), None) if last is not None else None
-        if last is None or not (isinstance(kind, type) and issubclass(kind, WantrainError)):
+        if last is None:
             return WantrainError(f"the peer daemon ended with exit code {code}", hint=f"see its log: {self.log}")
-        return kind(str(last["error"]), hint=str(last.get("hint", "")))
+        return error_named(str(last["kind"]), str(last["error"]), hint=str(last.get("hint", "")))
 
     # ---- its end
 

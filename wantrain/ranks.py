@@ -17,8 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from wantrain import errors
-from wantrain.errors import ConfigError, TrainerError, WantrainError
+from wantrain.errors import ConfigError, TrainerError, WantrainError, error_named
 
 LEADER = 0
 PATIENCE = datetime.timedelta(minutes=30)
@@ -245,9 +244,7 @@ def _unpacked(data: bytes, prefix: str = "") -> WantrainError:
     unpacker = msgpack.Unpacker()
     unpacker.feed(data)
     name, message, hint = unpacker.unpack()
-    kind = getattr(errors, name, WantrainError)
-    known = isinstance(kind, type) and issubclass(kind, WantrainError)
-    return (kind if known else WantrainError)(f"{prefix}{message}", hint=hint)
+    return error_named(name, f"{prefix}{message}", hint=hint)
 
 
 def split_of(split: tuple[int, int] | None) -> tuple[int, int]:

@@ -85,16 +85,9 @@ def join(
         UnreachableError: no daemon at the address, no answer of the run, or no state of it for 600 s.
     """
     ranks = site_ranks()
-    text = os.environ.get("WANTRAIN_WAIT_CEILING_S")
-    try:
-        ceiling_s = math.inf if text is None else float(text)
-    except ValueError:
-        ceiling_s = math.nan
-    if not ceiling_s > 0:
-        raise ConfigError(f"WANTRAIN_WAIT_CEILING_S is {text!r}, allowed is a number > 0", hint="leave it to the peer")
     optimizers = in_order(optimizer)
     link = ZmqLink(LOCAL_RUN)
-    options: dict[str, Any] = {"wait_ceiling_s": None if text is None else ceiling_s, "delay": delay}
+    options: dict[str, Any] = {"wait_ceiling_s": _wait_ceiling_s(), "delay": delay}
     try:
         if ranks is None:
             swarm = Swarm(link, Replica(model, optimizers), **options)
@@ -118,6 +111,20 @@ def join(
         swarm.close()
         raise
     return swarm
+
+
+def _wait_ceiling_s() -> float | None:
+    """The longest wait for a grant that the environment asks for; None leaves it to the peer."""
+    text = os.environ.get("WANTRAIN_WAIT_CEILING_S")
+    if text is None:
+        return None
+    try:
+        ceiling_s = float(text)
+    except ValueError:
+        ceiling_s = math.nan
+    if not ceiling_s > 0:
+        raise ConfigError(f"WANTRAIN_WAIT_CEILING_S is {text!r}, allowed is a number > 0", hint="leave it to the peer")
+    return ceiling_s
 
 
 class Swarm(TrainerShell):

@@ -339,7 +339,7 @@ class Coordinator:
     def _welcome(self, peer: str) -> Welcome:
         indices = {stream.name: self.log.committed[stream.name] for stream in self.facts.streams}
         # A newcomer's first sync comes after all that a former process of it may have been in.
-        indices |= {name: current.index - 1 for name, current in self.rounds.items() if isinstance(current, Pairing)}
+        indices |= {name: current.index - 1 for name, current in self._pairings.items()}
         head = self.head
         self._revision += 1
         newest = self.log.newest
@@ -455,10 +455,10 @@ class Coordinator:
 
     def _let_go(self, peer: str, now: float) -> list[CoordinatorEffect]:
         """Tell those who leave, after a report of this peer, what of their state is held by somebody who stays."""
-        reports = self.membership.reports
-        leaving = {one: report for one, report in reports.items() if report.leaving}
+        leaving = self.membership.leaving
         if not leaving and not self._bequests.waiting:
             return []
+        reports = self.membership.reports
         staying = {one: -1 for one in self.membership.alive if one not in leaving}
         staying |= {p: r.log_number for p, r in reports.items() if p in staying and not self._foreign_history(r)}
         if not staying and now - self._began_at < self._usual_s:
@@ -744,8 +744,8 @@ class Coordinator:
 
         def announce(now: float) -> list[CoordinatorEffect]:
             self.log.append(record)
-            if isinstance(current := self.rounds.get(start.sync.stream), Pairing):
-                current.committed(record)
+            if pairing := self._pairings.get(start.sync.stream):
+                pairing.committed(record)
             self.offences.contributed(start.contributors)
             self._timing[record.number] = {**timing, "committed_at": now}
             self._timing.pop(record.number - TIMINGS_KEPT, None)
@@ -778,15 +778,20 @@ class Coordinator:
             effects += self._say_why()
         return effects + self._save_if_due(now) + self._rescue(now)
 
+    @property
+    def _pairings(self) -> dict[str, Pairing]:
+        """The rounds of streams that are exchanged in pairs."""
+        return {name: current for name, current in self.rounds.items() if isinstance(current, Pairing)}
+
     def _save_if_due(self, now: float) -> list[CoordinatorEffect]:
         effects: list[CoordinatorEffect] = []
         members, least = self.membership.members, 0
-        for pairing in [current for current in self.rounds.values() if isinstance(current, Pairing)]:
+        for pairing in self._pairings.values():
             members, least = self._savers(pairing), pairing.agreed
             if not members:
                 return []
         asks = self.saves.tick(self.head, members, now, least=least)
-        for pairing in [current for current in self.rounds.values() if isinstance(current, Pairing)]:
+        for pairing in self._pairings.values():
             pairing.held_back = self.saves.writer
         for ask in asks:
             leases = self.leases.snapshot(ask.number)

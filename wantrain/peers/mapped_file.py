@@ -51,7 +51,7 @@ def open_mapped(path: Path) -> mmap.mmap:
     try:
         size_bytes = os.fstat(descriptor).st_size
         if not size_bytes:
-            raise damaged(path, "it is empty")
+            raise damaged(path, "it has 0 bytes")
         return mmap.mmap(descriptor, size_bytes)
     finally:
         os.close(descriptor)

@@ -116,6 +116,7 @@ class Membership:
         self.view = view
         self.peers: dict[str, PeerState] = {}
         self._order: list[str] = []
+        self._leaving: set[str] = set()
         self._policy = policy
 
     def handle(self, event: MembershipEvent, now: float) -> list[MembershipEffect]:
@@ -146,6 +147,11 @@ class Membership:
     def reports(self) -> dict[str, Report]:
         """What each of them has reported last."""
         return {peer: known.report for peer, known in self.peers.items() if known.alive and known.report is not None}
+
+    @property
+    def leaving(self) -> dict[str, Report]:
+        """The last reports of those who have said in them that they leave."""
+        return {peer: report for peer in sorted(self._leaving) if (report := self.peers[peer].report) is not None}
 
     def roster(self) -> tuple[Member, ...]:
         """The view in order, then the joining."""
@@ -191,22 +197,30 @@ class Membership:
             return []  # a late copy of what it said before
         if known.alive:
             return self._changed() if changed else []
-        self._revive(known, now)
+        self._revive(event.peer, now)
         return [Joined(event.peer), *self._changed()]
 
-    def _revive(self, known: PeerState, now: float) -> None:
+    def _revive(self, peer: str, now: float) -> None:
+        known = self.peers[peer]
         known.state, known.seen_at, known.arrivals = "joining", now, Arrivals(self._policy.heartbeat_s)
+        self._note_leaving(peer)
+
+    def _note_leaving(self, peer: str) -> None:
+        known = self.peers[peer]
+        leaves = known.alive and known.report is not None and known.report.leaving
+        (self._leaving.add if leaves else self._leaving.discard)(peer)
 
     def _heard(self, event: Heard, now: float) -> list[MembershipEffect]:
         known = self.peers[event.peer]
         effects: list[MembershipEffect] = []
         if not known.alive:
-            self._revive(known, now)
+            self._revive(event.peer, now)
             effects.append(Joined(event.peer))
         elif known.report is not None:
             known.arrivals.add(now - known.seen_at)
         known.seen_at = now
         known.report = event.report
+        self._note_leaving(event.peer)
         known.hinted_at = None
         if known.state == "member" and event.report.log_number < 0:
             return self._demote(event.peer)
@@ -241,6 +255,7 @@ class Membership:
             return []
         known.state = state
         known.gone_reason = reason
+        self._note_leaving(peer)
         known.hinted_at = None
         if peer in self._order:
             self._order.remove(peer)
