@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +15,7 @@ from tests.process.forked import ROOT
 from tests.process.harness import Run
 from wantrain.demo.processes import json_lines
 from wantrain.peers.orphan import started_at
+from wantrain.transport.auth import Invite
 
 NOTEBOOK = Path(__file__).parent / "notebook.py"
 
@@ -131,6 +133,28 @@ def test_cells_of_a_notebook_join_by_invite(new_run: Callable[..., Run]) -> None
         run.until(lambda: not started_at(daemon), "the daemon of the killed kernel ends")
     assert said(run, look["log"], "trainer-exit")[-1]["reason"].endswith("has ended")
     assert {peer["state"] for peer in run.status()["peers"]} == {"left"}
+
+
+def test_an_invite_that_cannot_be_used_is_an_error_of_join(new_run: Callable[..., Run]) -> None:
+    run = new_run()
+
+    def invited(*words: str) -> str:
+        return run.wantrain("invite", "run.toml", *words, "--address", run.address).stdout.strip()
+
+    expired, spent = invited("--expires", "1s"), invited()
+    with opened(run) as notebook:
+        assert notebook.cell(f"invite = {spent!r}; *_, swarm = join(); swarm.leave()") == {"said": None}
+        for invite, words in (
+            (expired, "the invite expired at "),
+            (spent, "this invite was for 1 peer, all used"),
+            (spent[:-9], "cut off"),
+        ):
+            run.until(lambda: time.time() > Invite.parse(expired).expires_unix, "the invite expires")
+            said = notebook.cell(f"invite = {invite!r}; join(home=f'{{folder}}/other')")
+            assert said["error"] == "InviteError", said
+            assert words in said["message"]
+            assert "next: " in said["message"]
+    assert pid_of(run.folder / "other") == 0
 
 
 def test_scripts_come_and_go_at_a_peer_without_a_command(new_run: Callable[..., Run]) -> None:

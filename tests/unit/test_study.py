@@ -104,6 +104,19 @@ def test_a_study_that_was_interrupted_goes_on_with_what_is_missing(tmp_path: Pat
     assert not figures.exists()  # there was nothing to do
 
 
+def test_what_is_the_same_training_is_done_once_and_stands_in_all_of_its_rows(tmp_path: Path) -> None:
+    setting = Setting("DiLoCo", "diloco", {"every": 10})
+    same = replace(setting, label="DiLoCo, every 10", table="periods")
+    other = replace(setting, label="DiLoCo, fp32", codec="fp32")
+    planned = [Run(TINY, 2, one, seed) for seed in (1, 2) for one in (setting, same, other)]
+    record = record_of((planned[1], outcome(2.0)), (planned[2], outcome(2.1)), (planned[5], outcome(2.2)))
+    suite.train(record, planned, float("inf"), 1, tmp_path / "methods.json")
+    seeds = {row["setting"]["label"]: row["seeds"] for row in record["rows"]}
+    assert seeds["DiLoCo"] == seeds["DiLoCo, every 10"]
+    assert seeds["DiLoCo"]["1"]["loss"] == 2.0
+    assert (seeds["DiLoCo, fp32"]["1"]["loss"], seeds["DiLoCo, fp32"]["2"]["loss"]) == (2.1, 2.2)
+
+
 def test_a_study_may_go_on_on_another_machine_which_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     record = {**suite.new_record(), "machine": {"cpu": "another"}}
     suite.train(record, [], float("inf"), 1, tmp_path / "methods.json")

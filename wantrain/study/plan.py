@@ -1,7 +1,7 @@
 """What the study trains: sizes of the model, settings of the methods, and the runs that these come to; data only."""
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from wantrain.demo.model import GPTConfig
@@ -58,6 +58,11 @@ class Run:
     def row(self) -> dict[str, Any]:
         """What runs of the same row have in common; what it is in the file of figures."""
         return {"size": asdict(self.size), "peers": self.peers, "setting": asdict(self.setting)}
+
+    @property
+    def training(self) -> "Run":
+        """What is trained, whatever the row is called: equal for runs of several tables that need be made only once."""
+        return replace(self, setting=replace(self.setting, label="", table=""))
 
 
 H = 30

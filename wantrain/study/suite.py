@@ -81,8 +81,15 @@ def train(record: Json, planned: list[Run], budget_s: float, workers: int, figur
         click.echo(f"figures so far are from {record['machine']}: losses do not depend on that, times do", err=True)
         record["machine"] = machine()
     began, spent_s = time.monotonic(), record["seconds"]
-    left = [run for run in planned if str(run.seed) not in row_of(record, run)["seeds"]]
-    click.echo(f"{len(left)} of {len(planned)} runs to do, {workers} at a time", err=True)
+    left: list[Run] = []
+    for run in planned:
+        if outcome := row_of(record, run)["seeds"].get(str(run.seed)):
+            note(record, planned, run, outcome)
+    for run in planned:
+        done = str(run.seed) in row_of(record, run)["seeds"]
+        if not done and not any(run.training == other.training for other in left):
+            left.append(run)
+    click.echo(f"{len(left)} trainings to do for {len(planned)} rows and seeds, {workers} at a time", err=True)
     under_way: dict[Future[Json], Run] = {}
     done = 0
     with (
@@ -105,7 +112,7 @@ def train(record: Json, planned: list[Run], budget_s: float, workers: int, figur
                     outcome = future.result()
                 except WantrainError as error:
                     outcome = {"failed": error.message}
-                row_of(record, run)["seeds"][str(run.seed)] = outcome
+                note(record, planned, run, outcome)
                 said = outcome.get("failed") or f"{outcome['loss']:.3f} nats, {outcome['seconds']:.0f} s"
                 click.echo(f"{done}, {len(left)} left: {words}: {said}", err=True)
                 record["date"] = datetime.now(UTC).isoformat(timespec="minutes")
@@ -134,6 +141,13 @@ def row_of(record: Json, run: Run) -> Json:
     record["rows"].append({**known, "seeds": {}})
     made: Json = record["rows"][-1]
     return made
+
+
+def note(record: Json, planned: list[Run], run: Run, outcome: Json) -> None:
+    """Enter what came out of a run in all rows that are the same training."""
+    for alike in planned:
+        if alike.training == run.training:
+            row_of(record, alike)["seeds"].setdefault(str(alike.seed), outcome)
 
 
 def keep(record: Json, figures: Path) -> None:
