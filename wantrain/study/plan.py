@@ -38,7 +38,7 @@ class Setting:
     codec: str = "int8"
     down: str = ""
     table: str = "methods"
-    """Which table of docs/methods.md it belongs to: methods, codecs, periods, churn or speeds."""
+    """Which table of docs/methods.md it belongs to: methods, regimes, codecs, periods, churn or speeds."""
     paces: tuple[float, ...] = ()
     """Steps that each worker makes in the time of one usual step; (): 1 for all."""
     churn: bool = False
@@ -70,6 +70,8 @@ H = 30
 
 SMALL = Size("0.12 M", GPTConfig(layers=2, width=64, heads=4, context=64), steps=600, batch=8, lr=3e-3)
 MEDIUM = Size("1.05 M", GPTConfig(), steps=480, batch=4, lr=2e-3)
+LONG = replace(SMALL, name="0.12 M, long", steps=2400)
+WIDE = replace(SMALL, name="0.12 M, large batches", batch=32)
 LARGE = Size("5.1 M", GPTConfig(layers=6, width=264, heads=6, context=64), steps=300, batch=4, lr=1e-3)
 
 ALONE = Setting("one worker alone, as many steps", "local-sgd", {"every": H}, "fp32")
@@ -79,6 +81,7 @@ STREAMING = Setting("Streaming DiLoCo, int4 up", "streaming-diloco", {"every": H
 NOLOCO = Setting("NoLoCo, fp32", "noloco", {"every": H}, "fp32")
 EAGER = Setting("eager", "eager", {"every": H})
 DES_LOC = Setting("DES-LOC", "des-loc", {"every": H})
+LOCAL_SGD = Setting("Local SGD", "local-sgd", {"every": H})
 LOCAL_ADAM = Setting("Local Adam", "local-adam", {"every": H})
 
 QSR = {"every": 10, "schedule": "qsr", "growth": 0.012, "warmup": 60, "total": 600}
@@ -86,7 +89,7 @@ QSR = {"every": 10, "schedule": "qsr", "growth": 0.012, "warmup": 60, "total": 6
 
 METHODS = (
     DDP,
-    Setting("Local SGD", "local-sgd", {"every": H}),
+    LOCAL_SGD,
     LOCAL_ADAM,
     DES_LOC,
     DILOCO,
@@ -99,6 +102,7 @@ METHODS = (
     Setting("FedAdagrad", "fedadagrad", {"every": H}),
     Setting("SPARTA, a 30th of the coordinates every step", "sparta", {"parts": H}),
 )
+REGIMES = tuple(replace(setting, table="regimes") for setting in (DDP, LOCAL_SGD, DILOCO))
 CODECS = tuple(
     Setting(f"DiLoCo, {label}", "diloco", {"every": H}, codec, down, "codecs")
     for label, codec, down in (
@@ -151,6 +155,10 @@ def runs(which: str) -> Iterator[Run]:
         for peers in (2, 8):
             for setting in (DDP, DILOCO, STREAMING, EAGER, NOLOCO, DES_LOC, LOCAL_ADAM):
                 yield Run(SMALL, peers, setting, seed)
+        for size in (LONG, WIDE):
+            yield Run(size, 1, ALONE, seed)
+            for setting in REGIMES:
+                yield Run(size, 4, setting, seed)
         for size in (MEDIUM, LARGE) if which == "full" else (LARGE,):
             yield Run(size, 1, ALONE, seed)
             for setting in (DDP, DILOCO, STREAMING):

@@ -86,8 +86,8 @@ def train(record: Json, planned: list[Run], budget_s: float, workers: int, figur
         if outcome := row_of(record, run)["seeds"].get(str(run.seed)):
             note(record, planned, run, outcome)
     for run in planned:
-        done = str(run.seed) in row_of(record, run)["seeds"]
-        if not done and not any(run.training == other.training for other in left):
+        known = str(run.seed) in row_of(record, run)["seeds"]
+        if not known and not any(run.training == other.training for other in left):
             left.append(run)
     click.echo(f"{len(left)} trainings to do for {len(planned)} rows and seeds, {workers} at a time", err=True)
     under_way: dict[Future[Json], Run] = {}
