@@ -57,7 +57,6 @@ EXAMPLES = (
     Example("accelerate", "a loop with Hugging Face accelerate", "hf"),
     Example("fsdp2", "a loop with FSDP2 on the ranks of `torchrun`", ranks=2),
 )
-MEASURED = EXAMPLES[:2]
 
 
 def changed_lines(before: Sequence[str], after: Sequence[str]) -> int:
@@ -107,7 +106,7 @@ def measure() -> str:
         "| example | step of plain.py | step of train.py | hooks per step | of a step | the step that ends a round |",
         "|---|---|---|---|---|---|",
     ]
-    for example in MEASURED:
+    for example in EXAMPLES:
         plain, joined = [], []
         for _ in range(REPEATS):
             plain.append(_run(example, together=False))
@@ -126,7 +125,9 @@ def _run(example: Example, *, together: bool) -> dict[str, Any]:
         figures = Path(place) / "figures.json"
         script = FOLDER / example.name / ("train.py" if together else "plain.py")
         words = (figures, EVERY if together else 0, script, "--out", Path(place) / "out")
-        command = [sys.executable, *map(str, (OVERHEAD, *words, example.steps_option, EVERY * ROUNDS))]
+        torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", example.ranks)
+        under = torchrun if example.ranks > 1 else ()
+        command = [sys.executable, *map(str, (*under, OVERHEAD, *words, example.steps_option, EVERY * ROUNDS))]
         quiet = subprocess.DEVNULL
         subprocess.run(command, env=environment, check=True, timeout=TIMEOUT_S, stdout=quiet, stderr=quiet)
         found: dict[str, Any] = json.loads(figures.read_text())

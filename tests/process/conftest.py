@@ -1,5 +1,6 @@
 """Fixtures of the process tests."""
 
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -13,7 +14,12 @@ from wantrain.demo.processes import terminated_like_ctrl_c
 
 @pytest.fixture(scope="session", autouse=True)
 def ended_in_order() -> Iterator[None]:
-    """SIGTERM and SIGHUP end the tests as Ctrl-C does, so that nothing of what they have started outlives them."""
+    """SIGTERM and SIGHUP end the tests as Ctrl-C does, so that nothing of what they have started outlives them.
+
+    A shell that starts the tests in the background has them ignore Ctrl-C, which all that they start would inherit.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     with terminated_like_ctrl_c():
         yield
 

@@ -2,7 +2,7 @@
 
 Arguments: the file for the figures, the steps of a round (0: the script is one without wantrain), the script, its
 arguments. Beside it, in a thread, is a peer that answers each contribution with itself. A step is what lies between the
-ends of two steps of the optimizer; of waiting for the peer nothing is counted.
+ends of two steps of the optimizer; of waiting for the peer nothing is counted. Of several ranks the first one writes.
 """
 
 import json
@@ -25,6 +25,7 @@ from wantrain.session import Swarm
 WARM_UP_STEPS = 10
 
 out, every, script, *words = sys.argv[1:]
+first = os.environ.get("RANK", "0") == "0"
 steps_s: list[float] = []
 hooks_s: list[float] = []
 """Of each step."""
@@ -61,11 +62,11 @@ sys.argv = [script, *words]
 sys.path[0] = str(Path(script).parent)
 with tempfile.TemporaryDirectory(prefix="wantrain-") as folder:
     beside = _Beside(Path(folder), Stream("param", every=max(1, int(every)), merge="nesterov", codec="int8"))
-    if int(every):
+    if int(every) and first:
         beside.start()
         os.environ["WANTRAIN_DAEMON"] = beside.address
     runpy.run_path(script, run_name="__main__")
-    if int(every):
+    if int(every) and first:
         beside.stop()
 ends = [hook for k, hook in enumerate(hooks_s, 1) if int(every) and k % int(every) == 0 and k > WARM_UP_STEPS]
 figures = {
@@ -74,4 +75,5 @@ figures = {
     "hooks_ms": 1e3 * fmean(hooks_s[WARM_UP_STEPS:]),
     "round_ms": 1e3 * median(ends) if ends else 0.0,
 }
-Path(out).write_text(json.dumps(figures))
+if first:
+    Path(out).write_text(json.dumps(figures))

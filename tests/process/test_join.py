@@ -2,6 +2,7 @@
 
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from wantrain.demo.processes import json_lines
 from wantrain.peers.orphan import started_at
 from wantrain.transport.auth import Invite
 
+PATIENCE_S = 60.0
 NOTEBOOK = Path(__file__).parent / "notebook.py"
 
 
@@ -50,6 +52,7 @@ class Notebook:
     def end(self) -> dict[str, Any]:
         """The answer of the cell that runs: the only thing on its output."""
         assert self.process.stdout is not None
+        assert select.select([self.process.stdout], [], [], PATIENCE_S)[0], "the cell does not end"
         answer: dict[str, Any] = json.loads(self.process.stdout.readline())
         return answer
 
