@@ -84,9 +84,7 @@ class ProtocolBug(AssertionError):  # noqa: N818 - a bug of ours, not an error o
     """Our own mistake: a core met an event that its transition table does not list; carries its history."""
 
 
-def error_named(kind: str, message: str, *, hint: str = "") -> WantrainError:
-    """The error of another process, of the class that it names; `WantrainError` if there is none of that name here."""
-    found = globals().get(kind)
-    if isinstance(found, type) and issubclass(found, WantrainError):
-        return found(message, hint=hint)
-    return WantrainError(message, hint=hint)
+def kind_named(name: str) -> type[WantrainError] | None:
+    """The class of an error that another process names; None if there is none of that name here."""
+    found = globals().get(name)
+    return found if isinstance(found, type) and issubclass(found, WantrainError) else None

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import wantrain
-from wantrain.errors import ConfigError, WantrainError, error_named
+from wantrain.errors import ConfigError, WantrainError, kind_named
 from wantrain.peers.place import state_directory
 from wantrain.transport.auth import Invite
 
@@ -143,9 +143,10 @@ class OwnDaemon:
 
     def _failure(self, code: int, said: list[dict[str, Any]]) -> WantrainError:
         last = next((line for line in reversed(said) if "error" in line and "kind" in line), None)
-        if last is None:
+        kind = kind_named(str(last["kind"])) if last is not None else None
+        if last is None or kind is None:
             return WantrainError(f"the peer daemon ended with exit code {code}", hint=f"see its log: {self.log}")
-        return error_named(str(last["kind"]), str(last["error"]), hint=str(last.get("hint", "")))
+        return kind(str(last["error"]), hint=str(last.get("hint", "")))
 
     # ---- its end
 

@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from wantrain.errors import ConfigError, TrainerError, WantrainError, error_named
+from wantrain.errors import ConfigError, TrainerError, WantrainError, kind_named
 
 LEADER = 0
 PATIENCE = datetime.timedelta(minutes=30)
@@ -244,7 +244,7 @@ def _unpacked(data: bytes, prefix: str = "") -> WantrainError:
     unpacker = msgpack.Unpacker()
     unpacker.feed(data)
     name, message, hint = unpacker.unpack()
-    return error_named(name, f"{prefix}{message}", hint=hint)
+    return (kind_named(name) or WantrainError)(f"{prefix}{message}", hint=hint)
 
 
 def split_of(split: tuple[int, int] | None) -> tuple[int, int]:
