@@ -85,9 +85,9 @@ def join(
         UnreachableError: no daemon at the address, no answer of the run, or no state of it for 600 s.
     """
     ranks = site_ranks()
+    options: dict[str, Any] = {"wait_ceiling_s": _wait_ceiling_s(), "delay": delay}
     optimizers = in_order(optimizer)
     link = ZmqLink(LOCAL_RUN)
-    options: dict[str, Any] = {"wait_ceiling_s": _wait_ceiling_s(), "delay": delay}
     try:
         if ranks is None:
             swarm = Swarm(link, Replica(model, optimizers), **options)
