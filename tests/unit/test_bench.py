@@ -338,15 +338,21 @@ def test_more_measures_only_the_rows_without_figures(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(suite, "_codecs", lambda: [])
     monkeypatch.setattr(suite, "_peer", lambda: [])
     monkeypatch.setattr(suite, "_trainer", lambda: [{"share": 0.004}])
-    first = suite.measure("quick", 1e9, "first")
+    kept: list[int] = []
+
+    def noted(record: dict[str, Any]) -> None:
+        kept.append(len(record["allreduce"]))
+
+    first = suite.measure("quick", 1e9, "first", noted)
     rows = len(asked)
+    assert kept == [0, 0, 0, 0, *range(1, rows + 1)]  # what is interrupted goes on with --more
     assert [row.get("failed") for row in first["allreduce"]].count("no room") == 1
-    again = suite.measure("quick", 1e9, "again", json.loads(json.dumps(first)))
+    again = suite.measure("quick", 1e9, "again", noted, json.loads(json.dumps(first)))
     assert asked[rows:] == asked[1:2]
     assert not any("failed" in row for row in again["allreduce"])
     assert again["command"] == "first; again"
     monkeypatch.setattr(suite, "_trainer", lambda: pytest.fail("there are figures"))
     older = {key: value for key, value in first.items() if key != "peer"}
-    assert suite.measure("quick", 1e9, "again", older)["trainer"] == {"rows": [{"share": 0.004}]}
+    assert suite.measure("quick", 1e9, "again", noted, older)["trainer"] == {"rows": [{"share": 0.004}]}
     with pytest.raises(ConfigError, match="another machine"):
-        suite.measure("quick", 1e9, "again", {**first, "machine": {}})
+        suite.measure("quick", 1e9, "again", noted, {**first, "machine": {}})

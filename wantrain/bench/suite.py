@@ -7,11 +7,13 @@ from collections.abc import Callable
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import click
 
 from wantrain.bench import allreduce, coordinator, matrix
 from wantrain.bench.document import markdown
+from wantrain.bench.figures import keep
 from wantrain.bench.plots import draw
 from wantrain.bench.worker import Json
 from wantrain.errors import ConfigError, WantrainError
@@ -53,9 +55,9 @@ def main(which: str | None, budget: float | None, out: Path, more: bool, render:
         else:
             words = [*([f"--{which}"] if which else []), *(["--more"] if more else [])]
             command = " ".join(["scripts/bench", *words, *([f"--budget {budget:g}"] if budget else [])])
-            record = measure(which or "default", budget or BUDGET_S[which or "default"], command, former)
-        figures.parent.mkdir(parents=True, exist_ok=True)
-        figures.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+            budget = budget or BUDGET_S[which or "default"]
+            figures.parent.mkdir(parents=True, exist_ok=True)
+            record = measure(which or "default", budget, command, lambda found: keep(found, figures), former)
         pictures = draw(record, figures.parent)
         (out / "benchmarks.md").write_text(markdown(record, pictures), encoding="utf-8")
     except WantrainError as error:
@@ -67,8 +69,11 @@ def main(which: str | None, budget: float | None, out: Path, more: bool, render:
     _say(f"written: {out / 'benchmarks.md'}")
 
 
-def measure(which: str, budget_s: float, command: str, former: Json | None = None) -> Json:
+def measure(which: str, budget_s: float, command: str, noted: Callable[[Json], None], former: Json | None = None) -> Json:
     """All of a matrix but what `former` has figures of; what cannot run is recorded with the reason.
+
+    Args:
+        noted: gets the figures so far, whenever there are new ones.
 
     Raises:
         ConfigError: `former` was measured on another machine.
@@ -79,24 +84,32 @@ def measure(which: str, budget_s: float, command: str, former: Json | None = Non
         raise ConfigError(
             f"the figures are from another machine: {former['machine']}, here {machine}", hint="leave out --more"
         )
-    known = {} if former is None else {_key(row): row for row in former["allreduce"] if "failed" not in row}
+    before: Json = {"seconds": 0, "allreduce": []} if former is None else former
     record: Json = {
+        **before,
         "date": datetime.now(UTC).isoformat(timespec="minutes"),
         "command": command if former is None else f"{former['command']}; {command}",
         "machine": machine,
-        "allreduce": [],
-        "coordinator": _try(lambda: coordinator.measure(COORDINATED[which], 3, _say))
-        if former is None
-        else former["coordinator"],
-        "codecs": _try(_codecs) if former is None else former["codecs"],
-        "peer": former["peer"] if former is not None and "peer" in former else _try(_peer),
-        "trainer": former["trainer"] if former is not None and "trainer" in former else _try(_trainer),
     }
+
+    def note(**found: Any) -> None:
+        record.update(found, seconds=round(time.monotonic() - began) + before["seconds"])
+        noted(record)
+
+    parts: dict[str, Callable[[], list[Json]]] = {
+        "coordinator": lambda: coordinator.measure(COORDINATED[which], 3, _say),
+        "codecs": _codecs,
+        "peer": _peer,
+        "trainer": _trainer,
+    }
+    for name, measured in parts.items():
+        if name not in record:
+            note(**{name: _try(measured)})
+    known = {_key(row): row for row in before["allreduce"] if "failed" not in row}
     for row in matrix.rows(which):
         options = {**asdict(row.options), "down": row.options.way_down, "against": list(row.options.against)}
         entry: Json = {"group": row.group, "options": options}
-        if (found := known.get(_key(entry))) is not None:
-            record["allreduce"].append(found)
+        if _key(entry) in known:
             continue
         _say(f"{row.group}: {describe(row.options)}")
         if time.monotonic() - began > budget_s:
@@ -108,8 +121,8 @@ def measure(which: str, budget_s: float, command: str, former: Json | None = Non
                 entry["failed"] = error.message
         if "failed" in entry:
             _say(f"  {entry['failed']}")
-        record["allreduce"].append(entry)
-    record["seconds"] = round(time.monotonic() - began) + (0 if former is None else former["seconds"])
+        known[_key(entry)] = entry
+        note(allreduce=list(known.values()))
     return record
 
 

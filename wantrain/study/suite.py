@@ -14,6 +14,7 @@ from pathlib import Path
 import click
 
 from wantrain.bench.allreduce import machine
+from wantrain.bench.figures import keep
 from wantrain.demo.processes import terminated_like_ctrl_c
 from wantrain.errors import WantrainError
 from wantrain.study.language import Json, measure
@@ -148,13 +149,6 @@ def note(record: Json, planned: list[Run], run: Run, outcome: Json) -> None:
     for alike in planned:
         if alike.training == run.training:
             row_of(record, alike)["seeds"].setdefault(str(alike.seed), outcome)
-
-
-def keep(record: Json, figures: Path) -> None:
-    """Replace the file as a whole, so that it is never half of one."""
-    fresh = figures.with_suffix(".new")
-    fresh.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    fresh.replace(figures)
 
 
 if __name__ == "__main__":
