@@ -69,7 +69,9 @@ def main(which: str | None, budget: float | None, out: Path, more: bool, render:
     _say(f"written: {out / 'benchmarks.md'}")
 
 
-def measure(which: str, budget_s: float, command: str, noted: Callable[[Json], None], former: Json | None = None) -> Json:
+def measure(
+    which: str, budget_s: float, command: str, noted: Callable[[Json], None], former: Json | None = None
+) -> Json:
     """All of a matrix but what `former` has figures of; what cannot run is recorded with the reason.
 
     Args:
