@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.process.forked import ROOT
 from tests.process.harness import Run
 from wantrain.demo.processes import json_lines
@@ -138,6 +140,7 @@ def test_cells_of_a_notebook_join_by_invite(new_run: Callable[..., Run]) -> None
     assert {peer["state"] for peer in run.status()["peers"]} == {"left"}
 
 
+@pytest.mark.scenario(12)
 def test_an_invite_that_cannot_be_used_is_an_error_of_join(new_run: Callable[..., Run]) -> None:
     run = new_run()
 
