@@ -744,8 +744,8 @@ class Coordinator:
 
         def announce(now: float) -> list[CoordinatorEffect]:
             self.log.append(record)
-            if pairing := self._pairings.get(start.sync.stream):
-                pairing.committed(record)
+            if isinstance(current := self.rounds.get(start.sync.stream), Pairing):
+                current.committed(record)
             self.offences.contributed(start.contributors)
             self._timing[record.number] = {**timing, "committed_at": now}
             self._timing.pop(record.number - TIMINGS_KEPT, None)

@@ -151,7 +151,9 @@ class Membership:
     @property
     def leaving(self) -> dict[str, Report]:
         """The last reports of those who have said in them that they leave."""
-        return {peer: report for peer in sorted(self._leaving) if (report := self.peers[peer].report) is not None}
+        if not self._leaving:  # nearly always, and this is asked at every report
+            return {}
+        return {p: k.report for p, k in self.peers.items() if p in self._leaving and k.report is not None}
 
     def roster(self) -> tuple[Member, ...]:
         """The view in order, then the joining."""
