@@ -108,11 +108,12 @@ def measure(
         if name not in record:
             note(**{name: _try(measured)})
     known = {_key(row): row for row in before["allreduce"] if "failed" not in row}
-    for row in matrix.rows(which):
-        options = {**asdict(row.options), "down": row.options.way_down, "against": list(row.options.against)}
-        entry: Json = {"group": row.group, "options": options}
-        if _key(entry) in known:
+    rows = matrix.rows(which)
+    keys = [_key(_entry(row)) for row in rows]
+    for key, row in zip(keys, rows, strict=True):
+        if key in known:
             continue
+        entry = _entry(row)
         _say(f"{row.group}: {describe(row.options)}")
         if time.monotonic() - began > budget_s:
             entry["failed"] = f"not run: the budget of {budget_s:g} s was used up"
@@ -123,9 +124,17 @@ def measure(
                 entry["failed"] = error.message
         if "failed" in entry:
             _say(f"  {entry['failed']}")
-        known[_key(entry)] = entry
-        note(allreduce=list(known.values()))
+        known[key] = entry
+        note(
+            allreduce=[known[key] for key in keys if key in known]
+        )  # as the matrix has them, whenever each was measured
     return record
+
+
+def _entry(row: matrix.Row) -> Json:
+    """A row as it stands in the figures, without what was measured."""
+    options = {**asdict(row.options), "down": row.options.way_down, "against": list(row.options.against)}
+    return {"group": row.group, "options": options}
 
 
 def _key(entry: Json) -> str:
