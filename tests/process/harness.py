@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -248,6 +249,12 @@ class Run:
             return commits if len(commits) >= count else []
 
         return self.until(found, f"{count} commits after {start} with {', '.join(contributors) or 'anybody'}")
+
+    def longest_pause_s(self, since_unix: float, *contributors: str) -> float:
+        """The longest time between two commits that these are in, `since_unix` counted as the first."""
+        commits = [event for event in self.commits() if set(contributors) <= set(event["contributors"])]
+        times = [since_unix, *(e["time_unix"] for e in commits if e["time_unix"] > since_unix)]
+        return max((after - before for before, after in pairwise(times)), default=0.0)
 
     def status(self) -> dict[str, Any]:
         """The coordinator's document; {} if it does not answer."""

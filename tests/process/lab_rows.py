@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -78,12 +77,6 @@ class Stage:
         self.measured(self.row, what, value, unit)
         self.say(f"{what}: {value:.3g} {unit}")
 
-    def longest_pause_s(self, since_unix: float, *contributors: str) -> float:
-        """The longest time without a commit that these are in, from `since_unix` on."""
-        commits = [event for event in self.run.commits() if set(contributors) <= set(event["contributors"])]
-        times = [since_unix, *(event["time_unix"] for event in commits if event["time_unix"] > since_unix)]
-        return max((after - before for before, after in pairwise(times)), default=0.0)
-
     def faults(self) -> list[Event]:
         """What a healthy run has none of."""
         return self.events("lost", "abort", "left-behind")
@@ -115,7 +108,7 @@ def black_hole(stage: Stage, *, both_ways: bool) -> None:
     stage.figure("all three in a commit around the hole", around["time_unix"] - since, "s")
     assert not stage.events("lost"), "both of them reach the coordinator"
     run.until_commits(20, *THREE)
-    stage.figure("longest time without a commit", stage.longest_pause_s(since), "s")
+    stage.figure("longest time without a commit", run.longest_pause_s(since), "s")
     stage.figure("attempts that failed", len(stage.events("abort")), "")
     stage.end()
 
@@ -136,7 +129,7 @@ def partition(stage: Stage, inside: Sequence[str], outside: Sequence[str]) -> No
     if inside:
         commits = run.until_commits(10, *inside, after=cut_at)
         assert not {name for event in commits for name in event["contributors"]} & set(outside)
-        stage.figure("longest time without a commit inside", stage.longest_pause_s(since), "s")
+        stage.figure("longest time without a commit inside", run.longest_pause_s(since), "s")
     run.until(lambda: all(run.steps(name) > steps[name] + 50 for name in outside), "those outside train on")
     numbers = {name: len(run.events(name, "commit")) for name in outside}
     end_at = time.monotonic() + HELD_OUT_S
@@ -210,7 +203,7 @@ def frozen(stage: Stage) -> None:
     assert lost["name"] == "carl"
     stage.figure("until the frozen peer was left out", lost["time_unix"] - since, "s")
     run.until_commits(10, "anna", "bert", after=run.head)
-    stage.figure("longest time without a commit", stage.longest_pause_s(since), "s")
+    stage.figure("longest time without a commit", run.longest_pause_s(since), "s")
     thawed = time.time()
     run.signal("carl", signal.SIGCONT, group=True)
     back = run.until_commits(1, *THREE)[0]

@@ -26,6 +26,7 @@ WARM_UP_STEPS = 10
 
 out, every, script, *words = sys.argv[1:]
 first = os.environ.get("RANK", "0") == "0"
+accompanied = first and int(every) > 0
 steps_s: list[float] = []
 hooks_s: list[float] = []
 """Of each step."""
@@ -62,11 +63,11 @@ sys.argv = [script, *words]
 sys.path[0] = str(Path(script).parent)
 with tempfile.TemporaryDirectory(prefix="wantrain-") as folder:
     beside = _Beside(Path(folder), Stream("param", every=max(1, int(every)), merge="nesterov", codec="int8"))
-    if int(every) and first:
+    if accompanied:
         beside.start()
         os.environ["WANTRAIN_DAEMON"] = beside.address
     runpy.run_path(script, run_name="__main__")
-    if int(every) and first:
+    if accompanied:
         beside.stop()
 ends = [hook for k, hook in enumerate(hooks_s, 1) if int(every) and k % int(every) == 0 and k > WARM_UP_STEPS]
 figures = {

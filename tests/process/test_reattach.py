@@ -96,6 +96,30 @@ def test_daemon_and_trainer_that_are_both_killed_begin_anew(new_run: Callable[..
     run.stop("anna", "bert")
 
 
+@pytest.mark.scenario(8)
+@pytest.mark.scenario(11)
+def test_when_the_last_daemon_is_killed_it_says_who_has_the_state_and_goes_on_when_that_one_is_back(
+    new_run: Callable[..., Run],
+) -> None:
+    run = new_run()
+    run.peer("anna")
+    run.peer("bert")
+    run.until_commits(3, "anna", "bert")
+    run.signal("bert", signal.SIGTERM)
+    assert run.exit_code("bert") == 0
+    run.until_commits(2, "anna")
+    run.signal("anna", signal.SIGKILL)
+    assert run.exit_code("anna") == -signal.SIGKILL
+    run.peer("anna")
+    run.until(lambda: run.events("anna", "waiting"), "anna says for whom it waits")
+    assert "one of them back (bert has saved it at" in run.events("anna", "waiting")[-1]["reason"]
+    assert len(run.events("anna", "attached")) == 2  # its trainer asks again and again, and is heard of once
+    run.peer("bert")
+    run.until_commits(3, "anna", "bert")
+    run.assert_parity("anna", "bert", rewound=True)
+    run.stop("anna", "bert")
+
+
 def left_behind(run: Run, *names: str) -> list[Path]:
     """Sockets and shared memory of peers that have ended."""
     return left_of([Path((run.folder / name / "scratch").read_text()) for name in names])

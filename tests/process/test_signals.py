@@ -2,11 +2,13 @@
 
 import signal
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from tests.conftest import Measured
 from tests.process.harness import Run
 from tests.process.test_reattach import left_behind, left_of, trainer_of
 from wantrain.peers.orphan import started_at
@@ -14,7 +16,7 @@ from wantrain.peers.status import address_path
 
 
 @pytest.mark.scenario(24)
-def test_who_is_told_to_go_leaves_in_order_and_nothing_behind(new_run: Callable[..., Run]) -> None:
+def test_who_is_told_to_go_leaves_in_order_and_nothing_behind(new_run: Callable[..., Run], measured: Measured) -> None:
     run = new_run()
     run.peer("anna")
     told = {"bert": (signal.SIGINT, True), "carl": (signal.SIGTERM, False)}
@@ -23,8 +25,12 @@ def test_who_is_told_to_go_leaves_in_order_and_nothing_behind(new_run: Callable[
     run.until_commits(3, "anna", *told)
     for name, (number, group) in told.items():
         trainer = trainer_of(run, name)
+        since = time.time()
         run.signal(name, number, group=group)  # a terminal sends its SIGINT to daemon and trainer
         assert run.exit_code(name) == 0
+        word = signal.Signals(number).name
+        measured(24, f"until a peer has left, daemon and trainer, after {word}", time.time() - since, "s")
+        measured(24, f"longest time without a commit of those who stay, {word}", run.longest_pause_s(since), "s")
         assert [event["name"] for event in run.events("coordinator", "left")][-1] == name
         assert not started_at(trainer)
         assert left_behind(run, name) == []

@@ -299,7 +299,7 @@ def test_the_document_shows_figures_and_why_others_are_missing(tmp_path: Path) -
     codec = {"codec": "int8", "error_gaussian": 0.007, "error_t4": 0.01, "bits": 8.1, "encode": 1.0, "decode": 1.0}
     step = {"name": "nesterov", "elements": 10**6, "ms": 2.5, "gb_per_s": 1.6, "vectors": 1}
     record = {
-        "date": "2026-01-01", "seconds": 1, "command": "scripts/bench", "allreduce": rows,
+        "since": "2026-01-01", "until": "2026-01-02", "seconds": 1, "matrix": "quick", "allreduce": rows,
         "machine": {"cores": 2, "cpu": "x", "system": "y", "python": "3"},
         "coordinator": {"rows": [{"peers": 8, "sync": cost, "join": cost}]},
         "codecs": {"rows": [{**codec, "accumulate": 1.0, "expected": [0.007, 0.013, 7.44]}]},
@@ -312,6 +312,8 @@ def test_the_document_shows_figures_and_why_others_are_missing(tmp_path: Path) -
     assert pictures == ["loopback.png", "codecs.png", "coordinator.png"]
     text = markdown(record, pictures)
     assert "| 2 | 1 | fp32 | plain | 1.000 | 1.000 | 1.000 | 1.50 | 90 % |" in text
+    assert "measured between 2026-01-01 and 2026-01-02, 1 s" in text
+    assert "again: `scripts/bench --quick`" in text
     assert "no root here: 2 peers, 1 MB, fp32, rate=1mbit, rtt=1ms" in text
     tables = re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE)
     assert len(tables) == 5
@@ -343,16 +345,16 @@ def test_more_measures_only_the_rows_without_figures(monkeypatch: pytest.MonkeyP
     def noted(record: dict[str, Any]) -> None:
         kept.append(len(record["allreduce"]))
 
-    first = suite.measure("quick", 1e9, "first", noted)
+    first = suite.measure("quick", 1e9, noted)
     rows = len(asked)
     assert kept == [0, 0, 0, 0, *range(1, rows + 1)]  # what is interrupted goes on with --more
     assert [row.get("failed") for row in first["allreduce"]].count("no room") == 1
-    again = suite.measure("quick", 1e9, "again", noted, json.loads(json.dumps(first)))
+    again = suite.measure("quick", 1e9, noted, json.loads(json.dumps(first)))
     assert asked[rows:] == asked[1:2]
     assert not any("failed" in row for row in again["allreduce"])
-    assert again["command"] == "first; again"
+    assert again["since"] == first["since"] <= again["until"]
     monkeypatch.setattr(suite, "_trainer", lambda: pytest.fail("there are figures"))
     older = {key: value for key, value in first.items() if key != "peer"}
-    assert suite.measure("quick", 1e9, "again", noted, older)["trainer"] == {"rows": [{"share": 0.004}]}
+    assert suite.measure("quick", 1e9, noted, older)["trainer"] == {"rows": [{"share": 0.004}]}
     with pytest.raises(ConfigError, match="another machine"):
-        suite.measure("quick", 1e9, "again", noted, {**first, "machine": {}})
+        suite.measure("quick", 1e9, noted, {**first, "machine": {}})

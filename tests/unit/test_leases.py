@@ -109,12 +109,10 @@ class Swarm:
         """Nothing is heard of a peer for longer than anybody has patience."""
         self.trainers[peer].suspect = True
         others = [other for other in self.trainers if other != peer]
-        self.now += PATIENCE_S
-        for other in others:
-            self.report(other)
-        self.now += PATIENCE_S
-        for other in others:
-            self.report(other)
+        for _ in range(4):
+            self.now += PATIENCE_S / 2
+            for other in others:
+                self.report(other)
 
     def do(self, what: str, peer: str, number: int) -> None:
         match what:
@@ -134,13 +132,16 @@ class Swarm:
                 self.silence(peer)
             case "coordinator":
                 self.leases = self.disk.start()
-            case "rewind":
+            case "rewind" | "rewind unseen":
                 after = max(0, self.number - number % 3)
                 self.leases.rewound(after)
-                for lost in range(after + 1, self.number + 1):
-                    del self.commits[lost]
+                given_up = [one for lost in range(after + 1, self.number + 1) for one in self.commits.pop(lost)]
                 self.number = after
+                unaware = self.trainers[peer] if what == "rewind unseen" else None
                 self.trainers = {name: self.trainer() for name in self.trainers}
+                if unaware is not None:  # it has outlived its daemon, and never heard of those commits
+                    unaware.committed -= sum(len(places) for trainer, places in given_up if trainer is unaware)
+                    self.trainers[peer] = unaware
                 self.disk.write(self.leases)
 
     def finish(self) -> None:
@@ -155,7 +156,9 @@ class Swarm:
         raise AssertionError({p: (t.supply.left, t.supply.reason) for p, t in self.trainers.items()})
 
 
-WHAT = ["report", "draw", "commit", "lost answer", "trainer dies", "leaves", "silence", "coordinator", "rewind"]
+WHAT = ["report", "draw", "commit"] * 3 + [
+    "lost answer", "trainer dies", "leaves", "silence", "coordinator", "rewind", "rewind unseen",
+]  # fmt: skip
 STEPS = st.lists(st.tuples(st.sampled_from(WHAT), st.integers(0, 2), st.integers(0, 9)), max_size=60)
 
 
@@ -181,6 +184,22 @@ def test_every_sample_is_in_one_commit_whatever_happens(
 
 
 # ---- single rules
+
+
+def test_what_a_given_up_commit_held_is_its_readers_again_as_it_may_contribute_it_once_more() -> None:
+    leases = Leases({}, PATIENCE_S)
+    ask(leases, "a")
+    for number, count in (1, 3), (2, 5):
+        leases.committed(number, {"a": Drawn(READER, {"d": count})})
+    assert leases.rewound(0) == []
+    lease = leases.data["d"].of("a", READER)
+    assert lease is not None
+    assert (lease.confirmed, merged(lease.spans)) == (0, [(0, 0, 10)])
+    leases.committed(1, {"a": Drawn(READER, {"d": 5})})
+    leases.left("a")
+    assert leases.data["d"].pool == [(0, 5, 5)]
+    assert [(back.samples, back.why) for back in leases.rewound(0)] == [(5, "commit 1 was given up")]
+    assert leases.data["d"].pool == [(0, 0, 10)]
 
 
 def test_the_same_question_gets_the_same_answer_and_an_old_one_none() -> None:
@@ -348,10 +367,18 @@ def test_everything_is_found_again_after_a_restart() -> None:
     assert again.data == leases.data
     assert again.snapshot(3) == leases.snapshot(3)
     assert again.rows() == {}
-    assert again.rewound(2)[0].samples == 4
+    assert (
+        again.rewound(2) == []
+    )  # a trainer that is still there has it again, in case that it contributes it once more
+    assert again.data['a "name"'].of("a", READER).held == leases.data['a "name"'].of("a", READER).held + 4
+    leases.left("a")
+    disk.write(leases)
+    assert disk.start().rewound(2)[0].samples == 4
 
 
-@pytest.mark.parametrize("rows", [{"x": "[]"}, {'["data", "d"]': "[1]"}, {'["lease", "d", "p", "00"]': "[0, [], []]"}])
+@pytest.mark.parametrize(
+    "rows", [{"x": "[]"}, {'["data", "d"]': "[1]"}, {'["lease", "d", "p", "00"]': "[0, 0, [], []]"}]
+)
 def test_rows_of_something_else_are_refused(rows: dict[str, str]) -> None:
     with pytest.raises(StoreError, match="leases cannot be read"):
         Leases(rows, PATIENCE_S)

@@ -500,6 +500,20 @@ def test_a_trainer_that_waits_for_its_first_state_hears_what_for() -> None:
     assert len([record for record in one.around.to_trainer if isinstance(record, Waiting)]) == 1
 
 
+def test_a_trainer_whose_first_state_nobody_has_hears_that_until_somebody_comes() -> None:
+    one = One(Stream("param", every=10))
+    one.say(Attach(MANIFEST, 1, BOOT))
+    one.hear(Waiting("bring back b"))
+    one.peer.tick(1.0)
+    one.hear(View(1, (Member("b", "b", "h:1", b"k" * 32, True),)))
+    one.peer.tick(2.0)
+    said = [record.reason for record in one.around.to_trainer if isinstance(record, Waiting)]
+    assert said == [
+        "fetching the state from a peer that holds it for 1.0 s: 0 of 1 chunks: bring back b",
+        "fetching the state from b for 2.0 s: 0 of 1 chunks",
+    ]
+
+
 def test_a_trainer_that_takes_its_leave_is_told_when_it_may_end() -> None:
     one = running()
     one.say(Detach("training finished"))

@@ -41,6 +41,7 @@ from wantrain.peers.events import (
 )
 from wantrain.peers.messages import (
     Genesis,
+    Leave,
     MayLeave,
     NotSaved,
     Refetch,
@@ -49,6 +50,7 @@ from wantrain.peers.messages import (
     SyncReport,
     TensorSpec,
     UpdateChunk,
+    Waiting,
     WantGenesis,
     WantRecords,
     WantState,
@@ -58,6 +60,7 @@ from wantrain.peers.participant import COORDINATOR, Participant, PeerFacts
 from wantrain.peers.save_duty import ASK_AGAIN_S, PATIENCE_S, PAUSE_S, Ask, SaveDuty
 from wantrain.peers.saved_state import STATE_FILE, SavedFile, SavedState, SavedStream
 from wantrain.peers.saver import Saver
+from wantrain.peers.saving import Saving
 from wantrain.transport.digest import first_link, state_digest
 
 DIGESTS = (b"c" * 32,)
@@ -247,6 +250,45 @@ def test_a_leaving_peer_waits_for_its_state_to_be_on_disk_but_not_for_ever() -> 
         assert one.core.left
 
 
+def test_who_leaves_alone_saves_what_it_has_done_last_and_others_save_once() -> None:
+    saving = Saving([], ["param"])
+
+    def save(number: int) -> None:
+        assert saving.begin(number, b"", b"", {"param": number})
+        assert saving.last_wish_open
+        saving.done(number)
+
+    assert saving.last_wish(2, alone=False)
+    save(2)
+    assert not saving.last_wish(4, alone=False)
+    assert saving.last_wish(4, alone=True)
+    save(4)
+    assert not saving.last_wish(4, alone=True)
+    assert saving.last_wish(5, alone=True)
+    saving.begin(5, b"", b"", {"param": 5})
+    saving.failed(5)
+    assert not saving.last_wish(5, alone=True)  # it cannot be written: who leaves does not wait for ever
+
+
+@pytest.mark.scenario(8)
+def test_a_state_is_not_given_up_for_a_newer_one_while_nobody_has_that() -> None:
+    one = running()
+    chase = one.core._recovery._chase
+    chase.snapshot.add(0.1)
+    chase.update.add(60.0)
+    one.view()
+    one.commit(*map(line, range(2, 6)))
+    for _ in range(10):
+        one.now += 1.0
+        one.do(Later())
+    assert chase.losing
+    assert one.core.applied == 1
+    one.view("b")
+    one.now += 1.0
+    one.do(Later())
+    assert one.core.applied == -1
+
+
 # ---- the beginning of a run
 
 
@@ -411,6 +453,18 @@ def rewinds(run: Run, now: float) -> list[int]:
         run._sequence += 1
         run.tell(peer, replace(known.report, sequence=run._sequence), now)
     return [effect.after for effect in run.handle(Tick(), now) if isinstance(effect, PersistRewind)]
+
+
+@pytest.mark.scenario(11)
+def test_who_waits_for_a_state_that_nobody_has_hears_who_has_saved_one() -> None:
+    run = stranded(4, "a", "b", saved=2)
+    run.tell("a", Leave(b"bootboot", "done"))
+    run.tell("b", Leave(b"bootboot", "done"))
+    run.tell("c", hello("c"))
+    run.report("c", -1)
+    told = [e.record for e in run.handle(Tick(), 1.0) if isinstance(e, Send) and isinstance(e.record, Waiting)]
+    assert [reason.reason for reason in told] == [run.core.reason()]
+    assert "log number 4 is gone: bring one of them back (b has saved it at 2)" in run.core.reason()
 
 
 @pytest.mark.scenario(22)

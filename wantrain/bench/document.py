@@ -33,8 +33,9 @@ def markdown(record: Json, pictures: Sequence[str]) -> str:
         "# Benchmarks",
         "Written by `scripts/bench`; do not edit. Times on a machine with few, shared cores vary by tens of per cent "
         "from run to run: the ratios between contestants of one row are what counts.",
-        f"* measured {record['date']}, in {record['seconds']} s\n* on {machine['cores']} cores of {machine['cpu']}, "
-        f"{machine['system']}, Python {machine['python']}\n* again: `{record['command']}`; figures: "
+        f"* measured between {record['since']} and {record['until']}, {record['seconds']} s of measuring\n"
+        f"* on {machine['cores']} cores of {machine['cpu']}, {machine['system']}, Python {machine['python']}\n"
+        f"* again: `scripts/bench{'' if record['matrix'] == 'default' else ' --' + record['matrix']}`; figures: "
         "[img/benchmarks.json](img/benchmarks.json)",
         "## How it is measured",
         HOW.rstrip(),

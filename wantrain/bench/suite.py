@@ -53,11 +53,9 @@ def main(which: str | None, budget: float | None, out: Path, more: bool, render:
         if render and former is not None:
             record = former
         else:
-            words = [*([f"--{which}"] if which else []), *(["--more"] if more else [])]
-            command = " ".join(["scripts/bench", *words, *([f"--budget {budget:g}"] if budget else [])])
             budget = budget or BUDGET_S[which or "default"]
             figures.parent.mkdir(parents=True, exist_ok=True)
-            record = measure(which or "default", budget, command, lambda found: keep(found, figures), former)
+            record = measure(which or "default", budget, lambda found: keep(found, figures), former)
         pictures = draw(record, figures.parent)
         (out / "benchmarks.md").write_text(markdown(record, pictures), encoding="utf-8")
     except WantrainError as error:
@@ -69,9 +67,7 @@ def main(which: str | None, budget: float | None, out: Path, more: bool, render:
     _say(f"written: {out / 'benchmarks.md'}")
 
 
-def measure(
-    which: str, budget_s: float, command: str, noted: Callable[[Json], None], former: Json | None = None
-) -> Json:
+def measure(which: str, budget_s: float, noted: Callable[[Json], None], former: Json | None = None) -> Json:
     """All of a matrix but what `former` has figures of; what cannot run is recorded with the reason.
 
     Args:
@@ -86,16 +82,11 @@ def measure(
         raise ConfigError(
             f"the figures are from another machine: {former['machine']}, here {machine}", hint="leave out --more"
         )
-    before: Json = {"seconds": 0, "allreduce": []} if former is None else former
-    record: Json = {
-        **before,
-        "date": datetime.now(UTC).isoformat(timespec="minutes"),
-        "command": command if former is None else f"{former['command']}; {command}",
-        "machine": machine,
-    }
+    before: Json = {"since": _now(), "seconds": 0, "allreduce": []} if former is None else former
+    record: Json = {**before, "matrix": which, "machine": machine}
 
     def note(**found: Any) -> None:
-        record.update(found, seconds=round(time.monotonic() - began) + before["seconds"])
+        record.update(found, until=_now(), seconds=round(time.monotonic() - began) + before["seconds"])
         noted(record)
 
     parts: dict[str, Callable[[], list[Json]]] = {
@@ -125,10 +116,13 @@ def measure(
         if "failed" in entry:
             _say(f"  {entry['failed']}")
         known[key] = entry
-        note(
-            allreduce=[known[key] for key in keys if key in known]
-        )  # as the matrix has them, whenever each was measured
+        # As the matrix has them, whenever each was measured.
+        note(allreduce=[known[key] for key in keys if key in known])
     return record
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="minutes")
 
 
 def _entry(row: matrix.Row) -> Json:

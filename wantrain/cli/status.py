@@ -173,7 +173,7 @@ def _peers(peers: list[dict[str, Any]]) -> Table:
 def _syncs(syncs: list[dict[str, Any]]) -> Table:
     rows = [
         [
-            f"{sync.get('stream')}#{sync.get('index')}.{sync.get('attempt')}",
+            f"{sync.get('stream')}#{sync.get('index')}" + (f".{sync['attempt']}" if sync.get("attempt") else ""),
             sync.get("phase"),
             _seconds(sync.get("age_s")),
             ", ".join(sync.get("ready", [])),

@@ -246,9 +246,11 @@ class Coordinator:
         if not self.membership.members:
             if any(report.log_number >= 0 for report in self.membership.reports.values()):
                 return f"no live peer has caught up with log number {self.head} yet"
+            number, peer = self.saves.newest(self.head)
+            one = f"one of them back ({self.name_of(peer)} has saved it at {number})" if peer else "one of them back"
             return (
                 f"every peer that held the run's state at log number {self.head} is gone: "
-                "bring one of them back, or make a new run with `wantrain init`"
+                f"bring {one}, or make a new run with `wantrain init`"
             )
         return ""
 
@@ -825,10 +827,11 @@ class Coordinator:
         return [effect for peer in behind for effect in self._member(Outdated(peer), now)]
 
     def _say_why(self) -> list[CoordinatorEffect]:
-        """Tell those who are ready for whom they wait."""
-        told = {peer: why for current in self.rounds.values() for peer, why in current.told().items()}
+        """Tell those who are ready for whom they wait, and those without the state why nobody gives it."""
+        reports, lack = self.membership.reports, self._lacks()
+        told = {peer: lack for peer, report in reports.items() if lack and report.log_number < self.head}
+        told |= {peer: why for current in self.rounds.values() for peer, why in current.told().items()}
         told |= self.cut_off()
-        reports = self.membership.reports
         waiting = {p: self._bequests.reason(p, reports[p]) for p in self._bequests.waiting if p in reports}
         told |= {peer: why for peer, why in waiting.items() if why}
         return [Send(peer, Waiting(reason)) for peer, reason in told.items()]

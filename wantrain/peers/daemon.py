@@ -49,6 +49,7 @@ from wantrain.peers.monitor import Monitor, Watch
 from wantrain.peers.orphan import find_orphan
 from wantrain.peers.own_states import OwnStates, Wishes, own_states
 from wantrain.peers.participant import Participant, PeerFacts
+from wantrain.peers.patience import Patience
 from wantrain.peers.peer import Peer
 from wantrain.peers.place import Place, open_place, remove_scratch, scratch_directory, segment_directory
 from wantrain.peers.sabotage import KillSwitch
@@ -233,6 +234,8 @@ class PeerDaemon:
         """Why the present training process was refused."""
         self._signals, self._told = 0, False
         self._was_current = False
+        self._patience = Patience()
+        """With which the run's state is waited for."""
         self._pace = (0.0, 0.0, 0.0)
         self._unprobed: list[str] = []
         """Peers that were reached and of whose link nothing may be known."""
@@ -336,6 +339,9 @@ class PeerDaemon:
             self._was_current = self.peer.core.complete
             details = {"number": self.peer.core.applied, "fetched_bytes": self.peer.fetched_bytes}
             self.note("current" if self._was_current else "catching-up", details)
+        told = self._supervisor is not None and self._supervisor.speaks
+        if self._patience.runs_out(not (self.peer.core.complete or told), now):
+            self.note("waiting", {"reason": self.peer.core.waiting(now)})
         progress = self._progress(now)
         self.peer.handle(progress, now)
         self.peer.tick(now)
@@ -452,10 +458,10 @@ class PeerDaemon:
                 return
             guest.attached(record.pid)
         if isinstance(record, Attach):
-            if self._trainer_connection != event.connection:
+            if self._trainer_connection != event.connection:  # else it asks again, as it has no answer yet
                 self._to_trainer.clear()
+                self.note("attached", {"pid": record.pid})
             self._trainer_connection = event.connection
-            self.note("attached", {"pid": record.pid})
         if event.connection == self._trainer_connection:
             if isinstance(record, Contribute):
                 self._monitor.meter.contributed(record.stream, now)

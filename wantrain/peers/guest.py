@@ -18,6 +18,8 @@ class Guest:
     """
 
     restarts = 0
+    speaks = False
+    """What it says goes to another terminal."""
 
     def __init__(self, owner: int | None, notes: Path) -> None:
         self.stays = owner is None

@@ -27,6 +27,8 @@ Rows: TypeAlias = dict[str, str | None]
 """What is to be written, by key; None: taken away."""
 Piece: TypeAlias = tuple[int, int, int]
 """Epoch, first position and count: a Span as it is sorted and written."""
+Done: TypeAlias = list[tuple[str, str, list[Piece]]]
+"""What a commit has confirmed of one data set: peer, its reader in hexadecimal, and the samples in the order of use."""
 
 
 @dataclass(slots=True)
@@ -34,8 +36,10 @@ class Lease:
     """What one reader was leased of one data set."""
 
     peer: str
+    base: int = 0
+    """Samples that its reader had got before, on a lease that was given to others."""
     confirmed: int = 0
-    """Samples, from its first on, that are in committed syncs."""
+    """Samples, from its first on, that are in committed syncs, and those of `base`."""
     spans: list[Piece] = field(default_factory=list)
     """All others, in the order in which it got and uses them."""
     answer: tuple[Piece, ...] = ()
@@ -114,7 +118,7 @@ class Leases:
         self._name_of = name_of
         self._heard: dict[tuple[str, bytes], float] = {}
         """When a reader was last named by its peer, or looked for in vain for the first time."""
-        self._done: dict[int, dict[str, list[Piece]]] = {}
+        self._done: dict[int, dict[str, Done]] = {}
         """What each of the newest commits has confirmed, by data set."""
         self._changed: dict[str, None] = {}
         try:
@@ -155,7 +159,7 @@ class Leases:
 
     def committed(self, number: int, drawn: Mapping[str, Drawn]) -> None:
         """Commit `number` holds these contributions, by peer: what had been drawn for them is confirmed."""
-        done: dict[str, list[Piece]] = {}
+        done: dict[str, Done] = {}
         for peer, used in drawn.items():
             for name, count in used.counts.items():
                 data = self.data.get(name)
@@ -164,10 +168,10 @@ class Leases:
                     continue
                 pieces, lease.spans = _split(lease.spans, count - lease.confirmed)
                 lease.confirmed += sum(piece[2] for piece in pieces)
-                done.setdefault(name, []).extend(pieces)
+                done.setdefault(name, []).append((peer, used.reader.hex(), pieces))
                 self._touch("lease", name, peer, used.reader.hex())
         if done:
-            self._done[number] = {name: merged(pieces) for name, pieces in done.items()}
+            self._done[number] = done
             self._touch("done", number)
         while len(self._done) > KEPT_COMMITS:
             oldest = next(iter(self._done))
@@ -175,14 +179,30 @@ class Leases:
             self._touch("done", oldest)
 
     def rewound(self, after: int) -> list[Back]:
-        """The commits after `after` are given up: what they held comes back."""
+        """The commits after `after` are given up: what they held comes back.
+
+        A reader that is still known has it again: it may never have heard of that commit, and contribute it once more.
+        """
         back = []
-        for number in [n for n in self._done if n > after]:
-            for name, pieces in self._done.pop(number).items():
-                self._put_back(self.data[name], pieces)
-                back.append(Back(name, "", sum(p[2] for p in pieces), f"commit {number} was given up"))
+        for number in sorted((n for n in self._done if n > after), reverse=True):
+            for name, done in self._done.pop(number).items():
+                freed = [piece for one in done for piece in self._unconfirmed(name, *one)]
+                self._put_back(self.data[name], freed)
+                if freed:
+                    back.append(Back(name, "", _count(freed), f"commit {number} was given up"))
             self._touch("done", number)
         return back
+
+    def _unconfirmed(self, name: str, peer: str, reader: str, pieces: list[Piece]) -> list[Piece]:
+        """Give a reader what it had confirmed last; all of it if that reader is gone, or does not hold it any more."""
+        lease = self.data[name].of(peer, bytes.fromhex(reader))
+        count = _count(pieces)
+        if lease is None or lease.void or lease.confirmed - count < lease.base:
+            return pieces
+        lease.confirmed -= count
+        lease.spans[:0] = pieces
+        self._touch("lease", name, peer, reader)
+        return []
 
     def wanted(self, peer: str, want: WantLease, busy: Collection[str], now: float) -> tuple[Leased | None, list[Back]]:
         """A trainer asks for samples: the answer, or None if the question makes no sense, and what came back for it.
@@ -207,7 +227,7 @@ class Leases:
             if again or (want.taken and want.left):
                 reason = "its leases were given to others, as nothing was heard of it for too long"
                 return Leased(want.data, want.reader, want.serial, "void", reason=reason), []
-            lease = Lease(peer, want.taken)
+            lease = Lease(peer, base=want.taken, confirmed=want.taken)
         elif want.taken == lease.taken - _count(lease.answer) and lease.answer:
             return self._granted(want, lease.answer), []  # the answer got lost
         elif want.taken != lease.taken:
@@ -348,7 +368,7 @@ class Leases:
                 return (
                     None
                     if lease is None
-                    else json.dumps((lease.confirmed, lease.spans, lease.answer, lease.serial, lease.void))
+                    else json.dumps((lease.base, lease.confirmed, lease.spans, lease.answer, lease.serial, lease.void))
                 )
         raise AssertionError(key)
 
@@ -358,11 +378,14 @@ class Leases:
                 length, seed, epochs, epoch, next_, pool = value
                 self.data[name] = DataSet(name, length, seed, epochs, epoch, next_, _pieces(pool))
             case ["done", int(number)]:
-                self._done[number] = {name: _pieces(pieces) for name, pieces in value.items()}
+                self._done[number] = {
+                    name: [(str(peer), str(reader), _pieces(pieces)) for peer, reader, pieces in done]
+                    for name, done in value.items()
+                }
                 self._done = dict(sorted(self._done.items()))
             case ["lease", str(name), str(peer), str(reader)]:
-                confirmed, spans, answer, serial, void = value
-                lease = Lease(peer, confirmed, _pieces(spans), tuple(_pieces(answer)), serial, void)
+                base, confirmed, spans, answer, serial, void = value
+                lease = Lease(peer, base, confirmed, _pieces(spans), tuple(_pieces(answer)), serial, void)
                 self.data[name].leases.setdefault(peer, {})[bytes.fromhex(reader)] = lease
             case _:
                 raise ValueError(f"unknown key {key}")
@@ -380,7 +403,8 @@ class Leases:
         for _, _, lease in data.all():
             pieces += lease.spans
         for commit, done in self._done.items():
-            pieces += done.get(data.name, []) if commit > number else []
+            if commit > number:
+                pieces += [piece for _, _, of_reader in done.get(data.name, []) for piece in of_reader]
         return {**{key: getattr(data, key) for key in _FIELDS}, "open": [list(piece) for piece in merged(pieces)]}
 
     def figures(self) -> list[dict[str, Any]]:

@@ -346,6 +346,8 @@ class Participant:
             apart = self._neighbours.beyond_reach
             if apart and not self._neighbours.sources:
                 words += f"; no way to {', '.join(apart)}: only a peer that both sides reach can pass it on"
+            elif self._why and not self._neighbours.sources:
+                words += f": {self._why}"
             return words
         short = self._wants.in_words()
         if not (self._mine.outstanding or short):
@@ -581,6 +583,7 @@ class Participant:
 
     def _viewed(self, members: Sequence[Member], now: float) -> list[Effect]:
         effects = self._neighbours.viewed(members)
+        self._why = ""
         self._mine.crowd = 1 + sum(member.current for member in self._neighbours.members.values())
         return effects + self._recovery.sources_changed(self._neighbours.sources, now)
 
@@ -819,7 +822,7 @@ class Participant:
             self.facts.saves_at_end
             and self.complete
             and now - since < SAVE_PATIENCE_S
-            and self._saving.last_wish(self.applied)
+            and self._saving.last_wish(self.applied, alone=not self._neighbours.sources)
         ):
             return []
         self._free_at = now if self._free_at is None else self._free_at

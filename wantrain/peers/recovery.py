@@ -543,7 +543,9 @@ class Recovery:
             effects += self._fetch_state(catchup.Sources(self._sources, self._liars), now)
         self._chase.look(self.applied, self.head, complete=self.complete, now=now)
         self._resumed = self._resumed and self.applied < self.head and now - self._moved_at < STUCK_S
-        leaps = self.applied >= 0 and not self._gossip and self._chase.leap(self.head - self.applied)
+        # While there is nobody to give another state this one may be all that is left of the run.
+        may_leap = self.applied >= 0 and bool(self._sources) and not self._gossip
+        leaps = may_leap and self._chase.leap(self.head - self.applied)
         if leaps or self._only_lies:
             effects += self.snapshot_again(now)
         replaying = self._state is not None and not self._state.missing and not self.complete

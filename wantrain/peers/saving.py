@@ -65,9 +65,12 @@ class Saving:
         if self.saved < number and (self.number is None or self.number < number):
             self._wanted, self._extra = number, extra
 
-    def last_wish(self, number: int) -> bool:
-        """Whether to wait for the state at `number` to be on disk before leaving."""
-        if self._last is None:
+    def last_wish(self, number: int, *, alone: bool) -> bool:
+        """Whether to wait for the state at `number` to be on disk before leaving.
+
+        Who is not `alone` saves once: what others commit meanwhile they hold.
+        """
+        if self._last is None or (alone and self._last < number and not self.last_wish_open):
             self._last = number
             self.asked(number, self._extra)
         return self.last_wish_open

@@ -45,6 +45,11 @@ class Supervisor:
         """Whether there is a process."""
         return self._process is not None
 
+    @property
+    def speaks(self) -> bool:
+        """Whether it writes to this process's terminal, as a child does, and tells for itself why it waits."""
+        return isinstance(self._process, subprocess.Popen)
+
     def adopt(self, orphan: Orphan, now: float) -> None:
         """Take over a process that a former daemon had started."""
         self._process, self._started_at, self._start_at, self.exit_code = orphan, now, None, None
