@@ -50,7 +50,9 @@ class _CountsOnAll(Coordinator):
     """Takes those who leave, too, for heirs."""
 
     def _let_go(self, peer: str, now: float) -> list[CoordinatorEffect]:
-        return [Send(one, MayLeave(self.head)) for one, report in self.membership.reports.items() if report.leaving]
+        self._revision += 1
+        may = MayLeave(self.head, self._revision)
+        return [Send(one, may) for one, report in self.membership.reports.items() if report.leaving]
 
 
 class _SimCoordinator(SimCoordinator):

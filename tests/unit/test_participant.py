@@ -663,12 +663,20 @@ def test_who_leaves_says_so_and_stays_until_somebody_who_stays_has_its_state() -
     one = with_an_update()
     effects = one.do(LeaveRequested("done"))
     assert [report.leaving for report in told(Report, effects)] == [True]
-    assert of(HandOver, effects) == of(HandOver, one.hear(MayLeave(0))) == []
+    assert of(HandOver, effects) == of(HandOver, one.hear(MayLeave(0, 1))) == []
     one.now = 30.0
     one.hear(Waiting("for another peer to hold the state at log number 1"))
     assert of(HandOver, one.do(Tick())) == []
-    assert of(HandOver, one.hear(MayLeave(1)))
+    assert of(HandOver, one.hear(MayLeave(1, 2)))
     assert of(Exit, one.do(HandedOver()))
+
+
+def test_a_leave_that_was_taken_back_before_it_came_does_not_count() -> None:
+    one = with_an_update()
+    one.do(LeaveRequested("done"))
+    one.hear(MayLeave(-1, 8))
+    assert of(HandOver, one.hear(MayLeave(1, 7))) == []  # sent before, when nobody else was there
+    assert of(HandOver, one.hear(MayLeave(1, 9)))
 
 
 def test_who_leaves_does_not_wait_for_what_others_commit_meanwhile() -> None:
@@ -678,7 +686,7 @@ def test_who_leaves_does_not_wait_for_what_others_commit_meanwhile() -> None:
     one.hear(UpdateChunk(2, 0), "b", "sum", chunk_digest(2))
     one.do(StateDigested(2, b"s" * 32))
     assert one.core.applied == 2
-    assert of(HandOver, one.hear(MayLeave(1)))
+    assert of(HandOver, one.hear(MayLeave(1, 2)))
 
 
 @pytest.mark.parametrize("answered", [True, False])
@@ -687,7 +695,7 @@ def test_nobody_waits_for_an_heir_for_ever_nor_long_for_a_coordinator_that_says_
     one.do(LeaveRequested("done"))
     for second in range(1, int(HEIR_PATIENCE_S) + 1):
         one.now = float(second)
-        left = one.hear(MayLeave(0)) if answered else one.do(Tick())
+        left = one.hear(MayLeave(0, 1)) if answered else one.do(Tick())
         if of(HandOver, left):
             break
     assert one.now == (HEIR_PATIENCE_S if answered else LEAVE_PATIENCE_S)

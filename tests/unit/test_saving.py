@@ -235,7 +235,7 @@ def test_a_leaving_peer_waits_for_its_state_to_be_on_disk_but_not_for_ever() -> 
         one.hear(UpdateChunk(2, 0), "b", "bytes", chunk_digest(2))
         one.core._recovery.state_digest = (2, b"d" * 32)
         effects = one.do(LeaveRequested("done"))
-        effects += one.hear(MayLeave(2)) + one.do(Later())
+        effects += one.hear(MayLeave(2, 1)) + one.do(Later())
         assert of(BeginSave, effects)
         assert not one.core.left
         assert "on disk" in one.core.waiting(0.0)

@@ -466,7 +466,8 @@ class Coordinator:
         if not staying and now - self._began_at < self._usual_s:
             return []  # others may not have had the time yet to come back to this process
         told = self._bequests.heard(peer, staying, leaving, self.head)
-        return [Send(one, MayLeave(number)) for one, number in told.items()]
+        self._revision += 1
+        return [Send(one, MayLeave(number, self._revision)) for one, number in told.items()]
 
     def _note_fresh(self, peer: str, report: Report, now: float) -> None:
         """Nobody waits for the first contribution of a newcomer, or of a trainer that was started again.

@@ -410,9 +410,13 @@ class WantGenesis:
 
 @dataclass(frozen=True, slots=True)
 class MayLeave:
-    """A leaving peer need not stay for the sake of the state up to log number `number`: somebody who stays has it."""
+    """A leaving peer need not stay for the sake of the state up to log number `number`: somebody who stays has it.
+
+    What is said with a higher `revision` replaces it, in whatever order they come.
+    """
 
     number: Annotated[int, Field(strict=True, ge=-1, le=2**62)]
+    revision: Count
 
 
 @dataclass(frozen=True, slots=True)

@@ -197,7 +197,7 @@ class Participant:
         """Trainer, line and link that were noted down last."""
         self._bequest = -1
         """When it leaves: the state that somebody else is to have before it does; -1: not known yet."""
-        self._inherited = -1
+        self._inherited, self._inherited_revision = -1, 0
         """Up to which log number somebody who stays has the state, as the coordinator says."""
 
     # ---- what the shell may read
@@ -475,8 +475,9 @@ class Participant:
                 return self._advance(now)
             case WantGenesis():
                 return self._genesis_asked()
-            case MayLeave(number):
-                self._inherited = number
+            case MayLeave(number, revision):
+                if revision > self._inherited_revision:
+                    self._inherited, self._inherited_revision = number, revision
                 return []
             case WantHello():
                 # A report follows the Welcome: before, it would be answered by another WantHello, again and again.
