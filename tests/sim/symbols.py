@@ -95,6 +95,7 @@ class Regions:
     given: dict[str, Any] = field(default_factory=dict)
     marks: dict[str, Mark] = field(default_factory=dict)
     place: tuple[int, bytes] = (-1, b"")
+    reach: tuple[int, bytes] = (-1, b"")
     taken_in: dict[str, Contribution] = field(default_factory=dict)
     """What the daemon has made of `out`."""
 
@@ -152,7 +153,7 @@ class SymbolicTensors:
         self.regions = regions
         marks = {name: regions.marks.get(name, Mark()) for name in self.streams}
         self._left, self._turned = dict(marks), {}
-        return Held(*regions.place, marks)
+        return Held(*regions.place, marks, *regions.reach)
 
     def instant(self) -> None:
         """The process may be killed right here, between two writes to the shared memory."""
@@ -169,6 +170,10 @@ class SymbolicTensors:
     def note_place(self, number: int, chain: bytes) -> None:
         self.instant()
         self.regions.place = (number, chain)
+
+    def note_reach(self, number: int, chain: bytes) -> None:
+        self.instant()
+        self.regions.reach = (number, chain)
 
     def adopt_genesis(self) -> bytes:
         if "nan" in self.regions.out.values():

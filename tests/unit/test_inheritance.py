@@ -40,6 +40,29 @@ def known(inheritance: Inheritance, records: list[CommitRecord], applied: int, h
     return inheritance.known(applied, chain, head, GENESIS)
 
 
+def test_a_grant_whose_line_was_given_up_is_nothing_to_go_on_from() -> None:
+    records = log("ab", "ab", "ab")
+    digest = b"x" * 32
+    other = replace(records[2], contributors=("a",), digest=digest, chain=next_link(records[1].chain, digest))
+    mark = Mark(GRANTED, count=2, index=3)
+
+    def with_reach(line: CommitRecord) -> Inheritance:
+        """Killed after it had granted what follows from a line, before it noted that down as its place."""
+        held = Held(2, records[1].chain, {"param": mark}, line.number, line.chain)
+        return Inheritance("b", held, {"param": 2}, {"param": 3})
+
+    for log_now, applied, head, foreign in (
+        (records, 3, 3, False),
+        (records, 2, 3, None),  # whether anybody has the line's update is open
+        (records, 2, 2, True),
+        ([*records[:2], other], 3, 3, True),  # another line with the same number
+    ):
+        inheritance = with_reach(records[2])
+        inheritance.learn(log_now[1:])
+        found = known(inheritance, log_now, applied, head)
+        assert (bool(inheritance.foreign) if found else None) == foreign, (applied, head)
+
+
 @pytest.mark.parametrize(
     ("contributors", "mark", "taken"),
     [

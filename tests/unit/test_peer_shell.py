@@ -137,6 +137,9 @@ class Tensors:
     def note_place(self, number: int, chain: bytes) -> None:
         self.place = (number, chain)
 
+    def note_reach(self, number: int, chain: bytes) -> None:
+        self.did.append(("reach", number))
+
     def read_state(self, k: int) -> str:
         return "state"
 
@@ -362,7 +365,7 @@ def test_a_contribution_is_staged_reported_and_granted_with_the_outcome() -> Non
     one.start(contributors=("me",))
     assert one.around.tensors.did[2:] == []
     one.commit(("me",))
-    assert one.around.tensors.did[2:] == [("settle", True), ("apply", ("sum",)), ("grant", "merge")]
+    assert one.around.tensors.did[2:] == [("reach", 1), ("settle", True), ("apply", ("sum",)), ("grant", "merge")]
     assert one.around.to_trainer[-1] == Granted("param", "merge", 1, 1, 10)
 
 

@@ -164,9 +164,11 @@ def test_places_are_noted_one_beside_the_other(tmp_path: Path) -> None:
     segment = Segment.create(tmp_path / "segment", {"param": 5})
     assert segment.held().number == -1
     for number in range(5):
+        segment.note_reach(number + 1, bytes([number + 1]) * 32)
         segment.note_place(number, bytes([number]) * 32)
         held = Segment.open(tmp_path / "segment").held()
         assert (held.number, held.chain) == (number, bytes([number]) * 32)
+        assert (held.reach, held.reach_chain) == (number + 1, bytes([number + 1]) * 32)
 
 
 def test_memory_of_another_model_is_not_taken_over(tmp_path: Path) -> None:

@@ -158,6 +158,14 @@ class NotePlace:
 
 
 @dataclass(frozen=True, slots=True)
+class NoteReach:
+    """What follows for the trainer from the commit log up to this line is granted from now on: note it down."""
+
+    number: int
+    chain: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class TellTrainer:
     """Answer the trainer's Attach; the shell fills in segment and streams."""
 
@@ -246,6 +254,6 @@ class Exit:
 
 Effect: TypeAlias = (
     Tell | SendContribution | SendPayload | SendState | StoreState | ReduceChunk | Apply | OpenModel | UseStage
-    | UseCodec | Settle | ForgetResiduals | HandOver | Grant | GrantAgain | NotePlace | TellTrainer | PassOn
+    | UseCodec | Settle | ForgetResiduals | HandOver | Grant | GrantAgain | NotePlace | NoteReach | TellTrainer | PassOn
     | RefuseTrainer | BeginSave | DropSave | LoadSaved | LoadInitial | Dial | HangUp | Note | Exit
 )  # fmt: skip

@@ -155,6 +155,11 @@ class Engine:
         if self.segment is not None:
             self.segment.note_place(number, chain)
 
+    def note_reach(self, number: int, chain: bytes) -> None:
+        """What follows from the commit log up to line `number`, of this link, is granted from now on."""
+        if self.segment is not None:
+            self.segment.note_reach(number, chain)
+
     def close(self) -> None:
         """Let go of the trainer's segment and remove its file."""
         if self.segment is not None:

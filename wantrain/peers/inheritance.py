@@ -48,6 +48,9 @@ class Held:
     """Last commit whose consequences are all in the marks; -1: the trainer had not started."""
     chain: bytes
     marks: Mapping[str, Mark]
+    reach: int = -1
+    """Last commit of which something may have been granted; -1: none, or only what had been at `number`."""
+    reach_chain: bytes = b""
 
 
 @dataclass(slots=True)
@@ -130,6 +133,8 @@ class Inheritance:
             if record.number > self.held.number:
                 before = self._links.get(record.number - 1, self.held.chain)
                 follows = next_link(before, record.digest) == record.chain
+            if record.number == self.held.reach:
+                follows = follows and record.chain == self.held.reach_chain
             if not follows:
                 self.foreign = "the run has given up the history that the trainer stood in"
                 return
@@ -145,14 +150,15 @@ class Inheritance:
         The run is at `head` and began with `genesis`. What a line beyond `applied` has decided is not known yet: if
         nobody has that line's update any more, the run gives it up.
         """
-        if head < self.held.number or (self.held.number == 0 and self.held.chain != genesis):
+        stood = max(self.held.number, self.held.reach)
+        if head < stood or (self.held.number == 0 and self.held.chain != genesis):
             self.foreign = self.foreign or "the run has given up the history that the trainer stood in"
         if self.foreign:
             return True
         given_up = any(pending.decided and pending.number > head for pending in self.pending.values())
         if given_up or self._links.get(applied, chain) != chain:
             self._begin()
-        if applied < self.held.number or self.next <= applied:
+        if applied < stood or self.next <= applied:
             return False
         if any(pending.decided and pending.number > applied for pending in self.pending.values()):
             return False

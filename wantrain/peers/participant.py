@@ -19,11 +19,13 @@ from wantrain.peers.effects import (
     Effect,
     Exit,
     ForgetResiduals,
+    Grant,
     HandOver,
     LoadInitial,
     LoadSaved,
     Note,
     NotePlace,
+    NoteReach,
     OpenModel,
     PassOn,
     SendPayload,
@@ -193,6 +195,8 @@ class Participant:
         """Since when it may leave but for what it hands over."""
         self._asked_at = -ASK_RECORDS_S
         """When lines of the log were asked for last, of which a trainer's return depends."""
+        self._reached: tuple[bytes, int, bytes] | None = None
+        """Trainer, line and link of which it is noted down that something may have been granted."""
         self._noted: tuple[bytes, int, bytes] | None = None
         """Trainer, line and link that were noted down last."""
         self._bequest = -1
@@ -377,7 +381,11 @@ class Participant:
             return []
         effects = self._react(event, now)
         recovery = self._recovery
-        if (self._mine.boot, recovery.applied, recovery.chain) != self._noted:
+        place = self._mine.boot, recovery.applied, recovery.chain
+        if place != self._reached and any(isinstance(effect, Grant) for effect in effects):
+            self._reached = place
+            effects.insert(0, NoteReach(*place[1:]))
+        if place != self._noted:
             effects += self._note_place()
         if self._leaving is not None:
             effects += self._leave_if_free(now)

@@ -28,6 +28,7 @@ from wantrain.peers.effects import (
     LoadSaved,
     Note,
     NotePlace,
+    NoteReach,
     OpenModel,
     PassOn,
     ReduceChunk,
@@ -125,6 +126,7 @@ class Tensors(Protocol):
     ) -> None: ...
     def note_told(self, stream: str, count: int) -> None: ...
     def note_place(self, number: int, chain: bytes) -> None: ...
+    def note_reach(self, number: int, chain: bytes) -> None: ...
     def copy_common(self, stream: str, chunk: int) -> None: ...
     def drop_common(self) -> None: ...
     def read_state(self, k: int) -> Payload: ...
@@ -496,6 +498,8 @@ class Peer:
                 self._tell_granted(Granted(stream, mark.kind, mark.serial, mark.index, mark.global_step))
             case NotePlace(number, chain):
                 self._tensors.note_place(number, chain)
+            case NoteReach(number, chain):
+                self._tensors.note_reach(number, chain)
             case OpenModel(manifest):
                 self._saver.drop()
                 self._common.drop()

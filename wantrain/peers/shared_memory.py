@@ -10,7 +10,8 @@ The daemon creates the file, the trainer opens it. All numbers are little-endian
     128   i64  granted: the daemon adds 1 after every Granted that it has sent
     136   the daemon's place in the commit log: i64 which of two is valid (0: none), and for each i64 number, link
     224   i64  which chunk of which stream lies in the spare region and belongs into `out`; 0: none
-    256   for each stream: length of its name u16, name in UTF-8, elements u64
+    232   the place in the commit log up to which the trainer may have been granted what follows, as at 136
+    384   for each stream: length of its name u16, name in UTF-8, elements u64
     4096  for each stream ten i64: the daemon's mark, see `inheritance.Mark`; then, at a multiple of 4096, the spare
           region, of one chunk; then for each stream, each region starting at a multiple of 4096: `out`, then `given`
 
@@ -50,7 +51,7 @@ LOCAL_RUN = bytes(8)
 """Run id on the socket between trainer and daemon, which never leaves the machine."""
 
 _MAGIC = b"wantrain"
-_VERSION = 3
+_VERSION = 4
 _HEAD = struct.Struct("<8sII")
 _NAME = struct.Struct("<H")
 _ELEMENTS = struct.Struct("<Q")
@@ -59,13 +60,34 @@ _GRANTED_AT = 128
 _PLACE_AT = 136
 _PLACE = struct.Struct("<q32s")
 _SPARE_AT = 224
-_TABLE_AT = 256
+_REACH_AT = 232
+_TABLE_AT = 384
 _MAX_ELEMENTS = 2**48
 _WORDS = 10
 """Of a mark, in this order: phase and count, then the fields behind them."""
 _KINDS = ("", "start", "merge", "move", "grad")
 _SHIFT = 40
 """Phase and count share a word, so that they change at one instant."""
+
+
+class _Place:
+    """A line of the commit log and its link, which are true at whatever instant their writer is killed."""
+
+    def __init__(self, memory: memoryview) -> None:
+        self._which = memory[:8].cast("q")
+        self._both = memory[8 : 8 + 2 * _PLACE.size]
+
+    def note(self, number: int, chain: bytes) -> None:
+        other = 1 if self._which[0] == 2 else 2
+        _PLACE.pack_into(self._both, (other - 1) * _PLACE.size, number, chain)
+        self._which[0] = other
+
+    def read(self) -> tuple[int, bytes]:
+        """(-1, b"") if nothing was noted."""
+        if self._which[0] not in (1, 2):
+            return -1, b""
+        number, chain = _PLACE.unpack_from(self._both, (self._which[0] - 1) * _PLACE.size)
+        return number, chain
 
 
 class Segment:
@@ -86,8 +108,8 @@ class Segment:
         self._spare = region(memory, PAGE_BYTES + _marks_bytes(elements), _spare_elements(elements))
         whole = memoryview(memory)
         self._marks = whole[PAGE_BYTES : PAGE_BYTES + 8 * _WORDS * len(elements)].cast("q")
-        self._place = whole[_PLACE_AT : _PLACE_AT + 8].cast("q")
-        self._places = whole[_PLACE_AT + 8 : _PLACE_AT + 8 + 2 * _PLACE.size]
+        self._place = _Place(whole[_PLACE_AT:])
+        self._reach = _Place(whole[_REACH_AT:])
         self._spared = whole[_SPARE_AT : _SPARE_AT + 8].cast("q")
         self._counts = whole[_PROGRESS_AT : _PROGRESS_AT + 32].cast("q")
         self._seconds = whole[_PROGRESS_AT + 8 : _PROGRESS_AT + 16].cast("d")
@@ -230,16 +252,16 @@ class Segment:
 
     def note_place(self, number: int, chain: bytes) -> None:
         """Note down that all consequences of the commit log up to line `number`, of this link, are in the marks."""
-        other = 1 if self._place[0] == 2 else 2
-        _PLACE.pack_into(self._places, (other - 1) * _PLACE.size, number, chain)
-        self._place[0] = other
+        self._place.note(number, chain)
+
+    def note_reach(self, number: int, chain: bytes) -> None:
+        """Note down that consequences of the commit log up to this line are granted from now on."""
+        self._reach.note(number, chain)
 
     def held(self) -> Held:
         """Everything that was noted down."""
-        number, chain = -1, b""
-        if self._place[0] in (1, 2):
-            number, chain = _PLACE.unpack_from(self._places, (self._place[0] - 1) * _PLACE.size)
-        return Held(number, chain, {name: self.mark(name) for name in self.elements})
+        marks = {name: self.mark(name) for name in self.elements}
+        return Held(*self._place.read(), marks, *self._reach.read())
 
     def take_over(self) -> None:
         """Daemon: count the Granted messages from 0 again, as they are its own from now on."""
