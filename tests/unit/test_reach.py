@@ -57,6 +57,13 @@ def test_a_relay_reaches_both() -> None:
     assert Reach.of([("b", "d")], ("b", "c")).relays("b", "c", PEERS) == ("a", "e")
 
 
+def test_of_groups_with_as_many_contributors_that_whose_update_most_get_is_chosen() -> None:
+    """p1 is behind a broken path, p0 and p2 can only dial out; p3, late, reaches both of them."""
+    reach = Reach.of([("p1", "p0"), ("p1", "p2"), ("p1", "p3")], outbound=["p0", "p2"])
+    group = reach.group(("p1", "p2", "p0"), ("p3",), {})
+    assert (group.contributors, group.receivers) == (("p2",), ("p3",))
+
+
 def test_the_reason_says_whether_it_is_a_matter_of_dialling_or_of_a_broken_path() -> None:
     name = {"a": "anna", "b": "ben", "c": "carl"}.__getitem__
     assert apart_in_words(Reach.of((), "ab"), "a", ("b",), name) == "it can only dial out, and so can ben"

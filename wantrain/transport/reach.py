@@ -59,6 +59,8 @@ class Reach:
     def group(self, contributors: Sequence[str], receivers: Sequence[str], passed: Mapping[str, int]) -> Group:
         """The largest group around one owner, all of these peers if one of the contributors reaches everybody.
 
+        Of equal ones that whose update most get: what only a few hold leaves the others without a way to it.
+
         Args:
             contributors: at least one.
             receivers: who would only get the result; those whom not all owners reach fetch it from others later.
@@ -68,8 +70,9 @@ class Reach:
         if owners:
             return Group(owners, tuple(contributors), tuple(receivers))
 
-        def worth(peer: str) -> int:
-            return sum(1 + passed.get(other, 0) for other in contributors if not self.apart(peer, other))
+        def worth(peer: str) -> tuple[int, int]:
+            inside = sum(1 + passed.get(other, 0) for other in contributors if not self.apart(peer, other))
+            return inside, len(receivers) - len(self.missing(peer, receivers))
 
         centre = max(contributors, key=worth)
         inside = tuple(peer for peer in contributors if not self.apart(centre, peer))
