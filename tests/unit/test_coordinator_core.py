@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from wantrain.optimizers.stream import Stream
+from wantrain.optimizers.noloco import NolocoOptions, noloco
+from wantrain.optimizers.stream import Stream, Wire
 from wantrain.peers.commit_log import STORE_RETRY_S
 from wantrain.peers.coordinator import (
     ATTEMPTS_PER_EPOCH,
@@ -695,3 +696,20 @@ def test_a_report_from_before_the_start_of_this_process_is_answered_by_welcome_a
     assert isinstance(answer, Welcome)
     assert answer.revision > made.core.epoch * ATTEMPTS_PER_EPOCH
     assert made.core.membership.reports["a"] == before
+
+
+def test_who_has_been_in_fewer_exchanges_is_told_to_start_over_by_its_own_index() -> None:
+    """Of a gossip run: what is said of the index of the group would be of none that this peer knows."""
+    streams = tuple(replace(stream, last=4) for stream in noloco(NolocoOptions(every=1), Wire("fp32")))
+    made = Run(Coordinator(replace(FACTS, streams=streams), history(3)))
+    for peer in ("a", "b", "c"):
+        made.tell(peer, hello(peer, codecs=("fp32",)))
+        made.report(peer, 3)
+    made.handle(Tick(), 0.1)
+    made.core.offences.diverged("c")  # once before
+    for peer, own, norm in (("a", 4, 1.0), ("b", 4, 1.0), ("c", 1, 1e6)):
+        made.report(peer, 3, 1.0, syncs=(SyncReport("param", own, "ready", norm=norm),))
+    start = of(Start, [send.record for send in made.sent])[-1]
+    assert (start.sync.index, start.contributors) == (4, ("a", "b"))
+    starts_over = [(send.to, send.record) for send in made.sent if isinstance(send.record, StartOver)]
+    assert starts_over == [("c", StartOver("param", 1, made.said[-1].details["reason"]))]

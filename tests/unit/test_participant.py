@@ -574,6 +574,30 @@ def test_after_a_rewind_the_newer_line_of_the_same_number_counts() -> None:
     assert [apply.record for apply in of(Apply, effects)] == [new]
 
 
+def test_the_update_of_a_line_that_a_rewind_has_given_up_is_not_fetched_on() -> None:
+    """Nobody may have it any more. The line that then gets its number has an update of its own."""
+    one = joined()
+    old, new = line(1, attempt=5, salt=7), line(1, attempt=6)
+    assert told(WantUpdate, one.commit(old))
+    one.welcome(0)
+    assert "update 1" not in one.core.waiting(one.now)
+    assert told(WantUpdate, one.commit(new))
+    effects = one.hear(UpdateChunk(1, 0), "b", "sum", chunk_digest(1))
+    assert [apply.record for apply in of(Apply, effects)] == [new]
+
+
+def test_an_update_is_not_taken_for_that_of_another_line_of_the_same_number() -> None:
+    """The line was forgotten before the newer one came, so that none has replaced it."""
+    one = joined()
+    old, new = line(1, attempt=5, salt=7), line(1, attempt=6)
+    one.commit(old)
+    one.welcome(0)
+    assert of(Apply, one.hear(UpdateChunk(1, 0), "b", "old", chunk_digest(8))) == []
+    assert of(Apply, one.commit(new)) == []
+    effects = one.hear(UpdateChunk(1, 0), "b", "sum", chunk_digest(1))
+    assert [apply.record for apply in of(Apply, effects)] == [new]
+
+
 def test_a_line_that_does_not_follow_is_not_applied() -> None:
     one = joined()
     one.commit(line(1, salt=3), line(2))

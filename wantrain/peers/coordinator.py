@@ -714,7 +714,7 @@ class Coordinator:
                 case rounds.Rejected(where, peer, by, reason, diverged):
                     effects.append(self._rejected(where, peer, by, reason))
                     if diverged and self.offences.diverged(peer):
-                        effects.append(Send(peer, StartOver(stream, self.rounds[stream].index, reason)))
+                        effects.append(Send(peer, StartOver(stream, self.rounds[stream].index_of(peer), reason)))
                 case rounds.Committed():
                     pass
         return effects

@@ -112,6 +112,11 @@ class Pairing:
         """More than the index of any sync that was started or committed."""
         return self._highest + 1
 
+    def index_of(self, peer: str) -> int:
+        """The sync that a peer itself is ready for: it may have been in fewer than those that it is grouped with."""
+        line = self._lines.get(peer)
+        return self.index if line is None else line.index
+
     @property
     def phase(self) -> Phase:
         """Whether anything moves."""

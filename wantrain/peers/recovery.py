@@ -189,6 +189,8 @@ class Recovery:
         self.head, self.genesis = welcome.head, welcome.genesis
         # Lines beyond were given up, or come again.
         self._records = {number: record for number, record in self._records.items() if number <= welcome.head}
+        if self._update is not None and self._update.record.number > welcome.head:
+            self._update = None
         if welcome.head < 0 or self.applied >= 0:
             return []
         if not self._own_anchor and self._repair is None:  # a repair goes on from where this peer stood
@@ -447,7 +449,7 @@ class Recovery:
     def fetched(self, record: CommitRecord) -> tuple[Payload, ...] | None:
         """The fetched update of a line: its chunks; none of them if it is done without; None if it is not here."""
         update = self._update
-        if update is None or update.record.number != record.number:
+        if update is None or update.record != record:  # the number may have come again, of a later attempt
             return None
         enough = 1 if update.dropped else VAIN_ROUNDS
         if not self._streams[record.sync.stream].held and update.vain >= enough:
@@ -456,7 +458,7 @@ class Recovery:
 
     def fetch(self, record: CommitRecord, now: float) -> list[Effect]:
         """Get the update of this line from other peers."""
-        if self._update is not None and self._update.record.number == record.number:
+        if self._update is not None and self._update.record == record:
             return []
         self._update = UpdateFetch(record, self.chunks[record.sync.stream], now)
         return self._fetch_update(catchup.Sources(self._sources, self._liars), now)

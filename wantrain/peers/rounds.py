@@ -163,6 +163,10 @@ class Round:
         effects: list[RoundEffect] = action(self, event, now)
         return effects
 
+    def index_of(self, peer: str) -> int:
+        """The sync that a peer itself is ready for: the same for all."""
+        return self.index
+
     # ---- what status prints
 
     @property
