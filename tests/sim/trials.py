@@ -26,6 +26,22 @@ class _Set:
     mend: Callable[[], None]
 
 
+@dataclass(slots=True)
+class _Save:
+    """For how long somebody was in no exchange because it saved the state of a gossip run, as seen by many looks.
+
+    This is no matter of the trial, but of its disk, and may come in the same pause as a wait for who is late. It is one
+    save for each pause: before the next one all replicas come to one, which the trainer is granted.
+    """
+
+    longest_s: float = 0.0
+    _lasts_s: float = 0.0
+
+    def look(self, saves: bool) -> None:
+        self._lasts_s = self._lasts_s + EVERY_S if saves else 0.0
+        self.longest_s = max(self.longest_s, self._lasts_s)
+
+
 def _join(world: World, alive: list[SimPeer]) -> _Set:
     world.join(world.new_name())
     return _Set(alive, lambda: None)
@@ -104,6 +120,7 @@ def stand_trial(world: World, kind: str) -> None:
     bound_s = POLICY.grace_ceiling_s * (1 + len(world.streams)) + extra_s + MARGIN_S
     started_at = world.net.now
     trial = begin(world, alive)
+    saves = {peer.name: _Save() for peer in trial.others}
     if len(trial.others) > 1 and all(peer.outbound for peer in trial.others):
         trial.mend()  # whom it has hit was the only way between them
         return
@@ -114,16 +131,24 @@ def stand_trial(world: World, kind: str) -> None:
             boot, trainer, restarts, _ = before[peer.name]
             if not peer.alive or peer.boot != boot or peer.trainer is not trainer or trainer.restarts != restarts:
                 raise Violation(f"{kind}: {peer.name}, who had nothing to do with it, had to start over")
-            if (pause_s := max(trainer.longest_pause_s, trainer.pause_s)) > bound_s:
+            saves[peer.name].look(_held_back(world, peer))
+            allowed_s = bound_s + saves[peer.name].longest_s
+            if (pause_s := max(trainer.longest_pause_s, trainer.pause_s)) > allowed_s:
                 why = peer.shell.core.waiting(peer.now)
                 raise Violation(
-                    f"{kind}: {peer.name} was stopped for {pause_s:.1f} s, allowed are {bound_s:.1f}: {why}"
+                    f"{kind}: {peer.name} was stopped for {pause_s:.1f} s, allowed are {allowed_s:.1f}: {why}"
                 )
         going = [peer for peer in going if not _went_on(before[peer.name][3], _indices(peer))]
         if going and world.net.now > started_at + (SYNCS + 1) * bound_s:
             names = [(peer.name, peer.shell.core.waiting(peer.now)) for peer in going]
             raise Violation(f"{kind}: {names} got no new syncs for {world.net.now - started_at:.1f} s")
     trial.mend()
+
+
+def _held_back(world: World, peer: SimPeer) -> bool:
+    """Whether it is in no exchange until the state that it saves is on disk."""
+    core = world.coordinator.core
+    return world.gossip and core is not None and core.saves.writer == peer.name
 
 
 def _indices(peer: SimPeer) -> dict[str, int]:

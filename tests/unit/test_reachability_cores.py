@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.unit.test_coordinator_core import Run, done, hello, of, ready, run
+from tests.unit.test_coordinator_core import POLICY, Run, done, hello, of, ready, run
 from tests.unit.test_participant import HELLO, PARAM, RUN, One, chain, told
 from wantrain.peers.coordinator import Tick
 from wantrain.peers.events import CoordinatorLink, FromPeer, Progress
@@ -65,6 +65,15 @@ def test_the_many_go_on_without_one_whom_none_of_them_reaches_and_it_does_not_go
     one.report("b", 3, now=20.0, syncs=ready(4))
     start = of(Start, one.report("c", 3, now=20.1, syncs=ready(4)))[0]
     assert (start.contributors, start.receivers) == (("b", "c"), ())
+
+
+@pytest.mark.scenario(4, 18)
+def test_who_says_that_it_reaches_nobody_does_not_go_ahead_of_the_many_by_that_very_report() -> None:
+    one, late = run("a", "b", "c"), POLICY.grace_ceiling_s + 1.0
+    one.report("a", 3, syncs=ready(4))
+    assert not of(Start, one.report("a", 3, now=late, syncs=ready(4), unreached=("b", "c")))
+    assert one.core.cut_off().keys() == {"a"}
+    assert of(Start, one.report("a", 3, now=late + 0.1, syncs=ready(4))), "it reaches them again, and they are late"
 
 
 @pytest.mark.scenario(18)

@@ -418,7 +418,7 @@ class Coordinator:
         if known.report is not None and report.sequence <= known.report.sequence:
             return []
         before = known.report
-        self.links.reported(peer, report.paths, report.unreached)
+        turned = self.links.reported(peer, report.paths, report.unreached)
         refetch = self._foreign_history(report)
         behind = self.head - report.log_number
         current = not refetch and report.log_number >= 0 and behind <= self._few
@@ -442,7 +442,10 @@ class Coordinator:
         if self._chasers.reported(peer, report.behind, now):
             details = {"peer": peer, "name": self.name_of(peer), "behind": report.behind}
             effects.append(Announce("chasing" if report.behind else "gaining", details))
-        if before is None or _standing(before) != _standing(report):
+        if turned:
+            # Before anything starts: the plan would know who is apart, and the rounds not yet who is cut off by that.
+            effects += self._recast(now)
+        elif before is None or _standing(before) != _standing(report):
             effects += self._show_seen(peer, now)
         lines = {line.stream: line for line in report.syncs} if report.log_number >= 0 else {}
         for said in report.syncs:

@@ -47,10 +47,14 @@ class LinkTable:
             self._outbound ^= {peer}
             self.version += 1
 
-    def reported(self, peer: str, paths: Mapping[str, LinkReport], unreached: Collection[str]) -> None:
-        """Take in what a peer says of its ways to some others, and of all to whom it has none."""
+    def reported(self, peer: str, paths: Mapping[str, LinkReport], unreached: Collection[str]) -> bool:
+        """Take in what a peer says of its ways to some others, and of all to whom it has none.
+
+        Returns:
+            Whether it has lost its way to somebody, or has one again: others may be cut off now.
+        """
         self.paths.setdefault(peer, {}).update(paths)
-        changed = self._unreached.get(peer, frozenset()) != frozenset(unreached)
+        changed = turned = self._unreached.get(peer, frozenset()) != frozenset(unreached)
         self._unreached[peer] = frozenset(unreached)
         for other, path in paths.items():
             pace, known = Pace(path.rate_bytes_per_s, path.rtt_s), self._paces.get((peer, other))
@@ -58,6 +62,7 @@ class LinkTable:
                 self._paces[peer, other] = pace
                 changed = True
         self.version += changed
+        return turned
 
     def gone(self, peer: str) -> None:
         """A peer has left; what was measured to it and by it may be wrong when it comes back."""

@@ -33,11 +33,11 @@ class Reach:
     @staticmethod
     def of(pairs: Iterable[tuple[str, str]], outbound: Iterable[str] = ()) -> "Reach":
         """From pairs that do not reach each other."""
-        cut: dict[str, frozenset[str]] = {}
+        cut: dict[str, set[str]] = {}
         for a, b in pairs:
-            cut[a] = cut.get(a, frozenset()) | {b}
-            cut[b] = cut.get(b, frozenset()) | {a}
-        return Reach(frozenset(outbound), cut)
+            cut.setdefault(a, set()).add(b)
+            cut.setdefault(b, set()).add(a)
+        return Reach(frozenset(outbound), {peer: frozenset(others) for peer, others in cut.items()})
 
     @property
     def whole(self) -> bool:
