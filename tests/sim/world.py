@@ -49,7 +49,14 @@ from wantrain.peers.messages import (
     Waiting,
     WantCommon,
 )
-from wantrain.peers.participant import COORDINATOR, HEIR_PATIENCE_S, LEAVE_PATIENCE_S, Participant, PeerFacts
+from wantrain.peers.participant import (
+    COORDINATOR,
+    HEIR_PATIENCE_S,
+    LEAVE_PATIENCE_S,
+    RETURN_PATIENCE_S,
+    Participant,
+    PeerFacts,
+)
 from wantrain.peers.peer import Peer
 from wantrain.peers.timing import Policy
 from wantrain.peers.trainer import (
@@ -1004,16 +1011,19 @@ class World:
         if not core.complete or (known is not None and log.get(known.number) != known):
             return
         others = [p for p in self.peers.values() if p.alive and p is not peer]
-        makers = () if known is None else known.contributors  # they have it in hand, and may not know that it counts
+        # Makers have it in hand, and may not know that it counts; but not those that have lost the state below it.
+        makers = () if known is None else known.contributors
         heirs = [
-            p for p in others if p.name in makers or (p.shell.core.complete and p.shell.core.applied >= core.applied)
+            p for p in others if p.shell.core.complete and (p.name in makers or p.shell.core.applied >= core.applied)
         ]
         if heirs or all(p.leaving for p in others):
             return
         here = () if self.coordinator.core is None else self.coordinator.core.membership.alive
         staying = [p for p in others if p.name in here and not p.leaving]
+        away_s = 0.0 if core._up or core._down_since is None else peer.now - core._down_since
         # An heir may have crashed and not have been missed yet.
-        excused = not (core._up and staying) or self.net.now - self.crashed_at < 2 * POLICY.suspect_ceiling_s
+        unmissed = self.net.now - self.crashed_at < 2 * POLICY.suspect_ceiling_s
+        excused = not staying or away_s >= RETURN_PATIENCE_S or unmissed
         asked_for_s, silent_s = peer.now - core._leaving[1], peer.now - core._heard_at
         if not excused and asked_for_s < HEIR_PATIENCE_S and silent_s < LEAVE_PATIENCE_S:
             raise Violation(f"{peer.name} left with log number {core.applied}, which nobody else has")

@@ -75,7 +75,14 @@ from wantrain.peers.messages import (
     WantUpdate,
     Welcome,
 )
-from wantrain.peers.participant import COORDINATOR, HEIR_PATIENCE_S, LEAVE_PATIENCE_S, Participant, PeerFacts
+from wantrain.peers.participant import (
+    COORDINATOR,
+    HEIR_PATIENCE_S,
+    LEAVE_PATIENCE_S,
+    RETURN_PATIENCE_S,
+    Participant,
+    PeerFacts,
+)
 from wantrain.transport.digest import first_link, next_link, update_digest
 
 RUN = b"run-id-8"
@@ -687,11 +694,11 @@ def test_who_leaves_says_so_and_stays_until_somebody_who_stays_has_its_state() -
     one = with_an_update()
     effects = one.do(LeaveRequested("done"))
     assert [report.leaving for report in told(Report, effects)] == [True]
-    assert of(HandOver, effects) == of(HandOver, one.hear(MayLeave(0, 1))) == []
+    assert of(HandOver, effects) == of(HandOver, one.hear(MayLeave(0, 2))) == []
     one.now = 30.0
     one.hear(Waiting("for another peer to hold the state at log number 1"))
     assert of(HandOver, one.do(Tick())) == []
-    assert of(HandOver, one.hear(MayLeave(1, 2)))
+    assert of(HandOver, one.hear(MayLeave(1, 3)))
     assert of(Exit, one.do(HandedOver()))
 
 
@@ -701,6 +708,32 @@ def test_a_leave_that_was_taken_back_before_it_came_does_not_count() -> None:
     one.hear(MayLeave(-1, 8))
     assert of(HandOver, one.hear(MayLeave(1, 7))) == []  # sent before, when nobody else was there
     assert of(HandOver, one.hear(MayLeave(1, 9)))
+
+
+def test_what_a_coordinator_has_said_of_heirs_ends_with_its_connection_and_with_a_new_welcome() -> None:
+    one = with_an_update()
+    one.hear(MayLeave(1, 8))  # when nobody else was there
+    one.revision = 8
+    one.welcome(1)  # by its next process, which may know of somebody
+    assert of(HandOver, one.do(LeaveRequested("done"))) == []
+    assert of(HandOver, one.hear(MayLeave(1, 8))) == []
+    assert of(HandOver, one.hear(MayLeave(1, 10)))
+    other = with_an_update()
+    other.hear(MayLeave(1, 8))
+    other.do(CoordinatorLink(False))
+    other.do(CoordinatorLink(True))
+    assert of(HandOver, other.do(LeaveRequested("done"))) == []
+    assert of(HandOver, other.hear(MayLeave(1, 9)))
+
+
+def test_who_leaves_does_not_go_at_once_when_the_connection_to_the_coordinator_breaks() -> None:
+    one = with_an_update()
+    one.do(LeaveRequested("done"))
+    assert of(HandOver, one.do(CoordinatorLink(False))) == []
+    one.now = RETURN_PATIENCE_S - 0.1
+    assert of(HandOver, one.do(Tick())) == []
+    one.now = RETURN_PATIENCE_S
+    assert of(HandOver, one.do(Tick()))
 
 
 def test_who_leaves_does_not_wait_for_what_others_commit_meanwhile() -> None:
@@ -719,7 +752,7 @@ def test_nobody_waits_for_an_heir_for_ever_nor_long_for_a_coordinator_that_says_
     one.do(LeaveRequested("done"))
     for second in range(1, int(HEIR_PATIENCE_S) + 1):
         one.now = float(second)
-        left = one.hear(MayLeave(0, 1)) if answered else one.do(Tick())
+        left = one.hear(MayLeave(0, 2)) if answered else one.do(Tick())
         if of(HandOver, left):
             break
     assert one.now == (HEIR_PATIENCE_S if answered else LEAVE_PATIENCE_S)

@@ -235,7 +235,7 @@ def test_a_leaving_peer_waits_for_its_state_to_be_on_disk_but_not_for_ever() -> 
         one.hear(UpdateChunk(2, 0), "b", "bytes", chunk_digest(2))
         one.core._recovery.state_digest = (2, b"d" * 32)
         effects = one.do(LeaveRequested("done"))
-        effects += one.hear(MayLeave(2, 1)) + one.do(Later())
+        effects += one.hear(MayLeave(2, 2)) + one.do(Later())
         assert of(BeginSave, effects)
         assert not one.core.left
         assert "on disk" in one.core.waiting(0.0)
@@ -487,6 +487,18 @@ def test_the_log_stays_as_it_is_for_long_while_somebody_is_away_who_may_have_mor
     assert rewinds(run, 0.0) == []
     assert "unless a comes back" in run.core.reason()
     assert rewinds(run, ceiling_s - 1.0) == []
+
+
+@pytest.mark.scenario(22)
+def test_the_log_stays_as_it_is_for_long_while_a_contributor_that_was_started_again_may_have_more_on_its_disk() -> None:
+    run = stranded(2, "b")
+    run.tell("a", hello("a", boot=b"nextboot"))
+    run.report("a", -1, boot=b"nextboot")  # it made the lines, and is still reading its saved state
+    long_s = int(FACTS.policy.deadline_ceiling_s)
+    assert [to for second in range(long_s) for to in rewinds(run, float(second))] == []
+    assert "unless a comes back" in run.core.reason()
+    run.report("a", 3, long_s - 0.5, boot=b"nextboot", chain=log_line(3).chain)
+    assert rewinds(run, float(long_s)) == [3]
 
 
 @pytest.mark.scenario(20)

@@ -886,11 +886,12 @@ class Coordinator:
     def _may_hold(self, number: int) -> list[str]:
         """Who may come to hold a state later than `number`: who took part in a later line, or was here since.
 
-        Not those who are here and have nothing in hand that could be committed: what they had is lost.
+        Not those who are here and have nothing in hand that could be committed: what they had is lost. But who took
+        part and reports no state, as it was started again, may have one on its disk and not have read it yet.
         """
-        reports = self.membership.reports
-        bare = {p for p, report in reports.items() if all(s.phase in ("ready", "failed") for s in report.syncs)}
         made = {peer for record in self.records[max(number, 0) :] for peer in record.contributors}
+        known = {p: r for p, r in self.membership.reports.items() if r.log_number >= 0 or p not in made}
+        bare = {p for p, report in known.items() if all(s.phase in ("ready", "failed") for s in report.syncs)}
         return sorted((made | set(self.membership.peers)) - bare)
 
     def _forget_genesis(self, now: float) -> list[CoordinatorEffect]:

@@ -412,7 +412,8 @@ class WantGenesis:
 class MayLeave:
     """A leaving peer need not stay for the sake of the state up to log number `number`: somebody who stays has it.
 
-    What is said with a higher `revision` replaces it, in whatever order they come.
+    What is said with a higher `revision` replaces it, in whatever order they come, and so does a Welcome with a higher
+    one: who says Welcome may know of others by now, and the peer waits to be told again.
     """
 
     number: Annotated[int, Field(strict=True, ge=-1, le=2**62)]

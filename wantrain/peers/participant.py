@@ -118,6 +118,8 @@ SILENCE_S = 3.0
 """Who is ready hears every second why it waits; after so long without that the coordinator itself is the reason."""
 LEAVE_PATIENCE_S = 10.0
 """How long a leaving peer waits for what it has in flight to be decided, and for others to take over the state."""
+RETURN_PATIENCE_S = 3.0
+"""For how long a leaving peer takes a connection to the coordinator that broke for one that comes back."""
 SAVE_PATIENCE_S = 60.0
 """How long a leaving peer waits for its state to be on disk."""
 HEIR_PATIENCE_S = 60.0
@@ -417,6 +419,7 @@ class Participant:
             case CoordinatorLink(up, _):
                 self._up = up
                 self._down_since = None if up else now if self._down_since is None else self._down_since
+                self._inherited = -1  # the next process of the coordinator may know of others than this one did
                 self._reported = None
                 return [Tell(COORDINATOR, self.facts.hello)] if up else []
             case PeerLink(peer, up, reason):
@@ -520,6 +523,9 @@ class Participant:
         if welcome.revision <= self._revision:
             return []
         self._revision = welcome.revision
+        if welcome.revision > self._inherited_revision:
+            # Who says Welcome begins anew to hear who is there: what was said before may hold no longer.
+            self._inherited, self._inherited_revision = -1, welcome.revision
         effects: list[Effect] = []
         if self._welcome is not None and self._welcome.genesis not in (b"", welcome.genesis):
             effects += self._reset("the run has begun anew")
@@ -825,7 +831,8 @@ class Participant:
         undigested = self.complete and self.digested != self.applied
         if (self.in_flight or undigested) and now - since < LEAVE_PATIENCE_S and self._up:
             return []
-        if self._up and self._is_needed(now):
+        away_s = 0.0 if self._up or self._down_since is None else now - self._down_since
+        if away_s < RETURN_PATIENCE_S and self._is_needed(now):
             return []
         if (
             self.facts.saves_at_end
