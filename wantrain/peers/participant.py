@@ -829,7 +829,8 @@ class Participant:
         reason, since = self._leaving
         # The last report is to say what state was reached.
         undigested = self.complete and self.digested != self.applied
-        if (self.in_flight or undigested) and now - since < LEAVE_PATIENCE_S and self._up:
+        in_flight = bool(self._attempts.running) if self._parting else self.in_flight
+        if (in_flight or undigested) and now - since < LEAVE_PATIENCE_S and self._up:
             return []
         away_s = 0.0 if self._up or self._down_since is None else now - self._down_since
         if away_s < RETURN_PATIENCE_S and self._is_needed(now):
@@ -851,6 +852,11 @@ class Participant:
         self.left = True
         goodbye = Leave(self.facts.hello.boot, reason)
         return [Tell(COORDINATOR, self._report(now)), Tell(COORDINATOR, goodbye), Exit(0, reason, "")]
+
+    @property
+    def _parting(self) -> bool:
+        """Whether it leaves, alone, and has begun to save what it has done: what it began now would be in no state."""
+        return self._leaving is not None and self._saving.last_wished and not self._neighbours.sources
 
     def _is_needed(self, now: float) -> bool:
         """Whether a state might be lost with this peer, and it is not too long that it waits for an heir.
@@ -877,7 +883,7 @@ class Participant:
         return self.applied if self.complete else -1
 
     def _sync_lines(self) -> list[SyncReport]:
-        staged = self._mine.staged
+        staged = {} if self._parting else self._mine.staged
         lines = (sync_line(s, k + 1, staged.get(s), self._attempts.running.get(s)) for s, k in self.indices.items())
         return [line for line in lines if line is not None]
 
@@ -885,7 +891,8 @@ class Participant:
         """What of a report is worth sending at once when it changes; the rest can wait for the next heartbeat."""
         recovery, mine, running = self._recovery, self._mine, self._attempts.running
         held = recovery.applied if recovery.complete else -1
-        syncs = [sync_key(s, k + 1, mine.has_staged(s), running.get(s)) for s, k in recovery.indices.items()]
+        offers = not self._parting
+        syncs = [sync_key(s, k + 1, offers and mine.has_staged(s), running.get(s)) for s, k in recovery.indices.items()]
         suspects = list(self._neighbours.suspects)
         wants, leaving = self._wants, self._leaving is not None
         return held, mine.trainer_state, wants.dry, syncs, suspects, wants.open, self._saving.saved, leaving

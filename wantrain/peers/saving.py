@@ -76,6 +76,11 @@ class Saving:
         return self.last_wish_open
 
     @property
+    def last_wished(self) -> bool:
+        """Whether this peer has begun to save what it leaves with."""
+        return self._last is not None
+
+    @property
     def last_wish_open(self) -> bool:
         """Whether this peer would leave but for its state, which is not on disk yet."""
         return self._last is not None and self.saved < self._last and (self._wanted >= 0 or self.number is not None)
