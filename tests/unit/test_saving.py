@@ -9,7 +9,18 @@ import pytest
 
 from tests.unit.test_coordinator_core import FACTS, Run, hello, history
 from tests.unit.test_coordinator_core import line as log_line
-from tests.unit.test_participant import CHAIN0, HELLO, MANIFEST, PARAM, RUN, One, chain, chunk_digest, line
+from tests.unit.test_participant import (
+    CHAIN0,
+    HELLO,
+    MANIFEST,
+    PARAM,
+    RUN,
+    One,
+    chain,
+    chunk_digest,
+    line,
+    with_an_update,
+)
 from wantrain.errors import CheckpointError
 from wantrain.optimizers.stream import Stream
 from wantrain.peers.coordinator import Coordinator, PersistRewind, SaveWanted, Send, Tick
@@ -248,6 +259,22 @@ def test_a_leaving_peer_waits_for_its_state_to_be_on_disk_but_not_for_ever() -> 
         one.now += 100.0
         one.do(Later())
         assert one.core.left
+
+
+def test_who_leaves_alone_offers_nothing_while_it_saves_as_it_would_be_in_no_saved_state() -> None:
+    one = with_an_update()
+    one.stage(1)  # it comes too late for the sync of that update
+    one.core.facts = replace(one.core.facts, saves_at_end=True)
+    one.view()
+    effects = one.do(LeaveRequested("done")) + one.hear(MayLeave(1, 7)) + one.do(Later())
+    assert of(BeginSave, effects)
+    one.stage(2)
+    assert [report.syncs for report in reports(one.heartbeat())] == [()]
+    one.view("b")  # who is not alone goes on: others hold what it does with them
+    assert [len(report.syncs) for report in reports(one.heartbeat())] == [1]
+    one.view()
+    one.do(StateCaptured(1, DIGESTS))
+    assert of(Exit, one.do(StateSaved(1)))
 
 
 def test_who_leaves_alone_saves_what_it_has_done_last_and_others_save_once() -> None:
