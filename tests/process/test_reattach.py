@@ -111,8 +111,8 @@ def test_when_the_last_daemon_is_killed_it_says_who_has_the_state_and_goes_on_wh
     run.signal("anna", signal.SIGKILL)
     assert run.exit_code("anna") == -signal.SIGKILL
     run.peer("anna")
-    run.until(lambda: run.events("anna", "waiting"), "anna says for whom it waits")
-    assert "one of them back (bert has saved it at" in run.events("anna", "waiting")[-1]["reason"]
+    words = "one of them back (bert has saved it at"
+    run.until(lambda: any(words in e["reason"] for e in run.events("anna", "waiting")), "anna says for whom it waits")
     assert len(run.events("anna", "attached")) == 2  # its trainer asks again and again, and is heard of once
     run.peer("bert")
     run.until_commits(3, "anna", "bert")

@@ -1038,5 +1038,7 @@ class World:
             known = self.checkers.chains.get(core.chain) if core is not None and core.complete else None
             if core is None or known is None or core.applied <= after or known.number != core.applied:
                 continue
+            if peer.now - core._recovery._moved_at < 2 * POLICY.heartbeat_s:
+                continue  # it has just fetched that update, which nobody had applied: the word of it is on its way
             if self.net.now - self.committed_at < POLICY.deadline_ceiling_s:
                 raise Violation(f"the log went back to {after} while {peer.name} was there with {core.applied}")

@@ -116,8 +116,8 @@ def test_a_file_of_the_wrong_size_is_refused(path: Path, size_bytes: int) -> Non
         (0, b"other", "no segment"),
         (8, b"\x09", "version 9"),
         (12, b"\xff\xff", "header"),
-        (256, b"\xff\xff", "header is broken"),
-        (263, b"\xff" * 8, "elements"),
+        (384, b"\xff\xff", "header is broken"),
+        (391, b"\xff" * 8, "elements"),
     ],
 )
 def test_a_damaged_header_is_refused(path: Path, at: int, data: bytes, reason: str) -> None:
