@@ -1020,10 +1020,9 @@ class World:
             return
         here = () if self.coordinator.core is None else self.coordinator.core.membership.alive
         staying = [p for p in others if p.name in here and not p.leaving]
-        away_s = 0.0 if core._up or core._down_since is None else peer.now - core._down_since
         # An heir may have crashed and not have been missed yet.
         unmissed = self.net.now - self.crashed_at < 2 * POLICY.suspect_ceiling_s
-        excused = not staying or away_s >= RETURN_PATIENCE_S or unmissed
+        excused = not staying or core.away_s(peer.now) >= RETURN_PATIENCE_S or unmissed
         asked_for_s, silent_s = peer.now - core._leaving[1], peer.now - core._heard_at
         if not excused and asked_for_s < HEIR_PATIENCE_S and silent_s < LEAVE_PATIENCE_S:
             raise Violation(f"{peer.name} left with log number {core.applied}, which nobody else has")
@@ -1038,7 +1037,9 @@ class World:
             known = self.checkers.chains.get(core.chain) if core is not None and core.complete else None
             if core is None or known is None or core.applied <= after or known.number != core.applied:
                 continue
-            if peer.now - core._recovery._moved_at < 2 * POLICY.heartbeat_s:
-                continue  # it has just fetched that update, which nobody had applied: the word of it is on its way
+            age_s = peer.now - core._recovery._moved_at
+            fetched_late = self.net.now - age_s - self.committed_at > POLICY.grace_floor_s + 2 * POLICY.heartbeat_s
+            if fetched_late and age_s < 2 * POLICY.heartbeat_s:
+                continue  # long after the commit nobody had applied it; the word of who has just done so is on its way
             if self.net.now - self.committed_at < POLICY.deadline_ceiling_s:
                 raise Violation(f"the log went back to {after} while {peer.name} was there with {core.applied}")

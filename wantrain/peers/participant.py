@@ -328,11 +328,14 @@ class Participant:
         """Whether the trainer waits for samples."""
         return bool(self._wants.in_words())
 
+    def away_s(self, now: float) -> float:
+        """For how long there has been no connection to the coordinator; 0 while there is one, or was none yet."""
+        return 0.0 if self._down_since is None else now - self._down_since
+
     def waiting(self, now: float) -> str:
         """For whom or what this peer waits, in words; "" when it does not."""
         if self._welcome is None or not self._up:
-            away_s = 0.0 if self._down_since is None else now - self._down_since
-            return f"the coordinator does not answer for {away_s:.1f} s"
+            return f"the coordinator does not answer for {self.away_s(now):.1f} s"
         if self._leaving is not None:
             return self._leaves(now)
         if self._welcome.head < 0:
@@ -832,8 +835,7 @@ class Participant:
         in_flight = bool(self._attempts.running) if self._parting else self.in_flight
         if (in_flight or undigested) and now - since < LEAVE_PATIENCE_S and self._up:
             return []
-        away_s = 0.0 if self._up or self._down_since is None else now - self._down_since
-        if away_s < RETURN_PATIENCE_S and self._is_needed(now):
+        if self.away_s(now) < RETURN_PATIENCE_S and self._is_needed(now):
             return []
         if (
             self.facts.saves_at_end
