@@ -9,7 +9,7 @@ from rich.table import Table
 from wantrain.bench.codecs import best_s, gaussian
 from wantrain.optimizers.merge import merge
 from wantrain.transport.codec import codec
-from wantrain.transport.partition import chunk_bounds
+from wantrain.transport.partition import chunk_bounds, chunk_elements
 
 
 def measure(rules: Sequence[str], codecs: Sequence[str], elements: int, seconds: float) -> list[dict[str, Any]]:
@@ -33,9 +33,18 @@ def measure(rules: Sequence[str], codecs: Sequence[str], elements: int, seconds:
         torch.set_num_threads(threads)
 
 
+def pieces(elements: int) -> str:
+    """In what the work on a fragment of `elements` (>= 1) values comes, in words: small pieces make codecs slower."""
+    chunks, size = len(chunk_bounds(elements)), min(elements, chunk_elements(elements))
+    return f"{chunks} chunk{'s' * (chunks > 1)} of {size:,} values, a call for each, as in a sync"
+
+
 def table(rows: Sequence[dict[str, Any]], elements: int) -> Table:
     """The rows of `measure` for a terminal."""
-    shown = Table(title=f"A fragment of {elements:,} values", caption="CPU time of one thread; GB/s of fp32 values")
+    shown = Table(
+        title=f"A fragment of {elements:,} values",
+        caption=f"CPU time of one thread; GB/s of fp32 values; {pieces(elements)}",
+    )
     for heading in ("what", "name"):
         shown.add_column(heading)
     for heading in ("ms", "GB/s", "state vectors"):
