@@ -16,6 +16,11 @@ def shown(table: object) -> str:
     return text.getvalue()
 
 
+def test_it_is_said_in_what_pieces_a_fragment_is_worked_on() -> None:
+    assert outer.pieces(10**6).startswith("32 chunks of 31,744 values")
+    assert outer.pieces(10).startswith("1 chunk of 10 values")
+
+
 def test_a_row_per_rule_and_two_per_codec() -> None:
     threads = torch.get_num_threads()
     rows = outer.measure(["mean", "adam"], ["fp32", "int4"], 20_000, 0.01)
