@@ -13,6 +13,7 @@ from typing import Any
 
 from rich.console import Console
 
+from wantrain.config import RunSpec
 from wantrain.demo import display
 from wantrain.demo.processes import Children, nothing_left_in_memory, terminated_like_ctrl_c
 from wantrain.errors import ConfigError, UnreachableError
@@ -65,12 +66,16 @@ def run_local(options: LocalOptions) -> int:
     if not options.script.is_file():
         raise ConfigError(f"{options.script} not found", hint="give the path of a training script that Python can run")
     folder = (options.out or Path("runs") / f"local-{datetime.now():%Y%m%d-%H%M%S}").resolve()
-    if (folder / "run.toml").exists():
-        raise ConfigError(f"{folder} already holds a run", hint="name another folder with --out")
-    folder.mkdir(parents=True, exist_ok=True)
+    spec = create_local_run(
+        folder / "run.toml",
+        name="local",
+        method=options.method,
+        codec=options.codec,
+        options=options.options or {},
+    )
     shown = display.make(json=options.json, title="wantrain local")
     with terminated_like_ctrl_c(), nothing_left_in_memory(folder), Children(folder) as children:
-        local = LocalRun(options, folder, children, shown)
+        local = LocalRun(options, spec, folder, children, shown)
         try:
             local.run()
         except KeyboardInterrupt:
@@ -92,7 +97,9 @@ def run_local(options: LocalOptions) -> int:
 class LocalRun:
     """One run, from the first process to the last."""
 
-    def __init__(self, options: LocalOptions, folder: Path, children: Children, shown: display.Display) -> None:
+    def __init__(
+        self, options: LocalOptions, spec: RunSpec, folder: Path, children: Children, shown: display.Display
+    ) -> None:
         self.options = options
         self.folder = folder
         self.run_file = folder / "run.toml"
@@ -100,7 +107,7 @@ class LocalRun:
         self.exit_codes: dict[str, int] = {}
         """Of the peers that have ended."""
         self.interrupted = False
-        self.codec = options.codec
+        self.codec = spec.streams[0].codec
         self.status: dict[str, Any] = {}
         self._children = children
         self._display = shown
@@ -117,11 +124,6 @@ class LocalRun:
         Raises:
             UnreachableError: the coordinator did not start, or ended.
         """
-        options = self.options
-        spec = create_local_run(
-            self.run_file, name="local", method=options.method, codec=options.codec, options=options.options or {}
-        )
-        self.codec = spec.streams[0].codec
         self._children.wantrain("coordinator", "coordinator", str(self.run_file), "--json")
         line = self._children.wait_for("coordinator", "listening", START_TIMEOUT_S)
         if line is None:

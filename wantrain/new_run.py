@@ -50,25 +50,43 @@ def create_run(
         bind=bind,
         advertise=advertise,
     )
-    try:
-        keys.save(keys_file)
-        run_file.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"{run_file} cannot be written: {error}", hint="choose a directory that exists") from None
-    return RunSpec.load(run_file)
+    return _write(run_file, keys, text)
 
 
 def create_local_run(
     run_file: Path, *, name: str, method: str, codec: str, options: Mapping[str, bool | int | float | str]
 ) -> RunSpec:
-    """Like `create_run`, on a free port of the loopback, with options of the method.
+    """Write run.toml and run.key of a run on a free port of the loopback, in a directory that is made if need be.
 
     Raises:
-        ConfigError: as there, or an option that the method refuses.
+        ConfigError: a value that is not allowed, or an option that the method refuses: nothing is made then; or the
+            directory holds a run, or cannot be written.
     """
-    spec = create_run(run_file, name=name, method=method, codec=codec, bind="127.0.0.1:0")
+    if run_file.exists():
+        raise ConfigError(f"{run_file.parent} already holds a run", hint="name another folder with --out")
+    keys = RunKeys.create()
+    owner = keys.owner_public.hex()
+    text = template(name, secrets.token_hex(8), owner, method=method, codec=codec, bind="127.0.0.1:0")
+    spec = RunSpec.parse(text, run_file.name)
     section = spec.method.model_copy(update={"options": {**spec.method.options, **options}})
     text = spec.model_copy(update={"method": section}).to_toml()
-    spec = RunSpec.parse(text, run_file.name)
-    run_file.write_text(text, encoding="utf-8")
-    return spec
+    RunSpec.parse(text, run_file.name)
+    try:
+        run_file.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{run_file.parent} cannot be made: {error}", hint="choose another directory") from None
+    return _write(run_file, keys, text)
+
+
+def _write(run_file: Path, keys: RunKeys, text: str) -> RunSpec:
+    """The run of these keys and this run.toml, once both are files.
+
+    Raises:
+        ConfigError: a file cannot be written.
+    """
+    try:
+        keys.save(key_path(run_file))
+        run_file.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"{run_file} cannot be written: {error}", hint="choose a directory that exists") from None
+    return RunSpec.load(run_file)

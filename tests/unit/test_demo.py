@@ -488,7 +488,9 @@ def test_run_file_has_the_demo_period_and_the_own_codec_of_every_method(method: 
 def test_the_kill_strikes_in_the_stream_that_counts_the_rounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     given = []
     monkeypatch.setattr(run.Demo, "_wantrain", lambda self, *words, environment=None: given.append(environment))
-    demo = run.Demo(run.DemoOptions(peers=2, rounds=10), tmp_path, Children(tmp_path), display.make(json=True))
+    options = run.DemoOptions(peers=2, rounds=10)
+    spec = run.write_run_file(tmp_path / "run.toml", options)
+    demo = run.Demo(options, spec, tmp_path, Children(tmp_path), display.make(json=True))
     demo.recording.settings["lead"] = "param-0"
     demo._start_peer("peer-1")
     demo._start_peer("peer-2")

@@ -35,13 +35,16 @@ def test_the_command_hands_on_method_options_and_the_scripts_arguments(monkeypat
         (["{script}", "--method", "dilocco"], "unknown method 'dilocco'"),
     ],
 )
-def test_what_cannot_be_used_is_refused_in_words(words: list[str], message: str, tmp_path: Path) -> None:
+def test_what_cannot_be_used_is_refused_in_words_and_leaves_no_folder(
+    words: list[str], message: str, tmp_path: Path
+) -> None:
     script = tmp_path / "train.py"
     script.touch()
     words = [word.replace("{script}", str(script)) for word in words]
     result = CliRunner().invoke(main, ["local", *words, "--out", str(tmp_path / "out")])
     assert result.exit_code == 2
     assert message in result.output
+    assert not (tmp_path / "out").exists()
 
 
 def test_another_run_is_not_written_into(tmp_path: Path) -> None:

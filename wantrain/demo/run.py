@@ -85,12 +85,10 @@ def run_demo(options: DemoOptions) -> int:
             f"--rounds is {options.rounds}, allowed is at least {least}", hint="give more rounds, or --no-churn"
         )
     folder = (options.out or Path("runs") / f"demo-{datetime.now():%Y%m%d-%H%M%S}").resolve()
-    if (folder / "run.toml").exists():
-        raise ConfigError(f"{folder} already holds a run", hint="name another folder with --out")
-    folder.mkdir(parents=True, exist_ok=True)
+    spec = write_run_file(folder / "run.toml", options)
     shown = display.make(json=options.json)
     with terminated_like_ctrl_c(), nothing_left_in_memory(folder), Children(folder) as children:
-        demo = Demo(options, folder, children, shown)
+        demo = Demo(options, spec, folder, children, shown)
         try:
             demo.run()
         except DemoError as failure:
@@ -104,8 +102,11 @@ def run_demo(options: DemoOptions) -> int:
 class Demo:
     """One run of the demo, from the first process to the last evaluation."""
 
-    def __init__(self, options: DemoOptions, folder: Path, children: Children, shown: display.Display) -> None:
+    def __init__(
+        self, options: DemoOptions, spec: RunSpec, folder: Path, children: Children, shown: display.Display
+    ) -> None:
         self.options = options
+        self.spec = spec
         self.folder = folder
         self.children = children
         self.display = shown
@@ -147,7 +148,7 @@ class Demo:
             DemoError: a process ended early, or nothing was committed for too long.
         """
         self.display.update(0.0, "starting", self.rounds, {})
-        first = lead(write_run_file(self.run_file, self.options).streams)
+        first = lead(self.spec.streams)
         assert first is not None, "every method has a stream of parameters"
         own = (first.gossip and not first.last) or first.adopt == "mix" or first.answer == "eager"
         self.recording.settings |= {
