@@ -106,7 +106,7 @@ SCENARIOS = {
     16: Scenario(
         "the trainer dies and its daemon lives; the daemon dies and the trainer lives",
         "the new trainer goes on from the daemon; the trainer goes on alone and attaches again",
-        ("trainer", "daemon"),
+        ("trainer", "daemon", "memory-lost"),
     ),
     17: Scenario(
         "a link is ten times slower than the rest, limited, far, lossy, or changes all the time",

@@ -520,8 +520,8 @@ class TrainerShell(ABC):
                 self._grants += 1
                 if record.kind == "start":
                     first = lead(self.streams)
-                    if record.stream not in self._to_start and first is not None and record.stream == first.name:
-                        self._shards.restart()
+                    if first is not None and record.stream == first.name:
+                        self._shards.restart()  # no matter why: what was drawn before is not in these weights
                     self._to_start.discard(record.stream)
                     self._replica.begin_at(record.global_step)
                 self._run(self._core.handle(record))

@@ -125,6 +125,15 @@ def _daemon(world: World, planned: Fault, peer: SimPeer, other: str) -> None:
     _back(world, planned)
 
 
+@fault("memory-lost")
+def _memory_lost(world: World, planned: Fault, peer: SimPeer, other: str) -> None:
+    """The daemon crashes, its trainer lives, and the next daemon finds nothing of the memory that they shared."""
+    if world.may_crash(peer):
+        peer.die(seen=planned.amount % 10 < 7, spare=True)
+        peer.segments = dict.fromkeys(peer.segments)
+    _back(world, planned)
+
+
 def _again_and_again(world: World, planned: Fault, die: Callable[[bool], None]) -> None:
     """A process that crashes again whenever it is started again; `die` is told whether others see it."""
 
@@ -168,7 +177,7 @@ def _join(world: World, planned: Fault, peer: SimPeer, other: str) -> None:
 @fault("leave")
 def _leave(world: World, planned: Fault, peer: SimPeer, other: str) -> None:
     """swarm.leave(); half of those who leave come back."""
-    if peer.trainer is not None and peer.trainer.started and world.may_crash(peer, for_good=True):
+    if peer.trainer is not None and peer.trainer.trains and world.may_crash(peer, for_good=True):
         peer.trainer.leave()
         if planned.amount % 2:
             world.net.at(planned.back_s, peer.come_back)
@@ -181,7 +190,7 @@ def _leave_together(world: World, planned: Fault, peer: SimPeer, other: str) -> 
 
     def look() -> None:
         staying = [p for p in world.peers.values() if p.alive and not p.leaving]
-        newest = [p for p in world.holders() if p.trainer is not None and p.trainer.started]
+        newest = [p for p in world.holders() if p.trainer is not None and p.trainer.trains]
         if 0 < len(newest) < len(staying) and not any(p.outbound for p in staying):
             for one in newest:
                 one.trainer.leave()

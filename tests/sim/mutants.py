@@ -4,8 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from tests.sim.data import SimReader
 from tests.sim.symbols import PartOf, SumOf
-from tests.sim.world import CheckedPeer, CheckedTensors, SimCoordinator, SimPeer, World
+from tests.sim.world import CheckedPeer, CheckedTensors, SimCoordinator, SimPeer, SimTrainer, World
 from wantrain.peers import coordinator as co
 from wantrain.peers.commit_log import History
 from wantrain.peers.common import CommonCopy
@@ -253,6 +254,20 @@ class _ForgetsLeases(SimCoordinator):
         return replace(super().history(), leases={})
 
 
+class _SameReader(SimReader):
+    def restart(self, *, within_a_step: bool) -> None:
+        pass
+
+
+class _CountsOn(SimPeer):
+    """A trainer's weights become the run's again, and it counts on in what it has drawn."""
+
+    def new_trainer(self) -> SimTrainer:
+        trainer = super().new_trainer()
+        trainer.reader = _SameReader(self.world.data)
+        return trainer
+
+
 def _peers(**parts: type) -> type[World]:
     """A world whose peers have these parts."""
     return type("MutantWorld", (World,), {"peer_class": type("MutantPeer", (SimPeer,), parts)})
@@ -284,6 +299,7 @@ MUTANTS: dict[str, type[World]] = {
     "gives away what others hold": _coordinator(type("_Sim", (SimCoordinator,), {"core_class": _HasNoPatience})),
     "takes all that was leased for used": _coordinator(type("_Sim", (SimCoordinator,), {"core_class": _CountsTooMuch})),
     "forgets the leases on restart": _coordinator(_ForgetsLeases),
+    "is the same reader when it starts over": type("MutantWorld", (World,), {"peer_class": _CountsOn}),
 }
 
 CAUGHT_BY = {
@@ -296,5 +312,6 @@ CAUGHT_BY = {
     "gives away what others hold": "sample ",
     "takes all that was leased for used": "count as used",
     "forgets the leases on restart": "sample ",
+    "is the same reader when it starts over": "count as used",
 }
 """What the failure says where it matters which checker has found it."""

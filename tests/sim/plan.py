@@ -28,7 +28,7 @@ UNEVEN: tuple[dict[str, Any], ...] = (
     {"schedule": "dynamic"},
     {"schedule_options": (("total", 20.0),)},
 )
-LATER = ("leave-together",)
+LATER = ("leave-together", "memory-lost")
 """Kinds of faults that not every seed's choice is made of."""
 LATER_SHARE = 0.15
 """Share of the runs that have each of them."""

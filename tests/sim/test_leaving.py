@@ -1,4 +1,4 @@
-"""Two peers alone hold the newest commit and leave at the same instant: neither counts on the other as its heir."""
+"""Leaving at bad moments: two who alone hold the newest commit at the same instant, one whose daemon is away."""
 
 import random
 
@@ -10,6 +10,7 @@ from tests.sim.world import SimCoordinator, SimPeer, World
 from wantrain.optimizers.stream import Stream
 from wantrain.peers.coordinator import Coordinator, CoordinatorEffect, Send
 from wantrain.peers.messages import MayLeave
+from wantrain.peers.participant import COORDINATOR
 
 APART_S = 15.0
 
@@ -68,3 +69,25 @@ class _World(World):
 def test_a_coordinator_that_counts_on_those_who_leave_is_caught() -> None:
     with pytest.raises(Violation, match="which nobody else has"):
         whole_run(2, _World)
+
+
+def test_who_leaves_while_its_daemon_is_away_trains_no_more() -> None:
+    world = World(random.Random(7), (Stream("param", every=2),), Weather())
+    peers = [world.join(world.new_name()) for _ in range(2)]
+    world.net.run_until(5.0)
+    one, trainer = peers[0], peers[0].trainer
+    assert trainer is not None
+    assert len(trainer.made) > 10
+    one.die(seen=True, spare=True)
+    one.disk.kept = {}  # the next daemon fetches the newest state, and could give it to a trainer at once
+    one.start()
+    while not one.shell.core.complete:
+        assert world.net.now < 60.0
+        world.net.run_until(world.net.now + 0.01)
+    assert trainer.away  # the new daemon has the state, and has not been asked yet to go on with this trainer
+    world.net.cut |= {(one.name, COORDINATOR), (COORDINATOR, one.name)}
+    trainer.leave()
+    made = len(trainer.made)
+    world.net.run_until(world.net.now + APART_S)
+    assert len(trainer.made) == made
+    assert [peer.alive for peer in peers] == [False, True]

@@ -107,7 +107,7 @@ def stand_trial(world: World, kind: str) -> None:
     begin, peers, extra_s = TRIALS[kind]
     alive = [peer for peer in world.peers.values() if peer.alive and not peer.leaving]
     world.rng.shuffle(alive)
-    if len(alive) < peers or not all(peer.trainer is not None and peer.trainer.started for peer in alive):
+    if len(alive) < peers or not all(peer.trainer is not None and peer.trainer.trains for peer in alive):
         return
     if len(world.holders()) < len(alive) or any(peer.tensors.tainted for peer in alive):
         return  # it is not well yet

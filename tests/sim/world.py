@@ -316,7 +316,8 @@ class SimPeer:
         """After so many more writes to the memory shared with the trainer the daemon crashes."""
         self.spares_trainer = False
         """Whether only the daemon crashes."""
-        self.segments: dict[str, Regions] = {}
+        self.segments: dict[str, Regions | None] = {}
+        """The memory shared with trainers, by path; None: it is gone, whoever has mapped it."""
         self.dialled: set[str] = set()
         self.discards = 0
         self.ticks = self.looks = 0
@@ -456,7 +457,7 @@ class SimPeer:
     def _looks(self) -> None:
         """Its trainer asks for the common weights again and again; a chunk is copied now and then."""
         self.ticks += 1
-        if self.ticks % LOOK_TICKS == 0 and self.trainer is not None and self.trainer.started and not self.world.gossip:
+        if self.ticks % LOOK_TICKS == 0 and self.trainer is not None and self.trainer.trains and not self.world.gossip:
             self.shell.from_trainer(WantCommon(self.looks), self.now)
             self.shell.common_step()
 
@@ -580,8 +581,8 @@ class SimPeer:
         return path
 
     def resume_segment(self, tensors: Any, path: str) -> Held | None:
-        held: Held = tensors.resume_segment(self.segments[path])
-        return held
+        regions = self.segments[path]
+        return None if regions is None else tensors.resume_segment(regions)
 
     def open_common(self, tensors: Any) -> tuple[str, dict[str, int]]:
         return "common", tensors.open_common()
@@ -655,6 +656,8 @@ class SimTrainer:
         """Whether its daemon has crashed, and no other has answered since."""
         self.alone = False
         """Whether it has waited for one long enough."""
+        self.left = False
+        """Whether it has taken its leave: its loop is over, and it takes no grant any more."""
         self.resumed = 0
         """How often another daemon went on from where it stood."""
         self._cut_off = 0
@@ -728,15 +731,19 @@ class SimTrainer:
             peer.trainer.start()
 
     @property
+    def trains(self) -> bool:
+        """Whether its loop is under way: it has been given the run's state, and has not taken its leave."""
+        return self.started and not self.left
+
+    @property
     def pause_s(self) -> float:
         """For how long it has been waiting for grants now."""
         return 0.0 if self._paused_at is None else self.world.net.now - self._paused_at
 
     def leave(self) -> None:
         """swarm.leave()."""
-        self.peer.leaving = True
+        self.peer.leaving = self.left = True
         self._tell(0.0, Detach("done"))
-        self.started = False
 
     def _later(self, delay_s: float, action: Callable[[], None]) -> None:
         def run() -> None:
@@ -764,8 +771,8 @@ class SimTrainer:
         match record:
             case Attached():
                 self._attached(record)
-            case Granted():
-                if record.kind == "start" and record.stream == self._lead and self._lead not in self._pending:
+            case Granted() if not self.left:
+                if record.kind == "start" and record.stream == self._lead:
                     self.reader.restart(within_a_step=self.phase == "before")
                 self._do(self.core.handle(record))
                 if record.kind == "start":
@@ -792,6 +799,8 @@ class SimTrainer:
                 self.restarts += 1
                 self.started = self.away = self.alone = False
                 self._start_over()
+            if self.left:  # the former daemon, or the connection to this one, may have taken that with it
+                self._tell(0.001, Detach("done"))
         assert self.peer.tensors is not None
         self.segment_path = record.segment
         self._map(self.peer.tensors)
@@ -810,7 +819,7 @@ class SimTrainer:
         self._later(self.pace_s * self.world.rng.uniform(0.8, 1.3), self._step)
 
     def _step(self) -> None:
-        if not self.started or self.world.trainers_stopped:
+        if not self.trains or self.world.trainers_stopped:
             return
         step = self.world.new_step()
         drawn = self.reader.draw(step, self.peer.now)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.unit.test_session import MEAN, Daemon, Trainer, joined, served
+from tests.unit.test_session import MEAN, Daemon, Trainer, joined, served, until
 from wantrain import TokenFile, trainer_shell
 from wantrain.errors import ConfigError
 from wantrain.optimizers.stream import Stream
@@ -127,6 +127,32 @@ def test_a_trainer_that_has_to_start_over_is_a_new_reader(serve: Callable[..., L
         assert sorted(found) == list(range(40))
         assert set(lost) <= set(found)
     assert len({want.reader for want in daemon.of(WantLease)}) == 2
+
+
+def test_a_trainer_that_has_to_start_over_at_another_daemon_is_a_new_reader(
+    serve: Callable[..., LeasingDaemon], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trainer_shell, "LOST_PATIENCE_S", 0.0)
+    monkeypatch.setattr(trainer_shell, "LOOK_EVERY_S", 0.0)
+    first, trainer = serve(MEAN), Trainer()
+    with joined(first, trainer) as swarm:
+        samples = swarm.shard(range(40), epochs=1)
+        next(samples)
+        trainer.step()  # a round has two: this sample is in no contribution
+        first.stop()
+        until(lambda: swarm.alone, "loss", lambda: swarm._poll(0.001))
+        (first.folder / "segment").rename(first.folder / "former")  # the memory is gone: there is nothing to resume
+        second = serve(MEAN)
+        second.folder, second.leases = first.folder / "second", first.leases
+        second.folder.mkdir()
+        second.start()
+        until(lambda: not (swarm.alone or swarm._to_start), "weights of the run", lambda: swarm._poll(0.001))
+        found = []
+        for sample in samples:
+            found.append(sample)
+            trainer.step()
+    assert sorted(found) == list(range(40))
+    assert second.confirmed() == 40
 
 
 def test_a_trainer_that_lost_its_daemon_uses_up_its_leases_then_an_order_of_its_own(
