@@ -1,4 +1,4 @@
-"""Leaving at bad moments: two who alone hold the newest commit at the same instant, one whose daemon is away."""
+"""Leaving at bad moments: heirs that leave, too; newcomers nobody has told of; a daemon that is away."""
 
 import random
 
@@ -6,13 +6,14 @@ import pytest
 
 from tests.sim.network import Weather
 from tests.sim.symbols import Violation
-from tests.sim.world import SimCoordinator, SimPeer, World
+from tests.sim.world import SimCoordinator, SimPeer, StateIsGone, World
 from wantrain.optimizers.stream import Stream
 from wantrain.peers.coordinator import Coordinator, CoordinatorEffect, Send
 from wantrain.peers.messages import MayLeave
-from wantrain.peers.participant import COORDINATOR
+from wantrain.peers.participant import COORDINATOR, Participant
 
 APART_S = 15.0
+LATE = Weather((0.5, 0.5))
 
 
 def whole_run(leaving: int, world_class: type[World] = World) -> tuple[World, list[SimPeer]]:
@@ -58,17 +59,78 @@ class _CountsOnAll(Coordinator):
         return [Send(one, may) for one, report in self.membership.reports.items() if report.leaving]
 
 
-class _SimCoordinator(SimCoordinator):
-    core_class = _CountsOnAll
-
-
-class _World(World):
-    coordinator_class = _SimCoordinator
+def world_of(coordinator: type[Coordinator] = Coordinator, participant: type[Participant] = Participant) -> type[World]:
+    """Worlds with these cores."""
+    sim_coordinator = type("_SimCoordinator", (SimCoordinator,), {"core_class": coordinator})
+    sim_peer = type("_SimPeer", (SimPeer,), {"core_class": participant})
+    return type("_World", (World,), {"coordinator_class": sim_coordinator, "peer_class": sim_peer})
 
 
 def test_a_coordinator_that_counts_on_those_who_leave_is_caught() -> None:
     with pytest.raises(Violation, match="which nobody else has"):
-        whole_run(2, _World)
+        whole_run(2, world_of(_CountsOnAll))
+
+
+def somebody_comes(world_class: type[World] = World, *, welcome: Weather | None = None) -> None:
+    """The only peer leaves, the coordinator says that it may, and before it hears that somebody comes.
+
+    Args:
+        world_class: the kind of world.
+        welcome: how what the coordinator says gets to the newcomer, if not as all else.
+    """
+    world = world_class(random.Random(7), (Stream("param", every=2),), Weather())
+    world.save_every = 0
+    last, name = world.join(world.new_name()), world.new_name()
+    while world.checkers.commits < 3 or last.shell.core.in_flight:
+        assert world.net.now < 600.0
+        world.net.run_until(world.net.now + 0.01)
+    world.net.links[COORDINATOR, last.name] = LATE
+    world.net.cut |= {(last.name, name), (name, last.name)}  # a state is not handed over in no time
+    if welcome is not None:
+        world.net.links[COORDINATOR, name] = welcome
+    assert last.trainer is not None
+    last.trainer.leave()
+    while not last.may_leave:
+        assert last.alive
+        world.net.run_until(world.net.now + 0.01)
+    world.join(name)
+    world.net.run_until(world.net.now + 10.0)
+
+
+@pytest.mark.parametrize("welcome", [None, LATE], ids=["has reported", "has only said Hello"])
+def test_who_comes_when_the_last_has_been_let_go_finds_nobody_if_that_one_leaves_before_it_hears_of_it(
+    welcome: Weather | None,
+) -> None:
+    with pytest.raises(StateIsGone):
+        somebody_comes(welcome=welcome)
+
+
+class _SaysNoMore(Coordinator):
+    """Lets somebody go, and does not take it back."""
+
+    def _let_go(self, peer: str, now: float) -> list[CoordinatorEffect]:
+        return [] if self._bequests.waiting else super()._let_go(peer, now)
+
+
+class _GoesWhenItMayNot(Participant):
+    """Has been let go, and leaves as soon as it hears that it is needed."""
+
+    let_go = False
+
+    def _is_needed(self, now: float) -> bool:
+        needed = super()._is_needed(now)
+        self.let_go = self.let_go or not needed
+        return not (needed and self.let_go)
+
+
+def test_a_coordinator_that_says_nothing_of_those_who_come_is_caught() -> None:
+    with pytest.raises(Violation, match="which nobody else has"):
+        somebody_comes(world_of(coordinator=_SaysNoMore))
+
+
+def test_a_peer_that_leaves_when_it_has_heard_of_those_who_come_is_caught() -> None:
+    with pytest.raises(Violation, match="which nobody else has"):
+        somebody_comes(world_of(participant=_GoesWhenItMayNot))
 
 
 def test_who_leaves_while_its_daemon_is_away_trains_no_more() -> None:

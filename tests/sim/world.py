@@ -38,6 +38,7 @@ from wantrain.peers.messages import (
     Leased,
     LinkReport,
     Manifest,
+    MayLeave,
     Part,
     Record,
     Refused,
@@ -188,6 +189,8 @@ class SimCoordinator:
                     # Any codec may follow any other: measurements rarely make the real choice change its mind.
                     record = replace(record, codec=tuple(AUTO_CODECS)[record.sync.attempt % len(AUTO_CODECS)])
                 if peer is not None:
+                    if isinstance(record, MayLeave):
+                        peer.may_leave[record.revision] = record.number, world.staying()
                     if world.trace.on and not isinstance(record, Waiting):
                         world.trace.add(world.net.now, COORDINATOR, f"-> {to}: {short(record)}")
                     world.net.carry(COORDINATOR, to, lambda: peer.receive(COORDINATOR, record, ()))
@@ -311,6 +314,10 @@ class SimPeer:
         self.alive = False
         self.gone_for_good = False
         self.leaving = False
+        self.may_leave: dict[int, tuple[int, frozenset[str]]] = {}
+        """By revision, each MayLeave that was sent to it on this connection: the number, and who stayed then."""
+        self.told = -1
+        """The revision of the newest that has come."""
         self.crash_after: int | None = None
         self.instants: int | None = None
         """After so many more writes to the memory shared with the trainer the daemon crashes."""
@@ -509,11 +516,15 @@ class SimPeer:
     def link(self, boot: int, peer: str, *, up: bool) -> None:
         """A connection came up or broke."""
         if self.alive and boot == self.boot:
+            if peer == COORDINATOR:
+                self.may_leave.clear()
             self.run(lambda: self.shell.link_changed(peer, up, "" if up else "connection closed", self.now))
 
     def receive(self, source: str, record: Record, payloads: Sequence[Any]) -> None:
         """A message has come."""
         if self.alive:
+            if isinstance(record, MayLeave):
+                self.told = max(self.told, record.revision)
             self.run(lambda: self.shell.receive(source, record, payloads, self.now))
 
     # ---- Surroundings
@@ -1027,8 +1038,8 @@ class World:
         ]
         if heirs or all(p.leaving for p in others):
             return
-        here = () if self.coordinator.core is None else self.coordinator.core.membership.alive
-        staying = [p for p in others if p.name in here and not p.leaving]
+        told_of = self._staying_as_told(peer)
+        staying = [p for p in others if p.name in told_of]
         # An heir may have crashed and not have been missed yet.
         unmissed = self.net.now - self.crashed_at < 2 * POLICY.suspect_ceiling_s
         excused = not staying or core.away_s(peer.now) >= RETURN_PATIENCE_S or unmissed
@@ -1037,6 +1048,22 @@ class World:
             raise Violation(f"{peer.name} left with log number {core.applied}, which nobody else has")
         if not any(p.shell.core.complete for p in others) and not any(map(self.on_disk, self.peers.values())):
             raise StateIsGone
+
+    def staying(self) -> frozenset[str]:
+        """Who takes part, as the coordinator knows, and does not leave."""
+        here = () if self.coordinator.core is None else self.coordinator.core.membership.alive
+        return frozenset(name for name in here if not self.peers[name].leaving)
+
+    def _staying_as_told(self, peer: SimPeer) -> frozenset[str]:
+        """Who stays, as far as a leaving peer can know.
+
+        Somebody may come when it has been told that it may leave, and the word that takes this back be on its way while
+        it leaves. Had they come a moment later, they would not have found it either.
+        """
+        newest = max(peer.may_leave, default=-1)
+        if peer.told in peer.may_leave and newest > peer.told and peer.may_leave[newest][0] < peer.shell.core.applied:
+            return self.staying() & peer.may_leave[peer.told][1]
+        return self.staying()
 
     def no_rewind_in_vain(self, after: int) -> None:
         """The log goes back only if nobody who can be reached has more, or has had time enough to say so."""

@@ -689,6 +689,15 @@ def test_when_all_leave_nobody_waits_but_a_new_coordinator_gives_others_the_time
     assert let_go(made)[-1] == ("b", 3)
 
 
+def test_who_was_let_go_as_nobody_else_was_there_is_told_at_once_of_a_newcomer() -> None:
+    made = run("a")
+    made.report("a", 3, 10.0, leaving=True)
+    made.tell("b", hello("b"), 10.1)  # and has not reported yet
+    assert let_go(made) == [("a", 3), ("a", -1)]
+    made.tell("b", hello("b"), 10.2)
+    assert let_go(made)[2:] == []  # no news
+
+
 def test_a_report_from_before_the_start_of_this_process_is_answered_by_welcome_and_changes_nothing() -> None:
     made = run("a", "b")
     before = made.core.membership.reports["a"]

@@ -336,7 +336,8 @@ class Coordinator:
         if any(isinstance(e, Send) and e.to == peer and isinstance(e.record, Refused) for e in effects):
             return effects
         self.links.greeted(peer, hello.address)
-        return [Send(peer, self._welcome(peer)), *effects, Send(peer, self._shown)]
+        # Who was told that nobody else is here, and may leave, is told at once that somebody is.
+        return [Send(peer, self._welcome(peer)), *effects, *self._let_go("", now), Send(peer, self._shown)]
 
     def _welcome(self, peer: str) -> Welcome:
         indices = {stream.name: self.log.committed[stream.name] for stream in self.facts.streams}
@@ -459,7 +460,10 @@ class Coordinator:
         return effects + self._let_go(peer, now)
 
     def _let_go(self, peer: str, now: float) -> list[CoordinatorEffect]:
-        """Tell those who leave, after a report of this peer, what of their state is held by somebody who stays."""
+        """Tell those who leave, after a report of this peer, what of their state is held by somebody who stays.
+
+        After anything else, with "" for the peer, only those hear it for whom it is news.
+        """
         leaving = self.membership.leaving
         if not leaving and not self._bequests.waiting:
             return []
