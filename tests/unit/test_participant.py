@@ -1,5 +1,6 @@
 """A peer's decisions: apply only what is committed, keep what is staged until it is decided, catch up, serve, leave."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -744,6 +745,18 @@ def test_who_leaves_does_not_wait_for_what_others_commit_meanwhile() -> None:
     one.do(StateDigested(2, b"s" * 32))
     assert one.core.applied == 2
     assert of(HandOver, one.hear(MayLeave(1, 2)))
+
+
+def test_who_leaves_bequeaths_what_it_is_in_also_if_that_is_committed_later() -> None:
+    """An attempt may be given up when it asks to leave, and be made once more, by itself alone even."""
+    one = with_an_update()
+    one.do(LeaveRequested("done"))
+    one.commit(replace(line(2), contributors=("me",)))
+    one.hear(UpdateChunk(2, 0), "b", "sum", chunk_digest(2))
+    one.do(StateDigested(2, b"s" * 32))
+    assert one.core.applied == 2
+    assert of(HandOver, one.hear(MayLeave(1, 2))) == []
+    assert of(HandOver, one.hear(MayLeave(2, 3)))
 
 
 @pytest.mark.parametrize("answered", [True, False])

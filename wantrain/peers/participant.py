@@ -771,6 +771,8 @@ class Participant:
         name = record.sync.stream
         copied = self._recovery.copies(record)
         skip = self._recovery.step(record, now)
+        if self._bequest >= 0 and self.facts.me in record.contributors:
+            self._bequest = self.applied  # an attempt that was given up when it asked to leave was made once more
         self._saving.moved_on()
         self._attempts.close(name)
         settled = self._mine.decide(record) if not copied else []
