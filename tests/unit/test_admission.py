@@ -9,7 +9,7 @@ import pytest
 from wantrain.clock import FakeClock
 from wantrain.errors import InviteError, RefusedError, UnreachableError, WantrainError
 from wantrain.peers.admission import COORDINATOR, IDENTITY_PATIENCE_S, Admission
-from wantrain.peers.messages import Enrolled, Record, Refused, Welcome, pack, unpack
+from wantrain.peers.messages import Enrolled, Record, Refused, Waiting, Welcome, pack, unpack
 from wantrain.peers.place import Place, open_place
 from wantrain.transport.auth import Invite, RunKeys
 from wantrain.transport.link import Connected, Disconnected, Dropped, LinkEvent, Received
@@ -115,6 +115,16 @@ def test_an_identity_in_use_is_waited_for_but_not_for_ever(place: Place) -> None
     assert "another live process" in result.message
     assert IDENTITY_PATIENCE_S / 2 - 1 <= len(link.asked) <= IDENTITY_PATIENCE_S / 2 + 1
     assert all("another live process" in event["reason"] for event in said)
+
+
+def test_a_coordinator_that_waits_is_asked_again_and_its_reason_said(place: Place) -> None:
+    place.mark_enrolled()
+    in_use, waits = Refused("identity-in-use", "the former process"), Waiting("writing the commit of param#4")
+    result, link, said = talk(place, {"connect": [UP], "Hello": [came(in_use), came(waits)]}, give_up_s=100.0)
+    assert isinstance(result, UnreachableError)
+    assert "it is there and waits: writing the commit of param#4" in result.message
+    assert len(link.asked) > 40
+    assert all("writing the commit of param#4; trying again" in event["reason"] for event in said)
 
 
 @pytest.mark.parametrize(

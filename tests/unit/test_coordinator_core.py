@@ -722,3 +722,30 @@ def test_who_has_been_in_fewer_exchanges_is_told_to_start_over_by_its_own_index(
     assert (start.sync.index, start.contributors) == (4, ("a", "b"))
     starts_over = [(send.to, send.record) for send in made.sent if isinstance(send.record, StartOver)]
     assert starts_over == [("c", StartOver("param", 1, made.said[-1].details["reason"]))]
+
+
+@pytest.mark.parametrize("gossip", [False, True])
+def test_who_passes_by_what_a_former_process_was_in_is_welcome_once_that_is_durable(gossip: bool) -> None:
+    """Its trainer may have outlived that process: it learns from the line that its contribution is in it."""
+    streams = noloco(NolocoOptions(every=1), Wire("fp32")) if gossip else FACTS.streams
+    made = Run(Coordinator(replace(FACTS, streams=streams), history(3)))
+    for peer in ("a", "b"):
+        made.tell(peer, hello(peer, codecs=("fp32", "int8")))
+        made.report(peer, 3)
+    made.handle(Tick(), 0.1)
+    for peer in ("a", "b"):
+        made.report(peer, 3, 0.2, syncs=ready(4))
+    start = of(Start, [send.record for send in made.sent])[-1]
+    assert sorted(start.contributors) == ["a", "b"]
+    made.disk_works = False
+    for peer in ("a", "b"):
+        made.report(peer, 3, 0.3, syncs=done(start))
+    again = hello("a", boot=b"another!", codecs=("fp32", "int8"))
+    told = made.tell("a", again, 3.0)
+    assert bool(of(Welcome, told)) != gossip
+    assert of(Waiting, told) == ([Waiting("the commit log cannot be written: disk full")] if gossip else [])
+    assert of(Welcome, made.tell("c", hello("c", codecs=("fp32", "int8")), 3.0))
+    made.disk_works = True
+    made.handle(Tick(), 3.1)
+    (welcome,) = of(Welcome, made.tell("a", again, 5.0))
+    assert (welcome.head, welcome.indices) == (4, {"param": 4})

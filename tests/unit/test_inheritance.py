@@ -161,3 +161,15 @@ def test_what_a_line_has_decided_that_was_given_up_before_it_was_applied_is_read
         inheritance.learn(others[:head])
         assert known(inheritance, others, head, head)
         assert inheritance.foreign  # half of a merge was handed to it that never was
+
+
+def test_in_a_gossip_run_all_lines_are_read_before_the_trainer_goes_on() -> None:
+    """What its former daemon was in its peer passes by: a line that comes later would decide nothing."""
+    records = log("ac", "bc")
+    held = Held(0, GENESIS, {"param": STAGED})
+    inheritance = Inheritance("b", held, {"param": 2}, {"param": 0}, frozenset({"param"}))
+    inheritance.learn(records[:1])
+    assert not known(inheritance, records, 1, 2)
+    inheritance.learn(records)
+    assert known(inheritance, records, 2, 2)
+    assert inheritance.pending["param"].taken

@@ -169,6 +169,26 @@ def test_a_partner_that_is_lost_when_the_other_has_all_is_in_the_commit() -> Non
     assert run.says("b", old, 3.0) == []
 
 
+@pytest.mark.scenario(23)
+def test_who_comes_back_while_its_commit_is_written_is_in_no_other_pair_before_that_is_done() -> None:
+    """What it has staged is in that commit: in another one it would count twice."""
+    run = Run("abc")
+    first = pair_of(run, "a")
+    (lost,) = set(first.contributors) - {"a"}
+    (third,) = set("abc").difference(first.contributors)
+    run.done(first, "a")
+    (persist,) = [effect for effect in run.cast(f"a{third}", now=1.0) if isinstance(effect, Persist)]
+    run.cast("abc", now=2.0)
+    assert run.ready(lost, now=2.0) == []  # it may have been told that the attempt is over
+    (alone,) = run.ready(third, now=2.0)
+    assert alone.contributors == (third,)
+    assert lost not in run.pairing.waiting_for
+    run.commit([persist], now=3.0)
+    run.commit(run.done(alone, now=3.0), now=3.0)
+    found = run.ready("a", lost, third, now=4.0)
+    assert {peer for start in found for peer in start.contributors} == set("abc")
+
+
 def test_who_is_late_beyond_the_grace_time_is_left_alone_and_not_waited_for_next_time() -> None:
     run = Run("ab")
     assert run.ready("a") == []

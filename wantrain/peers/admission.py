@@ -8,7 +8,7 @@ from typing import Any
 from wantrain import __version__
 from wantrain.clock import Clock, MonotonicClock
 from wantrain.errors import InviteError, RefusedError, UnreachableError, WireError
-from wantrain.peers.messages import COORDINATOR, Enroll, Enrolled, Hello, Refused, Welcome, pack, unpack
+from wantrain.peers.messages import COORDINATOR, Enroll, Enrolled, Hello, Refused, Waiting, Welcome, pack, unpack
 from wantrain.peers.place import Place
 from wantrain.transport.auth import Invite, enroll_proof
 from wantrain.transport.codec import CODECS
@@ -144,6 +144,8 @@ class Admission:
                 self._connect()
             case Welcome():
                 return record
+            case Waiting(reason):
+                self._in_use, self._why = "", f"it is there and waits: {reason}"
             case Refused(code="invite", reason=reason, hint=hint):
                 raise InviteError(reason, hint=hint)
             case Refused(code="identity-in-use", reason=reason):

@@ -73,6 +73,11 @@ class CommitLog:
         """Whether something of these kinds is not durable yet."""
         return any(isinstance(persist, kinds) for persist, _ in self._pending)
 
+    def awaits_line_of(self, peer: str) -> bool:
+        """Whether a line that names this peer is not durable yet."""
+        waiting = [persist.record for persist, _ in self._pending if isinstance(persist, PersistCommit)]
+        return any(peer in record.contributors for record in waiting)
+
     # ---- what becomes of it
 
     def begin(self, manifest: tuple[TensorSpec, ...], chain0: bytes) -> None:

@@ -336,6 +336,11 @@ class Coordinator:
         if any(isinstance(e, Send) and e.to == peer and isinstance(e.record, Refused) for e in effects):
             return effects
         self.links.greeted(peer, hello.address)
+        new = self.membership.peers[peer].report is None
+        if self._gossip and new and self.log.awaits_line_of(peer):
+            # With its index it would pass by that line of its former process, whose trainer may live on and contribute
+            # once more what is in it. It asks again, and finds the line in the log.
+            return [*effects, Send(peer, Waiting(self.reason(now)))]
         # Who was told that nobody else is here, and may leave, is told at once that somebody is.
         return [Send(peer, self._welcome(peer)), *effects, *self._let_go("", now), Send(peer, self._shown)]
 

@@ -162,6 +162,9 @@ class Inheritance:
             return False
         if any(pending.decided and pending.number > applied for pending in self.pending.values()):
             return False
+        undecided = [name for name, pending in self.pending.items() if not pending.decided]
+        if self.next <= head and not self.gossip.isdisjoint(undecided):
+            return False  # once the trainer goes on, a line that the former daemon was in is passed by
         for pending in self.pending.values():
             granting = pending.phase in (MERGING, MOVING)
             if granting and (not pending.decided or pending.taken != (pending.phase == MERGING)):

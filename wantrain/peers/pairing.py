@@ -267,7 +267,9 @@ class Pairing:
         """Draw groups for all that have none, as soon as one of them is ready."""
         if self._agrees:
             return self._gather_all(now)
-        free = [peer for peer in self._cast.live if peer not in self._group_of and peer != self.held_back]
+        # Who was lost and is back while its attempt is written down is in no group, but what it has staged is in that.
+        taken = {*self._group_of, *self.busy, self.held_back}
+        free = [peer for peer in self._cast.live if peer not in taken]
         effects: list[RoundEffect] = []
         for peer in [peer for peer in free if peer in self._lines and self._alone[peer]]:
             self._alone[peer] -= 1
