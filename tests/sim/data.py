@@ -4,6 +4,7 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 
 from tests.sim.symbols import Violation
+from wantrain.peers.coordinator import ATTEMPTS_PER_EPOCH
 from wantrain.peers.leases import Leases
 from wantrain.peers.messages import Drawn, Leased, Record, Report, WantLease
 from wantrain.peers.supply import Supply
@@ -71,10 +72,17 @@ class DataChecker:
         self._readers += 1
         return f"{self._readers:08}".encode()
 
-    def heard(self, record: Record, now: float) -> None:
-        """The coordinator was told something; `now` is what its clock shows."""
+    def heard(self, record: Record, process: bytes, epoch: int, now: float) -> None:
+        """The coordinator was told something; `now` is what its clock shows.
+
+        A report says that a reader is there only if it is of the process that the coordinator of this epoch knows that
+        peer by, and was made since it greeted this coordinator. Any other comes too late to be gone by: it may tell of
+        a time before what a newer one has said. For all that the coordinator can know, such a reader is still silent.
+        """
         self._quiet(now)
-        if isinstance(record, Report) and record.sequence > self._newest.get(record.boot, 0):
+        if not isinstance(record, Report) or record.boot != process or record.revision <= epoch * ATTEMPTS_PER_EPOCH:
+            return
+        if record.sequence > self._newest.get(record.boot, 0):
             self._newest[record.boot] = record.sequence
             for reader in {record.reader, *(line.drawn.reader for line in record.syncs)} - {b""}:
                 self._heard[reader] = now

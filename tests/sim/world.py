@@ -155,7 +155,9 @@ class SimCoordinator:
     def receive(self, source: str, record: Record) -> None:
         """A message has come."""
         if self.core is not None:
-            self.world.data.heard(record, self.world.clocks.of(COORDINATOR))
+            known = self.core.membership.peers.get(source)
+            process = b"" if known is None else known.hello.boot
+            self.world.data.heard(record, process, self.core.epoch, self.world.clocks.of(COORDINATOR))
             self.handle(co.FromPeer(source, record, b"k" * 32))
 
     def handle(self, event: co.CoordinatorEvent) -> None:
