@@ -802,15 +802,17 @@ class SimTrainer:
                 self.crash()
 
     def _attached(self, record: Attached) -> None:
+        # What a daemon said just before its end is read, then the end of the connection: it is away again at once.
+        lost = not self.peer.alive
         if self.started and self.away:
             if record.segment == self.segment_path:
                 self.resumed += 1
-                self.away = self.alone = False
+                self.away, self.alone = lost, False
                 for name in self.core.outstanding:
                     self._tell(0.0005, self.offers[name])
             else:  # the new daemon cannot go on from here
                 self.restarts += 1
-                self.started = self.away = self.alone = False
+                self.away, self.alone, self.started = lost, False, False
                 self._start_over()
             if self.left:  # the former daemon, or the connection to this one, may have taken that with it
                 self._tell(0.001, Detach("done"))

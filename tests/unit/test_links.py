@@ -327,6 +327,25 @@ def test_link_dials_again_after_the_server_was_restarted(world: World) -> None:
     assert deliver(client, "server", Message("After"), server).message.kind == "After"
 
 
+@pytest.mark.parametrize("count", [1, 3])
+def test_what_came_on_a_connection_is_handed_out_before_its_end(folder: Path, count: int) -> None:
+    server, client = connected(IpcWorld(folder))
+    assert isinstance(client, ZmqLink)
+    deliver(client, "server", Message("Question"), server)
+    for _ in range(count):
+        assert server.send(LOCAL, Message("Answer"))
+    dial = client._dials["server"]
+    assert dial.dialled is not None
+    assert dial.dialled.socket.poll(DEADLINE_S * 1000)
+    time.sleep(0.05)  # for all of them
+    # Messages and the end of their connection come by two ways, and either may be looked at first.
+    client._monitored(dial, zmq.EVENT_DISCONNECTED)
+    events = client.poll(0.0)
+    client.close()
+    server.close()
+    assert [type(event) for event in events] == [Received] * count + [Disconnected]
+
+
 def test_newest_connection_of_a_peer_is_the_way_to_it(world: World) -> None:
     server, old = connected(world)
     deliver(old, "server", Message("Old"), server)

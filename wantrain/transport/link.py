@@ -28,7 +28,10 @@ class Connected:
 
 @dataclass(frozen=True, slots=True)
 class Disconnected:
-    """The connection that we dialled to `peer` is gone (or was refused); the link dials again itself, with back-off."""
+    """The connection that we dialled to `peer` is gone (or was refused); the link dials again itself, with back-off.
+
+    What came in on it was handed out before, or is lost: whoever asks anew from here on gets no old answer.
+    """
 
     peer: str
     reason: str

@@ -17,6 +17,7 @@ from wantrain.transport.zmq_lanes import Kind
 from wantrain.transport.zmq_listener import MAX_NAME_CHARS, Listener
 from wantrain.transport.zmq_sockets import (
     FAILURES,
+    HIGH_WATER,
     REDIAL_FIRST_S,
     REDIAL_LAST_S,
     Dialled,
@@ -338,6 +339,10 @@ class ZmqLink:
             self._back_off(dial, time.monotonic())
             self._events.append(Disconnected(dial.peer, FAILURES[event]))
         elif event == zmq.EVENT_DISCONNECTED and dial.up:
+            # It is announced beside the messages: what waits of them, at most a full queue, came before it.
+            for _ in range(HIGH_WATER):
+                if dial.dialled is None or not self._take_dialled(dial, dial.dialled.socket):
+                    break
             dial.up = False
             self._bulk.table.control_down(dial.peer)
             self._events.append(Disconnected(dial.peer, "connection lost"))
