@@ -379,6 +379,25 @@ def test_between_two_states_the_first_stands_but_only_after_a_while() -> None:
     assert of(Refetch, one.report("b", 3, 11.1, state_number=3, state_digest=b"y" * 32))
 
 
+@pytest.mark.scenario(15)
+def test_states_that_differ_for_long_wait_for_the_vote_that_may_tell_who_is_right() -> None:
+    one = run("a", "b", "c")
+    for number, now in ((2, 0.0), (3, 11.1)):  # commits come faster than all three can report on one
+        one.report("a", number, now, state_number=number, state_digest=b"x" * 32)
+        assert of(Refetch, one.report("b", number, now, state_number=number, state_digest=b"y" * 32)) == []
+    one.report("c", 3, 11.2, state_number=3, state_digest=b"y" * 32)
+    assert [send.to for send in one.sent if isinstance(send.record, Refetch)] == ["a"]
+
+
+@pytest.mark.scenario(15)
+def test_a_vote_that_could_outvote_nobody_is_not_waited_for_without_end() -> None:
+    one = run("a", "b", "c", "d")
+    for peer, digest in (("a", b"x"), ("b", b"y"), ("c", b"y")):
+        assert of(Refetch, one.report(peer, 3, state_number=3, state_digest=digest * 32)) == []
+    one.report("c", 3, 11.1, state_number=3, state_digest=b"y" * 32)
+    assert [send.to for send in one.sent if isinstance(send.record, Refetch)] == ["a"]
+
+
 # ---- newcomers
 
 

@@ -20,7 +20,8 @@ class Verdict:
 class StateVotes:
     """Digests of the state at a log number, by the peer that reported it, the first one first.
 
-    While no state has the most votes nobody can tell who is right; if that lasts, the one reported first stands.
+    While no state has most votes nobody can tell who is right. If that lasts, and the members that have not voted yet
+    could not outvote it, the one with the most stands, and of several the one reported first.
 
     Args:
         patience_s: for how long states may differ without a majority for one.
@@ -38,14 +39,15 @@ class StateVotes:
         votes[peer] = digest
         while len(self._votes) > VOTES_KEPT:
             del self._votes[next(iter(self._votes))]
-        stands, count = Counter(votes.values()).most_common(1)[0]
-        if len(set(votes.values())) == 1:
+        (stands, count), *others = Counter(votes.values()).most_common()
+        if not others:
             self._split_at = None if len(votes) > 1 else self._split_at
             return None
         self._split_at = now if self._split_at is None else self._split_at
         majority = 2 * count > max(len(votes), len(members))
-        if not majority and now - self._split_at < self._patience_s:
-            return None
+        silent = sum(member not in votes for member in members)
+        if not majority and (now - self._split_at < self._patience_s or others[0][1] + silent > count):
+            return None  # who has not voted yet may tell who is right, for however long states have differed
         if not any(votes.get(member) == stands for member in members):
             return None  # those who held what stands are gone: there is nobody to fetch it from
         holders = tuple(peer for peer, voted in votes.items() if voted == stands)
