@@ -43,10 +43,17 @@ DOCUMENT = {
             "trainer": "training",
             "last_seen_s": 0.4,
             "waiting": "",
-            "late": False,
+            "late": "param#13 waits for it for 1.5 s",
             "stats": {"step": 1200, "loss": 2.5, "tokens_per_s": 1234.5, "bytes_sent": 4_200_000},
         },
-        {"peer": "bb" * 8, "name": "tokyo", "state": "lost", "waiting": "waits for berlin", "late": True, "stats": {}},
+        {
+            "peer": "bb" * 8,
+            "name": "tokyo",
+            "state": "lost",
+            "waiting": "waits for berlin",
+            "late": "not seen",
+            "stats": {},
+        },
     ],
     "syncs": [
         {
@@ -534,7 +541,7 @@ def test_status_shows_peers_syncs_and_commits(fake: Callable[..., None], run_fil
     fake("wantrain.peers.status", query=lambda path, timeout_s: asked.append((path, timeout_s)) or DOCUMENT)
     result = wantrain("status", run_file, "--timeout", "2s")
     assert (result.exit_code, asked) == (0, [(run_file, 2.0)])
-    expected = ["eng·[31mlish (00112233445566ff)", "1 of 2 ready", "berlin", "lost (late)", "waits for berlin", "1,234"]
+    expected = ["eng·[31mlish (00112233445566ff)", "1 of 2 ready", "berlin", "member (late)", "not seen", "1,234"]
     expected += ["words", "60,000", "2 of 3", "71.3 %", "68.0 %", "berlin 1,980", "17"]
     expected += [
         "4.2 MB",
@@ -547,7 +554,7 @@ def test_status_shows_peers_syncs_and_commits(fake: Callable[..., None], run_fil
     ]
     expected += ["200 ms", "250 ms", "direct", "rms0.35+zstd"]
     assert [text for text in expected if text not in result.output] == []
-    assert "\x1b" not in result.output
+    assert [text for text in ("lost (late)", "waits for berlin", "\x1b") if text in result.output] == []
 
 
 def test_status_as_json_is_the_document(fake: Callable[..., None], run_file: Path) -> None:

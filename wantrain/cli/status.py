@@ -151,11 +151,15 @@ def _peers(peers: list[dict[str, Any]]) -> Table:
     rows = []
     for peer in peers:
         stats = peer.get("stats", {})
+        here = peer.get("state") in (
+            "joining",
+            "member",
+        )  # else what it waited for last is of no interest, but why it went
         rows.append(
             [
                 peer.get("name"),
                 str(peer.get("peer", ""))[:8],
-                str(peer.get("state", "")) + (" (late)" if peer.get("late") else ""),
+                str(peer.get("state", "")) + (" (late)" if here and peer.get("late") else ""),
                 peer.get("log_number"),
                 peer.get("trainer"),
                 _number(stats.get("step"), ",.0f"),
@@ -164,7 +168,7 @@ def _peers(peers: list[dict[str, Any]]) -> Table:
                 _bytes(stats.get("bytes_sent")),
                 _memory(stats),
                 _seconds(peer.get("last_seen_s")),
-                peer.get("waiting"),
+                peer.get("waiting") if here else peer.get("late"),
             ]
         )
     return _table("peers", columns, rows, right={"log", "step", "loss", "tokens/s", "sent", "memory", "seen"})
