@@ -287,6 +287,19 @@ def test_init_writes_a_spec_and_the_key_of_its_owner(tmp_path: Path) -> None:
     assert (tmp_path / "english.key").stat().st_mode & 0o777 == 0o600
 
 
+@pytest.mark.parametrize(
+    ("options", "bind"),
+    [
+        ((), "0.0.0.0:7700"),
+        (("--advertise", "train.example.org:7711"), "0.0.0.0:7711"),
+        (("--advertise", "train.example.org:7711", "--port", "7700"), "0.0.0.0:7700"),  # forwarded by a router
+    ],
+)
+def test_a_new_run_listens_where_its_invites_lead(options: tuple[str, ...], bind: str, tmp_path: Path) -> None:
+    assert wantrain("init", tmp_path / "run.toml", *options).exit_code == 0
+    assert RunSpec.load(tmp_path / "run.toml").coordinator.bind == bind
+
+
 def test_init_as_json_names_run_and_files(tmp_path: Path) -> None:
     result = json.loads(wantrain("init", tmp_path / "run.toml", "--json").stdout)
     assert result == {

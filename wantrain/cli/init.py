@@ -21,7 +21,11 @@ from wantrain.cli.options import json_option, run_file_argument
 @click.option("--down", default="", help="Codec of what comes back.  [default: the same, int8 for less than 8 bits]")
 @click.option("--topology", default="auto", show_default=True, help="Way of the bytes: auto, direct, ring.")
 @click.option("--advertise", default="", metavar="HOST:PORT", help="Address that invites name.")
-@click.option("--port", default=7700, show_default=True, type=click.IntRange(0, 65535), help="Port to listen on.")
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65535),
+    help="Port to listen on.  [default: the one that --advertise names, else 7700]",
+)
 @click.option("--force", is_flag=True, help="Replace a run.toml and its keys; peers of the old run are refused then.")
 @json_option
 def command(
@@ -32,7 +36,7 @@ def command(
     down: str,
     topology: str,
     advertise: str,
-    port: int,
+    port: int | None,
     force: bool,
     as_json: bool,
 ) -> None:
@@ -43,9 +47,12 @@ def command(
       wantrain init run.toml --name english --advertise train.example.org:7700
       wantrain init run.toml --codec auto
     """
+    from wantrain.addresses import split_address
     from wantrain.config import key_path
     from wantrain.new_run import create_run
 
+    if port is None:
+        port = split_address(advertise)[1] if advertise else 7700
     spec = create_run(
         run_file,
         name=name,
