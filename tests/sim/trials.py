@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from tests.sim.symbols import Violation
-from tests.sim.world import POLICY, SimPeer, World
+from tests.sim.world import POLICY, SimPeer, SimTrainer, World
 
 SYNCS = 2
 """Syncs of every stream that the others adopt in a trial."""
@@ -102,12 +102,17 @@ TRIALS: dict[str, tuple[Callable[[World, list[SimPeer]], _Set], int, float]] = {
 }
 
 
+def _is_well(trainer: SimTrainer | None) -> bool:
+    """Whether it trains, and its daemon knows of it: one without a daemon may have to start over when it has one."""
+    return trainer is not None and trainer.trains and not trainer.away
+
+
 def stand_trial(world: World, kind: str) -> None:
     """Let it happen, watch the others, and mend it."""
     begin, peers, extra_s = TRIALS[kind]
     alive = [peer for peer in world.peers.values() if peer.alive and not peer.leaving]
     world.rng.shuffle(alive)
-    if len(alive) < peers or not all(peer.trainer is not None and peer.trainer.trains for peer in alive):
+    if len(alive) < peers or not all(_is_well(peer.trainer) for peer in alive):
         return
     if len(world.holders()) < len(alive) or any(peer.tensors.tainted for peer in alive):
         return  # it is not well yet
