@@ -15,7 +15,7 @@ from rich.console import Console
 
 from wantrain.config import RunSpec
 from wantrain.demo import display
-from wantrain.demo.processes import Children, nothing_left_in_memory, terminated_like_ctrl_c
+from wantrain.demo.processes import Children, json_lines, nothing_left_in_memory, terminated_like_ctrl_c
 from wantrain.errors import ConfigError, UnreachableError
 from wantrain.new_run import create_local_run
 from wantrain.peers.status import query
@@ -204,16 +204,25 @@ class LocalRun:
             "method": self.options.method,
             "codec": self.codec,
             "time_s": round(self.time_s, 1),
-            "commits": int(self.status.get("log", {}).get("head", 0)),
+            "commits": max(0, int(self.status.get("log", {}).get("head", 0))),
             "peers": [
                 {
                     "name": name,
                     "exit_code": self.exit_codes.get(name),
                     **{key: stats[name][key] for key in keys if key in stats.get(name, {})},
+                    **(self._why(name) if self.exit_codes.get(name) else {}),
                 }
                 for name in self.peers
             ],
         }
+
+    def _why(self, name: str) -> dict[str, str]:
+        """Why a peer failed, in its own words: the error that it ended with, else the end of its log."""
+        log = self._children.log(name)
+        errors = [line for line in json_lines(log.read_bytes()) if "error" in line]
+        if not errors:
+            return {"error": self._children.last_lines(name), "hint": f"see {log}"}
+        return {"error": str(errors[-1]["error"]), "hint": str(errors[-1].get("hint") or f"see {log}")}
 
 
 def _tell(summary: dict[str, Any]) -> None:
@@ -224,6 +233,8 @@ def _tell(summary: dict[str, Any]) -> None:
         sent_mb = peer.get("bytes_sent", 0.0) / 1e6
         how = "ended well" if peer["exit_code"] == 0 else f"exit code {peer['exit_code']}"
         lines.append(f"{peer['name']}: {int(peer.get('step', 0))} steps{loss}, {sent_mb:.1f} MB sent, {how}")
+        if "error" in peer:
+            lines += [f"  error: {peer['error']}", f"  next: {peer['hint']}"]
     lines.append(f"Logs, events and run.toml: {summary['folder']}")
     for line in lines:
         console.print(line, markup=False, highlight=False, soft_wrap=True)

@@ -83,7 +83,11 @@ def test_a_script_that_fails_gives_its_peers_exit_code(tmp_path: Path) -> None:
     code, summary = ended(started(tmp_path, "4", "fail"))
     assert code == 7  # the training command failed
     assert not summary["ok"]
-    assert [peer["exit_code"] for peer in summary["peers"]] == [0, 7]
+    well, failed = summary["peers"]
+    assert (well["exit_code"], failed["exit_code"]) == (0, 7)
+    assert "error" not in well
+    assert failed["error"]
+    assert failed["hint"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
