@@ -219,10 +219,9 @@ class LocalRun:
     def _why(self, name: str) -> dict[str, str]:
         """Why a peer failed, in its own words: the error that it ended with, else the end of its log."""
         log = self._children.log(name)
-        errors = [line for line in json_lines(log.read_bytes()) if "error" in line]
-        if not errors:
-            return {"error": self._children.last_lines(name), "hint": f"see {log}"}
-        return {"error": str(errors[-1]["error"]), "hint": str(errors[-1].get("hint") or f"see {log}")}
+        said: dict[str, Any] = next((line for line in reversed(json_lines(log.read_bytes())) if "error" in line), {})
+        error = said.get("error") or self._children.last_lines(name)
+        return {"error": str(error), "hint": str(said.get("hint") or f"see {log}")}
 
 
 def _tell(summary: dict[str, Any]) -> None:

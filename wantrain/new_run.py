@@ -30,19 +30,9 @@ def create_run(
     Raises:
         ConfigError: a file is there already, cannot be written, or a value is not allowed.
     """
-    keys_file = key_path(run_file)
-    if store_path(run_file).exists():
-        raise ConfigError(
-            f"{store_path(run_file)} holds the log of a run", hint="choose another file, or move that one away first"
-        )
-    for path in (run_file, keys_file):
-        if path.exists() and not force:
-            raise ConfigError(f"{path} exists already", hint="choose another file, or replace run and keys by --force")
-    keys = RunKeys.create()
-    text = template(
+    _refuse_another_run(run_file, force=force)
+    keys, text = _draft(
         name or run_file.stem,
-        secrets.token_hex(8),
-        keys.owner_public.hex(),
         method=method,
         codec=codec,
         down=down,
@@ -50,7 +40,8 @@ def create_run(
         bind=bind,
         advertise=advertise,
     )
-    return _write(run_file, keys, text)
+    _write(run_file, keys, text)
+    return RunSpec.load(run_file)
 
 
 def create_local_run(
@@ -64,29 +55,49 @@ def create_local_run(
     """
     if run_file.exists():
         raise ConfigError(f"{run_file.parent} already holds a run", hint="name another folder with --out")
-    keys = RunKeys.create()
-    owner = keys.owner_public.hex()
-    text = template(name, secrets.token_hex(8), owner, method=method, codec=codec, bind="127.0.0.1:0")
+    _refuse_another_run(run_file, force=False)
+    keys, text = _draft(name, method=method, codec=codec, bind="127.0.0.1:0")
     spec = RunSpec.parse(text, run_file.name)
     section = spec.method.model_copy(update={"options": {**spec.method.options, **options}})
     text = spec.model_copy(update={"method": section}).to_toml()
-    RunSpec.parse(text, run_file.name)
+    spec = RunSpec.parse(text, run_file.name)
     try:
         run_file.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"{run_file.parent} cannot be made: {error}", hint="choose another directory") from None
-    return _write(run_file, keys, text)
+    _write(run_file, keys, text)
+    return spec
 
 
-def _write(run_file: Path, keys: RunKeys, text: str) -> RunSpec:
-    """The run of these keys and this run.toml, once both are files.
+def _refuse_another_run(run_file: Path, *, force: bool) -> None:
+    """Refuse to write over another run's files.
 
     Raises:
-        ConfigError: a file cannot be written.
+        ConfigError: its log is there, or, without `force`, its run.toml or its keys.
+    """
+    if store_path(run_file).exists():
+        raise ConfigError(
+            f"{store_path(run_file)} holds the log of a run", hint="choose another file, or move that one away first"
+        )
+    for path in (run_file, key_path(run_file)):
+        if path.exists() and not force:
+            raise ConfigError(f"{path} exists already", hint="choose another file, or replace run and keys by --force")
+
+
+def _draft(name: str, **values: str) -> tuple[RunKeys, str]:
+    """New keys, and the run.toml of a run that they own; `values` are those of `template`."""
+    keys = RunKeys.create()
+    return keys, template(name, secrets.token_hex(8), keys.owner_public.hex(), **values)
+
+
+def _write(run_file: Path, keys: RunKeys, text: str) -> None:
+    """Make both files.
+
+    Raises:
+        ConfigError: one cannot be written.
     """
     try:
         keys.save(key_path(run_file))
         run_file.write_text(text, encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"{run_file} cannot be written: {error}", hint="choose a directory that exists") from None
-    return RunSpec.load(run_file)

@@ -328,7 +328,9 @@ def test_link_dials_again_after_the_server_was_restarted(world: World) -> None:
 
 
 @pytest.mark.parametrize("count", [1, 3])
-def test_what_came_on_a_connection_is_handed_out_before_its_end(folder: Path, count: int) -> None:
+def test_what_came_on_a_connection_is_handed_out_before_its_end(
+    folder: Path, count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     server, client = connected(IpcWorld(folder))
     assert isinstance(client, ZmqLink)
     deliver(client, "server", Message("Question"), server)
@@ -336,8 +338,11 @@ def test_what_came_on_a_connection_is_handed_out_before_its_end(folder: Path, co
         assert server.send(LOCAL, Message("Answer"))
     dial = client._dials["server"]
     assert dial.dialled is not None
-    assert dial.dialled.socket.poll(DEADLINE_S * 1000)
-    time.sleep(0.05)  # for all of them
+    waiting = []
+    while len(waiting) < count:
+        assert dial.dialled.socket.poll(DEADLINE_S * 1000)
+        waiting.append(client._sockets.receive(dial.dialled.socket))
+    monkeypatch.setattr(client._sockets, "receive", lambda socket: waiting.pop(0) if waiting else [])
     # Messages and the end of their connection come by two ways, and either may be looked at first.
     client._monitored(dial, zmq.EVENT_DISCONNECTED)
     events = client.poll(0.0)

@@ -54,6 +54,14 @@ def test_another_run_is_not_written_into(tmp_path: Path) -> None:
         run_local(LocalOptions(tmp_path / "train.py", out=tmp_path))
 
 
+@pytest.mark.parametrize("left", ["run.db", "run.key"])
+def test_what_another_run_has_left_is_not_written_over(left: str, tmp_path: Path) -> None:
+    (tmp_path / left).write_bytes(b"its own")
+    with pytest.raises(ConfigError, match=left):
+        create_local_run(tmp_path / "run.toml", name="x", method="diloco", codec="", options={})
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [(left, b"its own")]
+
+
 @pytest.mark.parametrize("options", [{"every": 7}, {"every": 7, "outer_lr": 0.3}])
 def test_options_of_the_method_are_in_the_run_file(options: dict[str, Any], tmp_path: Path) -> None:
     create_local_run(tmp_path / "run.toml", name="x", method="diloco", codec="bf16", options=options)

@@ -15,6 +15,7 @@ from rich.text import Text
 from wantrain.cli.options import Duration, json_option, run_file_argument
 from wantrain.cli.terminal import console, printable
 from wantrain.errors import UnreachableError
+from wantrain.peers.presence import takes_part, waits_or_went
 
 WATCH_PERIOD_S = 1.0
 SHOWN_COMMITS = 8
@@ -151,15 +152,11 @@ def _peers(peers: list[dict[str, Any]]) -> Table:
     rows = []
     for peer in peers:
         stats = peer.get("stats", {})
-        here = peer.get("state") in (
-            "joining",
-            "member",
-        )  # else what it waited for last is of no interest, but why it went
         rows.append(
             [
                 peer.get("name"),
                 str(peer.get("peer", ""))[:8],
-                str(peer.get("state", "")) + (" (late)" if here and peer.get("late") else ""),
+                str(peer.get("state", "")) + (" (late)" if takes_part(peer) and peer.get("late") else ""),
                 peer.get("log_number"),
                 peer.get("trainer"),
                 _number(stats.get("step"), ",.0f"),
@@ -168,7 +165,7 @@ def _peers(peers: list[dict[str, Any]]) -> Table:
                 _bytes(stats.get("bytes_sent")),
                 _memory(stats),
                 _seconds(peer.get("last_seen_s")),
-                peer.get("waiting") if here else peer.get("late"),
+                waits_or_went(peer),
             ]
         )
     return _table("peers", columns, rows, right={"log", "step", "loss", "tokens/s", "sent", "memory", "seen"})

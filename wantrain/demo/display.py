@@ -8,6 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from wantrain.demo.report import Json
+from wantrain.peers.presence import waits_or_went
 
 EVENTS_SHOWN = 8
 REFRESH_PER_S = 4
@@ -116,7 +117,7 @@ def screen(
             _number(stats.get("tokens_per_s"), ",.0f"),
             _number(stats.get("bytes_sent", 0) / 1e6, ".1f"),
             f"{sync['index']} {sync['phase']}" if sync else "",
-            Text((peer.get("waiting") if peer["state"] in ("joining", "member") else peer.get("late")) or "", "dim"),
+            Text(waits_or_went(peer), "dim"),
         )
     lines = [Text(line, "dim") for line in events[-EVENTS_SHOWN:]]
     return Group(header, Text(), table, Text(status.get("reason") or "", "yellow"), *lines)

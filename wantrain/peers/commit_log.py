@@ -75,8 +75,7 @@ class CommitLog:
 
     def awaits_line_of(self, peer: str) -> bool:
         """Whether a line that names this peer is not durable yet."""
-        waiting = [persist.record for persist, _ in self._pending if isinstance(persist, PersistCommit)]
-        return any(peer in record.contributors for record in waiting)
+        return any(isinstance(p, PersistCommit) and peer in p.record.contributors for p, _ in self._pending)
 
     # ---- what becomes of it
 
