@@ -183,8 +183,8 @@ class TrainerShell(ABC):
         segment = self._segment
         if segment is not None and not self._to_start:
             received, indices = self._core.received, self._core.indices
-            path = str(segment.path)
-            self._ask(Attach(self._replica.manifest, os.getpid(), self._boot, path, received, indices))
+            path, reader = str(segment.path), self._shards.drawn.reader
+            self._ask(Attach(self._replica.manifest, os.getpid(), self._boot, path, received, indices, reader))
 
     def _attached(self, record: Attached) -> None:
         if self._segment is not None and record.segment == str(self._segment.path):

@@ -709,7 +709,7 @@ class SimTrainer:
         if not self.away or not self.peer.alive:
             return
         if self.started:
-            where = (self.segment_path, self.core.received, self.core.indices)
+            where = (self.segment_path, self.core.received, self.core.indices, self.reader.drawn.reader)
             self._tell(0.0005, Attach(self.manifest, 1, self.boot, *where))
         else:
             self._start_over()

@@ -451,6 +451,18 @@ def test_a_trainer_that_asks_again_gets_the_same_answer_and_a_new_one_gets_memor
     assert one.around.to_trainer[-2].segment == "segment-2"  # type: ignore[union-attr]
 
 
+def test_a_trainer_that_has_outlived_its_daemon_is_a_reader_before_it_asks_for_samples() -> None:
+    """Else the coordinator would give its leases to others, as nothing was heard of it for too long."""
+    one = One(Stream("param", every=10))
+    one.around.held = Held(0, CHAIN0, {})
+    one.say(Attach(MANIFEST, 1, BOOT, "segment", {}, {}, b"reader-1"))
+    one.peer.tick(1.0)
+    assert (one.report().log_number, one.report().reader) == (-1, b"reader-1")  # also while the daemon catches up
+    one.peer.trainer_gone(2.0)
+    one.peer.tick(3.0)
+    assert one.report().reader == b""
+
+
 def test_a_trainer_that_starts_over_keeps_its_memory() -> None:
     one = running()
     one.hear(Refetch(0, CHAIN0, "digest differs"))

@@ -14,7 +14,7 @@ from wantrain import TokenFile, trainer_shell
 from wantrain.errors import ConfigError
 from wantrain.optimizers.stream import Stream
 from wantrain.peers.leases import Leases
-from wantrain.peers.messages import Contribute, Drawn, Granted, Leased, Record, WantLease
+from wantrain.peers.messages import Attach, Contribute, Drawn, Granted, Leased, Record, WantLease
 from wantrain.permutation import Permutation
 from wantrain.shard import repeated
 
@@ -153,6 +153,18 @@ def test_a_trainer_that_has_to_start_over_at_another_daemon_is_a_new_reader(
             trainer.step()
     assert sorted(found) == list(range(40))
     assert second.confirmed() == 40
+
+
+def test_a_trainer_tells_another_daemon_which_reader_it_is(serve: Callable[..., LeasingDaemon]) -> None:
+    first = serve(MEAN)
+    with joined(first, Trainer()) as swarm:
+        next(swarm.shard(range(40)))
+        first.stop()
+        second = serve(MEAN)
+        second.mute = True
+        second.start()
+        until(lambda: second.of(Attach), "question", lambda: swarm._poll(0.001))
+        assert second.of(Attach)[0].reader == first.of(WantLease)[0].reader
 
 
 def test_a_trainer_that_lost_its_daemon_uses_up_its_leases_then_an_order_of_its_own(

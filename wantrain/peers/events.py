@@ -64,6 +64,8 @@ class TrainerResumed:
     """Per stream: the Granted messages that it has received."""
     indices: Mapping[str, int]
     """Per stream: the sync that it has adopted last."""
+    reader: bytes = b""
+    """The reader of leases that it is."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -625,8 +625,8 @@ class NotHeld:
 class Attach:
     """A trainer process presents its model to the daemon beside it, or comes back when the connection had broken.
 
-    It then names the memory that it shares with the daemon, and per stream how many Granted it has received and which
-    sync was adopted last: the daemon may be another process than before.
+    It then names the memory that it shares with the daemon, per stream how many Granted it has received and which sync
+    was adopted last, and which reader of leases it is: the daemon may be another process than before.
     """
 
     manifest: Manifest
@@ -635,6 +635,7 @@ class Attach:
     segment: Annotated[str, Field(strict=True, max_length=1024)] = ""
     received: Annotated[dict[Name, Count], Field(max_length=256)] = field(default_factory=dict)
     indices: Annotated[dict[Name, Count], Field(max_length=256)] = field(default_factory=dict)
+    reader: Reader = b""
 
 
 @dataclass(frozen=True, slots=True)

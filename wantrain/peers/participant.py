@@ -437,6 +437,7 @@ class Participant:
                 return self._answer_trainer() + self._mine.start()
             case TrainerResumed():
                 self._mine.resumed(event)
+                self._wants.resumed(event.reader)
                 return self._answer_trainer() + self._advance(now) + self._ask_lines(now)
             case GenesisReady(digest):
                 return self._genesis_ready(digest)

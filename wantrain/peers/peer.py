@@ -414,7 +414,7 @@ class Peer:
         self._grants = {name: record.received.get(name, 0) for name in self._streams}
         self._tokens = {name: mark.tokens for name, mark in held.marks.items()}
         self._offered = {name: mark.offered for name, mark in held.marks.items()}
-        return TrainerResumed(record.boot, record.manifest, held, record.received, record.indices)
+        return TrainerResumed(record.boot, record.manifest, held, record.received, record.indices, record.reader)
 
     def _forget_trainer(self, boot: bytes) -> None:
         self._boot, self._attached, self._segment = boot, None, ""

@@ -27,6 +27,11 @@ class Wants:
         """The trainer is gone."""
         self.reader, self.dry, self._open = b"", False, {}
 
+    def resumed(self, reader: bytes) -> None:
+        """A trainer has outlived its daemon: it holds leases, and may not ask for more for as long as they last."""
+        self.forget()
+        self.reader = reader
+
     def asked(self, want: WantLease) -> None:
         """The trainer asks. Under a new id it is a new reader, and what it asked before is void."""
         if want.reader != self.reader:
