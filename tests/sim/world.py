@@ -792,6 +792,7 @@ class SimTrainer:
                     self._pending.discard(record.stream)
                     if not self._pending and not self.started:
                         self.started = True
+                        self._go_on()  # if it starts over, what it waited for before is over
                         self._next_step()
                         return
                 if self.started:
