@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from wantrain.transport.lanes import MAX_LANES, lane_bytes_per_s, lanes_wanted
+from wantrain.transport.lanes import FIRST_STEP, MAX_LANES, ONE_LANE_BYTES, lane_bytes_per_s, lanes_wanted
 from wantrain.transport.tcp_info import ends_of, tcp_info, use_congestion
 
 MBIT = 1e6 / 8
@@ -37,11 +37,11 @@ def settle(link_mbit: float, rtt_s: float, loss: float, congestion: str) -> int:
         (20_000, 0.0001, 0.0, "cubic", 1, 1),  # one machine, a local network
         (10_000, 0.002, 0.001, "cubic", 1, 1),
         (100, 0.1, 0.0, "cubic", 1, 1),
-        (100, 0.1, 0.001, "bbr", 1, 2),
+        (100, 0.1, 0.001, "bbr", 1, 4),
         (100, 0.1, 0.001, "cubic", 16, 16),
         (1000, 0.1, 0.0, "cubic", 4, 8),
         (1000, 0.1, 0.001, "bbr", 8, 16),
-        (1000, 0.02, 0.0, "cubic", 1, 2),
+        (1000, 0.02, 0.0, "cubic", 1, 4),
         (20, 0.3, 0.0, "bbr", 1, 1),
     ],
 )
@@ -51,13 +51,24 @@ def test_lanes_settle_where_they_fill_the_path(
     assert least <= settle(link_mbit, rtt_s, loss, congestion) <= most
 
 
-def test_lanes_are_only_ever_doubled_and_only_when_busy() -> None:
+def test_lanes_are_doubled_and_at_least_four_then_and_only_when_busy() -> None:
     for lanes in range(1, MAX_LANES + 1):
         full = lanes_wanted(1e12, 0.1, 0.0, "bbr", lanes, busy=True)
-        assert full == min(2 * lanes, MAX_LANES)
+        assert full == min(max(2 * lanes, FIRST_STEP), MAX_LANES)
         assert lanes_wanted(1e12, 0.1, 0.0, "bbr", lanes, busy=False) == lanes
         assert lanes_wanted(0.0, 0.1, 0.01, "cubic", lanes, busy=True) == lanes
     assert lanes_wanted(0.0, 0.0, 0.0, "", 0, busy=False) == 1
+
+
+def test_a_burst_that_few_lanes_carry_in_no_round_trip_asks_for_some_more_though_it_fits_the_window() -> None:
+    carries = ONE_LANE_BYTES  # in one round trip, without loss
+    rate = 0.7 * carries / 0.1
+    assert lanes_wanted(rate, 0.1, 0.0, "bbr", 1, busy=False, burst_bytes=int(1.1 * carries)) == FIRST_STEP
+    assert lanes_wanted(rate, 0.1, 0.0, "bbr", 1, busy=False, burst_bytes=int(0.9 * carries)) == 1
+    slow = 0.3 * carries / 0.1  # the path itself is no faster
+    assert lanes_wanted(slow, 0.1, 0.0, "bbr", 1, busy=False, burst_bytes=64 << 20) == 1
+    assert lanes_wanted(1e9, 0.1, 0.0, "bbr", FIRST_STEP, busy=False, burst_bytes=64 << 20) == FIRST_STEP
+    assert lanes_wanted(1e9, 0.0001, 0.0, "cubic", 1, busy=False, burst_bytes=64 << 20) == 1  # one machine
 
 
 def test_loss_that_a_lane_makes_itself_does_not_ask_for_more() -> None:

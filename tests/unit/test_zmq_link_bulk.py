@@ -9,6 +9,7 @@ import zmq
 
 from wantrain.errors import ConfigError, WireError
 from wantrain.transport.auth import Identity
+from wantrain.transport.lanes import FIRST_STEP
 from wantrain.transport.link import Connected, Dropped, LinkEvent, LinkStats, Received
 from wantrain.transport.transfer import MAX_WINDOW_BYTES
 from wantrain.transport.wire import Message, encode
@@ -127,6 +128,17 @@ def test_more_lanes_share_the_messages(pair: Pair) -> None:
     assert min(taken.values()) > 0
     pair.hello()
     assert pair.move(pair.b, "a", 100, 64 << 10) == list(range(100))
+
+
+def test_a_burst_over_a_distant_path_gets_more_lanes_though_nothing_had_to_wait(pair: Pair) -> None:
+    pair.move(pair.a, "b", 1)
+    lanes, meter = lanes_of(pair.a, "b"), pair.a._bulk.table.meter("b")
+    for lane in lanes.lanes.values():
+        lane.ends = None  # so that the kernel does not correct what is said here
+    meter.rtt_s, meter.rate_bytes_per_s = 0.1, 30e6
+    assert all(pair.a.send_bulk("b", Message("Part", {}, (bytes(256 << 10),))) for _ in range(20))
+    assert not lanes.busy
+    pair.until(lambda _: stats(pair.a, "b").lanes == FIRST_STEP)
 
 
 def test_the_accepting_side_asks_for_lanes(pair: Pair) -> None:

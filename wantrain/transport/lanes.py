@@ -9,6 +9,8 @@ ONE_LANE_BYTES = 3.5e6
 """What one connection has under way at most with the usual 4 MB of send buffer: 285 Mbit/s at 100 ms."""
 BBR_LOSSY_BYTES = 1.9e6
 """The same for bbr on a lossy path: 155 Mbit/s at 100 ms and 0.1 %, and all of 100 Mbit/s even at 1 %."""
+FIRST_STEP = 4
+"""Lanes, if one is not enough: a new one is slow for some round trips, so that one step costs less than two."""
 SEGMENT_BYTES = 1448
 LOSSY = 2e-4
 """Share of lost segments from which loss decides what a connection carries."""
@@ -32,12 +34,20 @@ def lane_bytes_per_s(rtt_s: float, loss: float, congestion: str) -> float:
 
 
 def lanes_wanted(
-    rate_bytes_per_s: float, rtt_s: float, loss: float, congestion: str, lanes_now: int, busy: bool
+    rate_bytes_per_s: float,
+    rtt_s: float,
+    loss: float,
+    congestion: str,
+    lanes_now: int,
+    *,
+    busy: bool,
+    burst_bytes: int = 0,
 ) -> int:
-    """How many lanes to use from now on: as many as now, or twice that.
+    """How many lanes to use from now on: as many as now, or twice that, and at least FIRST_STEP then.
 
-    Twice, if they are busy and carry nearly what so many can. A lane that carries far more than its loss allows for
-    makes that loss itself, by filling the path's queue: then only the window counts.
+    More, if they carry nearly what so many can and are busy; or if a burst was more than few lanes carry in one round
+    trip: it fits into the window, but would take several. A lane that carries far more than its loss allows for makes
+    that loss itself, by filling the path's queue: then only the window counts.
 
     Args:
         rate_bytes_per_s: what all lanes together carry; 0 if unknown.
@@ -46,9 +56,11 @@ def lanes_wanted(
         congestion: the lanes' congestion control as the kernel names it; "" if unknown.
         lanes_now: lanes in use.
         busy: more was to be sent than they took.
+        burst_bytes: the most that was under way at once.
     """
     now = max(lanes_now, 1)
     each = lane_bytes_per_s(rtt_s, loss, congestion)
     if rate_bytes_per_s / now > 2 * each:
         each = lane_bytes_per_s(rtt_s, 0.0, congestion)
-    return min(2 * now, MAX_LANES) if busy and rate_bytes_per_s >= FULL * now * each else now
+    more = busy or (now < FIRST_STEP and burst_bytes > now * each * rtt_s)
+    return min(max(2 * now, FIRST_STEP), MAX_LANES) if more and rate_bytes_per_s >= FULL * now * each else now

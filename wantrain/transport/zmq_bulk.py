@@ -143,6 +143,7 @@ class Bulk:
                 if lanes.credit.in_flight_bytes == 0:
                     lanes.progress_at = now
                 lanes.credit.sent(lane.number, total_bytes)
+                lanes.burst_bytes = max(lanes.burst_bytes, lanes.credit.in_flight_bytes)
                 self._limits.spend(lanes.peer, total_bytes, now)
                 self.table.meter(lanes.peer).sent(now)
                 return True

@@ -344,12 +344,11 @@ class LaneTable:
                 self.hail(lanes.peer, b"", 1, now)
         if (in_flight or lanes.busy) and now - lanes.sampled_at >= _SAMPLE_S:
             lanes.measure(meter, now)
-        usable = len(lanes.usable())
-        if lanes.busy and usable and usable >= lanes.wanted and now - lanes.grown_at >= max(_GROW_S, 3 * meter.rtt_s):
-            wanted = lanes_wanted(
-                meter.rate_bytes_per_s, meter.rtt_s, meter.loss, lanes.congestion, usable, busy=lanes.busy
-            )
-            lanes.busy, lanes.grown_at = False, now
+        usable, due = len(lanes.usable()), now - lanes.grown_at >= max(_GROW_S, 3 * meter.rtt_s)
+        if (lanes.busy or lanes.burst_bytes) and usable and usable >= lanes.wanted and due:
+            seen = (meter.rate_bytes_per_s, meter.rtt_s, meter.loss, lanes.congestion)
+            wanted = lanes_wanted(*seen, usable, busy=lanes.busy, burst_bytes=lanes.burst_bytes)
+            lanes.busy, lanes.burst_bytes, lanes.grown_at = False, 0, now
             if wanted > usable and lanes.target is not None:
                 lanes.wanted = wanted
                 self._dial(lanes, now)

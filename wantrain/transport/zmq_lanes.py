@@ -93,6 +93,8 @@ class LaneSet:
         self.grown_at = 0.0
         self.busy = False
         """Something had to wait since the number of lanes was last looked at."""
+        self.burst_bytes = 0
+        """The most that was under way at once since then."""
         self.congestion = ""
 
     @property
