@@ -164,8 +164,12 @@ def test_contestants_take_turns_and_their_results_are_right() -> None:
 
 @pytest.mark.skipif(bool(available()), reason=f"the network lab cannot run here: {available()}")
 def test_an_encrypted_ring_in_the_network_lab_gives_the_mean_too() -> None:
-    options = Options(peers=2, size_mb=0.1, topology="ring", lab="rate=1gbit,rtt=2ms", repeat=1, against=("raw",))
-    document = measure(options)
+    lab = "rate=1gbit,rtt=2ms"
+    options = Options(peers=2, size_mb=0.1, topology="ring", lab=lab, repeat=1, settle=2, against=("raw",))
+    said: list[str] = []
+    document = measure(options, said.append)
+    assert [line.endswith(" to settle)") for line in said if line.startswith("wantrain: 0")] == [True] * 2 + [False] * 2
+    assert len(document["wantrain"]["all_seconds"]) == 1
     assert document["wantrain"]["error"] <= allreduce.allowed_error(options)
     assert document["raw"]["seconds"] > 0.001
 

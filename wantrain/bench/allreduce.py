@@ -55,6 +55,8 @@ class Options:
     congestion: str = ""
     """Congestion control of the lab's hosts where nobody asks for another, as gloo does not; "" for this machine's."""
     repeat: int = 5
+    settle: int = 0
+    """All-reduces of wantrain before all others, in which its connections come to the number that they stay at."""
     against: tuple[str, ...] = CONTESTANTS
     timeout_s: float = 120.0
     """Longest that one all-reduce may take."""
@@ -98,7 +100,7 @@ class Options:
 def measure(options: Options, say: Say = lambda line: None) -> Json:
     """Run it; medians over `repeat` all-reduces of each contestant, in turn, after one that does not count.
 
-    A last all-reduce by wantrain, not counted either, shows what its time goes to.
+    Before that come `settle` ones of wantrain. A last one of it, not counted either, shows what its time goes to.
 
     Returns:
         A JSON document: options, machine, one entry for each contestant, ratios.
@@ -113,17 +115,20 @@ def measure(options: Options, say: Say = lambda line: None) -> Json:
         for workers, _ in teams:
             stack.enter_context(workers)
         baselines = _meet([workers for workers, _ in teams], options, say)
+        for number in range(options.settle):
+            run = _run(teams[0][0], options, number, "wantrain")
+            say(f"wantrain: {run['seconds']:.3f} s ({number + 1} of {options.settle} to settle)")
         runs: dict[str, list[Json]] = {}
         for number in range(options.repeat + 1):
             for workers, variants in teams:
                 for variant in variants:
                     if _out(variant, variants, runs):
                         continue
-                    run = _run(workers, options, number, variant)
+                    run = _run(workers, options, options.settle + number, variant, full=number == 0)
                     runs.setdefault(variant, []).append(run)
                     what = f"{number} of {options.repeat}" if number else "not counted"
                     say(f"{variant}: {run['seconds']:.3f} s ({what})")
-        watched = _run(teams[0][0], options, options.repeat + 1, "wantrain", watch=True)
+        watched = _run(teams[0][0], options, options.settle + options.repeat + 1, "wantrain", watch=True)
     return _document(options, runs, watched, baselines["wantrain"])
 
 
@@ -209,13 +214,18 @@ def _meet(teams: Sequence[Workers], options: Options, say: Say) -> dict[str, int
     return baselines
 
 
-def _run(workers: Workers, options: Options, number: int, variant: str, *, watch: bool = False) -> Json:
-    """One all-reduce: all begin at a moment that is told before; it lasts until the last peer has its result."""
+def _run(
+    workers: Workers, options: Options, number: int, variant: str, *, full: bool = False, watch: bool = False
+) -> Json:
+    """One all-reduce: all begin at a moment that is told before; it lasts until the last peer has its result.
+
+    `full`: compare every value with what it should be; `watch`: find out what the time goes to.
+    """
     limit_s = options.timeout_s + 30.0
     workers.ask(limit_s, do="prepare", number=number + 1, variant=variant, watch=watch)
     at = time.monotonic() + AHEAD_S
     ended = workers.ask(limit_s, do="run", at=at)
-    checked = workers.ask(limit_s, do="verify", full=number == 0)
+    checked = workers.ask(limit_s, do="verify", full=full)
     _check(workers.name, options, ended, checked)
     firsts = [answer["first_byte_s"] for answer in ended if answer.get("first_byte_s") is not None]
     errors = [answer["error"] for answer in checked if "error" in answer]

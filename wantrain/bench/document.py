@@ -10,6 +10,8 @@ Every row is one run, in which the contestants take turns (A B C A B C …) with
 processes, one for each peer, one thread of torch each. All peers begin at one moment of the machine's monotonic clock
 that they are told before; an all-reduce lasts from then until the last peer holds the result as fp32. The first turn
 does not count; figures are medians of the others. A contestant whose turns have lasted more than 30 s takes no more.
+Over shaped links between two peers wantrain takes five turns before all others, in which the number of its connections
+grows: a run has hundreds of syncs, and they stay.
 
 * **wantrain**: what a peer of a run does: contribution in memory shared with a trainer, engine, topology core, outbox,
   ZeroMQ link, digest of every chunk of the outcome at every peer, and the outer update (`mean`). Every result is

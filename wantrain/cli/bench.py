@@ -41,6 +41,13 @@ def command() -> None:
 @click.option("--lab", default="", help="Run in the network lab, for example 'rate=100mbit,rtt=100ms,loss=0.1%'.")
 @click.option("--congestion", default="", help="TCP's default on the lab's hosts, such as reno.  [default: as here]")
 @click.option("--repeat", default=5, show_default=True, type=click.IntRange(1, 100), help="All-reduces that count.")
+@click.option(
+    "--settle",
+    default=0,
+    show_default=True,
+    type=click.IntRange(0, 100),
+    help="All-reduces of wantrain before all others: over a far link the number of its connections grows at first.",
+)
 @click.option("--against", default="gloo,raw", show_default=True, help="What else is run in turn: gloo, raw, or none.")
 @click.option(
     "--timeout",
@@ -52,7 +59,7 @@ def command() -> None:
 @json_option
 def allreduce(
     peers: int, size_mb: float, codec: str, down: str, topology: str, encrypt: bool, lab: str, congestion: str,
-    repeat: int, against: str, timeout: float, as_json: bool,
+    repeat: int, settle: int, against: str, timeout: float, as_json: bool,
 ) -> None:  # fmt: skip
     """Time an all-reduce of one fp32 vector: wantrain, gloo (fp32) and plain TCP sockets moving the same bytes.
 
@@ -70,7 +77,8 @@ def allreduce(
     contestants = tuple(name for name in against.split(",") if name not in ("", "none"))
     options = Options(
         peers=peers, size_mb=size_mb, codec=codec, down=down, topology=topology,
-        encrypt=encrypt, lab=lab, congestion=congestion, repeat=repeat, against=contestants, timeout_s=timeout,
+        encrypt=encrypt, lab=lab, congestion=congestion, repeat=repeat, settle=settle, against=contestants,
+        timeout_s=timeout,
     )  # fmt: skip
     _show(document := measure(options, _progress), allreduce_table(document), as_json)
 
