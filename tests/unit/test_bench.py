@@ -15,6 +15,7 @@ import torch
 from click.testing import CliRunner
 
 from wantrain.bench import allreduce, coordinator, inputs, matrix, suite
+from wantrain.bench.aims import aims
 from wantrain.bench.allreduce import ALLOWED_ERROR, Options, expected_traffic, measure
 from wantrain.bench.document import markdown
 from wantrain.bench.member import STREAM, Member
@@ -328,6 +329,36 @@ def test_the_document_shows_figures_and_why_others_are_missing(tmp_path: Path) -
     assert "What taking part costs" not in without
     assert all(len({line.count("|") for line in table.splitlines()}) == 1 for table in tables)
     assert all((tmp_path / name).stat().st_size > 1000 for name in pictures)
+
+
+def test_every_aim_is_told_beside_what_came_out_and_a_missed_one_as_such() -> None:
+    def row(group: str, ratio: dict[str, float], seconds: float = 1.0, **options: Any) -> dict[str, Any]:
+        spent = {"loop": 3.0, "poll": 1.0, "digest": 1.0, "apply": 1.0, "reduce": 1.0}
+        known = {"peers": 2, "size_mb": 64.0, "codec": "fp32", "topology": "direct", "encrypt": False, "lab": ""}
+        own = {"seconds": seconds, "spent_s": spent}
+        return {"group": group, "options": known | options, "wantrain": own, "ratio": ratio}
+
+    far = {"lab": matrix.HEADLINE, "codec": "int4"}
+    ring = {"peers": 8, "size_mb": 0.1, "lab": "rate=1gbit,rtt=9ms"}
+    rows = [
+        row("loopback", {"gloo": 0.5}),
+        row("loopback", {"gloo": 0.75}, peers=4),
+        row("loopback", {"gloo": 9.0}, encrypt=True),
+        row("loopback", {"gloo": 9.0}, size_mb=1.0),
+        row("links", {"gloo": 8.5, "raw": 0.95}, **far),
+        row("links", {"gloo": 3.5, "raw": 0.5}, codec="int8", lab="rate=100mbit,rtt=9ms"),
+        row("topologies", {}, 2.0, topology="ring", **ring),
+        row("topologies", {}, 0.5, **ring),
+        {"group": "links", "options": {"lab": "rate=1mbit"}, "failed": "no root here"},
+    ]
+    found = {what: (aim, came) for what, aim, came in aims({"allreduce": rows})}
+    assert list(found.values()) == [
+        ("1", "0.50, 0.75; 50% of its thread's time are digests, checks and the outer update, which gloo has not"),
+        ("8", "8.5"),
+        ("90%", "50% to 95%; reached in 1 of 2 rows"),
+        ("7, the ratio of their hops", "4.0"),
+    ]
+    assert not aims({"allreduce": []})
 
 
 def test_more_measures_only_the_rows_without_figures(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
+from wantrain.bench.aims import aims
 from wantrain.bench.tables import codecs_of
 from wantrain.bench.worker import Json
 
@@ -41,6 +42,7 @@ def markdown(record: Json, pictures: Sequence[str]) -> str:
         "[img/benchmarks.json](img/benchmarks.json)",
         "## How it is measured",
         HOW.rstrip(),
+        *_aims(record),
     ]
     parts += _allreduce(record, "loopback", "Loopback", _LOOPBACK, "loopback.png", pictures)
     parts += _allreduce(record, "codecs", "Codecs, over loopback without CURVE", _LOOPBACK, "", pictures)
@@ -51,6 +53,16 @@ def markdown(record: Json, pictures: Sequence[str]) -> str:
     parts += _trainer(record["trainer"]) if "trainer" in record else []
     parts += _coordinator(record["coordinator"], pictures)
     return "\n\n".join(parts) + "\n"
+
+
+def _aims(record: Json) -> list[str]:
+    found = aims(record)
+    said = (
+        "The wire's share has a limit of its own: raw sockets move all bytes at once, an all-reduce has to have the "
+        "contributions before it can send what comes of them. On 2 cores the lab's switch, at 1 Gbit/s, takes most of "
+        "the processor time that peers would need."
+    )
+    return ["## Aims", _table(["what", "aim", "came out"], found), said] if found else []
 
 
 Column = tuple[str, Callable[[Json], str]]

@@ -78,8 +78,9 @@ def _default() -> Iterator[Row]:
             yield _loopback(peers, 64.0, codec, False)
     for codec, down in WIRES:
         yield _link(HEADLINE, codec, down, 64.0)
-    for topology in ("direct", "ring"):
-        yield _topology(topology, 1.0)
+    for size_mb in (0.1, 1.0):
+        for topology in ("direct", "ring"):
+            yield _topology(topology, size_mb)
     links = (
         ("100mbit", 20, "0"), ("100mbit", 100, "0"), ("100mbit", 100, "1%"), ("100mbit", 300, "0.1%"),
         ("1gbit", 20, "0"), ("1gbit", 100, "0"), ("1gbit", 100, "0.1%"), ("1gbit", 300, "0.1%"),
