@@ -22,6 +22,7 @@ from wantrain.optimizers.stream import Stream
 from wantrain.peers import coordinator as co
 from wantrain.peers.codec_choice import codecs_of
 from wantrain.peers.coordinator import Coordinator, History, RunFacts
+from wantrain.peers.departure import HEIR_PATIENCE_S, LEAVE_PATIENCE_S, RETURN_PATIENCE_S
 from wantrain.peers.effects import Apply, Effect
 from wantrain.peers.events import Event, Progress
 from wantrain.peers.inheritance import Held
@@ -50,14 +51,7 @@ from wantrain.peers.messages import (
     Waiting,
     WantCommon,
 )
-from wantrain.peers.participant import (
-    COORDINATOR,
-    HEIR_PATIENCE_S,
-    LEAVE_PATIENCE_S,
-    RETURN_PATIENCE_S,
-    Participant,
-    PeerFacts,
-)
+from wantrain.peers.participant import COORDINATOR, Participant, PeerFacts
 from wantrain.peers.peer import Peer
 from wantrain.peers.timing import Policy
 from wantrain.peers.trainer import (

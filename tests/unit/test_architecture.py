@@ -21,6 +21,7 @@ CORES = [
     "peers/messages", "peers/layout", "peers/timing", "peers/events", "peers/effects", "peers/update_log",
     "peers/membership", "peers/rounds", "peers/commit_log", "peers/coordinator_events", "peers/coordinator",
     "peers/catchup", "peers/recovery", "peers/attempts", "peers/contributions", "peers/reports", "peers/participant",
+    "peers/beginning", "peers/departure", "peers/reporter",
     "peers/leases", "peers/supply", "peers/wants", "peers/tempo",
     "peers/saved_state", "peers/saving", "peers/saver", "peers/save_duty",
     "peers/trainer", "peers/inheritance", "peers/outbox", "peers/link_table", "peers/planner", "peers/peer",

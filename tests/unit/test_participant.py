@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from wantrain.optimizers.stream import Stream
+from wantrain.peers.departure import HEIR_PATIENCE_S, LEAVE_PATIENCE_S, RETURN_PATIENCE_S
 from wantrain.peers.effects import (
     Apply,
     Effect,
@@ -76,14 +77,7 @@ from wantrain.peers.messages import (
     WantUpdate,
     Welcome,
 )
-from wantrain.peers.participant import (
-    COORDINATOR,
-    HEIR_PATIENCE_S,
-    LEAVE_PATIENCE_S,
-    RETURN_PATIENCE_S,
-    Participant,
-    PeerFacts,
-)
+from wantrain.peers.participant import COORDINATOR, Participant, PeerFacts
 from wantrain.transport.digest import first_link, next_link, update_digest
 
 RUN = b"run-id-8"

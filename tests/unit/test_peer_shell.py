@@ -8,6 +8,7 @@ import pytest
 
 from wantrain.errors import CodecError
 from wantrain.optimizers.stream import Stream
+from wantrain.peers.departure import LEAVE_PATIENCE_S
 from wantrain.peers.events import CoordinatorLink, LeaveRequested, StateDigested
 from wantrain.peers.inheritance import Held
 from wantrain.peers.messages import (
@@ -47,7 +48,7 @@ from wantrain.peers.messages import (
     Welcome,
 )
 from wantrain.peers.outbox import MAX_SERVED
-from wantrain.peers.participant import COORDINATOR, LEAVE_PATIENCE_S, Participant, PeerFacts
+from wantrain.peers.participant import COORDINATOR, Participant, PeerFacts
 from wantrain.peers.peer import Peer
 from wantrain.transport.digest import first_link, next_link, state_digest, update_digest
 from wantrain.transport.link import Done

@@ -3,30 +3,28 @@
 It decides; `wantrain.peers.peer` does: tensors, links and the trainer are behind the effects. An update is applied only
 after its COMMIT has come, and a staged contribution stays as it is until it is known whether a committed sync has taken
 it in.
-`attempts.py`, `contributions.py`, `recovery.py` and `saving.py` are parts of it; `handle` alone changes the whole.
+Its parts are `attempts.py`, `beginning.py`, `contributions.py`, `departure.py`, `recovery.py`, `reporter.py` and
+`saving.py`; `handle` alone changes the whole.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from wantrain.errors import ConfigError
 from wantrain.optimizers.stream import Stream
 from wantrain.peers.attempts import Attempts
+from wantrain.peers.beginning import Beginning
 from wantrain.peers.contributions import Contributions
+from wantrain.peers.departure import Departure
 from wantrain.peers.effects import (
     Apply,
     Effect,
     Exit,
     ForgetResiduals,
     Grant,
-    HandOver,
-    LoadInitial,
     LoadSaved,
     Note,
     NotePlace,
     NoteReach,
-    OpenModel,
     PassOn,
     SendPayload,
     SendState,
@@ -59,19 +57,15 @@ from wantrain.peers.events import (
     TrainerResumed,
     TrainerStarting,
 )
-from wantrain.peers.layout import check_streams
 from wantrain.peers.messages import (
     COORDINATOR,
     MAX_DIGESTS,
-    MAX_LEASES,
     Abort,
     Commit,
     CommitRecord,
-    Genesis,
     Hello,
     Leased,
     Leave,
-    Manifest,
     MayLeave,
     Member,
     NotHeld,
@@ -79,7 +73,6 @@ from wantrain.peers.messages import (
     Part,
     Refetch,
     Refused,
-    Report,
     Result,
     SaveState,
     Start,
@@ -87,7 +80,6 @@ from wantrain.peers.messages import (
     StateChunk,
     StateDigests,
     SyncId,
-    SyncReport,
     UpdateChunk,
     View,
     Waiting,
@@ -103,27 +95,19 @@ from wantrain.peers.messages import (
 from wantrain.peers.neighbours import Neighbours
 from wantrain.peers.recovery import ASK_RECORDS_S, Recovery
 from wantrain.peers.repair import Position
-from wantrain.peers.reports import PathNews, sync_key, sync_line
-from wantrain.peers.saved_state import SavedState, initial_difference
+from wantrain.peers.reporter import Reported, Reporter
+from wantrain.peers.saved_state import SavedState
 from wantrain.peers.saving import Saving
 from wantrain.peers.update_log import UpdateLog
 from wantrain.peers.wants import Wants
 from wantrain.transport.codec.names import choices
 from wantrain.transport.collective import Payload
-from wantrain.transport.digest import DIGEST_BYTES, first_link, state_digest
+from wantrain.transport.digest import DIGEST_BYTES, state_digest
 from wantrain.transport.topologies import TOPOLOGIES
 
 HELLO_AGAIN_S = 2.0
 SILENCE_S = 3.0
 """Who is ready hears every second why it waits; after so long without that the coordinator itself is the reason."""
-LEAVE_PATIENCE_S = 10.0
-"""How long a leaving peer waits for what it has in flight to be decided, and for others to take over the state."""
-RETURN_PATIENCE_S = 3.0
-"""For how long a leaving peer takes a connection to the coordinator that broke for one that comes back."""
-SAVE_PATIENCE_S = 60.0
-"""How long a leaving peer waits for its state to be on disk."""
-HEIR_PATIENCE_S = 60.0
-"""How long it waits for somebody to take over what nobody else has: over a slow link that takes a while."""
 IDENTITY_PATIENCE_S = 60.0
 """How long a restarted peer waits until its former process counts as dead."""
 IDENTITY_PAUSE_S = 10.0
@@ -163,48 +147,30 @@ class Participant:
         self._mine = Contributions(facts.me, facts.hello.name, facts.streams, self._recovery, self._attempts)
         self._wants = Wants()
         self._saving = Saving(facts.saved, [stream.name for stream in facts.streams])
-        self._initial = facts.initial
+        self._beginning = Beginning(facts.run, facts.streams, facts.initial, self._recovery, self._mine)
         self._streams = {stream.name: stream for stream in facts.streams}
-        self._opened: Manifest = ()
         self._welcome: Welcome | None = None
         self._welcomed_at = 0.0
         """When the coordinator first said that the run has no initial weights yet."""
         self._up = False
         self._down_since: float | None = None
-        self._revision = 0
-        self._view = 0
         self._greeted_at = -HELLO_AGAIN_S
         self._in_use: tuple[float, float] | None = None
         """First and last time of a series of refusals because the identity is in use."""
-        self._genesis_wanted = False
-        self._own_genesis: tuple[bytes, bytes] | None = None
-        """Digest and first link of the initial state that was made here."""
-        self._progress = Progress(-1.0)
-        self._path_news = PathNews()
         self._why = ""
         """Why the coordinator waits; of the sync that is being gathered."""
         self._heard_at = 0.0
         """When the coordinator last said anything."""
-        self._sequence = 0
-        self._reported: Report | None = None
-        self._reported_key: object = None
-        self._reported_at = -facts.heartbeat_s
-        self._leaving: tuple[str, float] | None = None
-        self._heir = ""
-        """Who gets what is kept of earlier contributions when this peer leaves."""
-        self._handed_over = False
-        self._free_at: float | None = None
-        """Since when it may leave but for what it hands over."""
         self._asked_at = -ASK_RECORDS_S
         """When lines of the log were asked for last, of which a trainer's return depends."""
         self._reached: tuple[bytes, int, bytes] | None = None
         """Trainer, line and link of which it is noted down that something may have been granted."""
         self._noted: tuple[bytes, int, bytes] | None = None
         """Trainer, line and link that were noted down last."""
-        self._bequest = -1
-        """When it leaves: the state that somebody else is to have before it does; -1: not known yet."""
-        self._inherited, self._inherited_revision = -1, 0
-        """Up to which log number somebody who stays has the state, as the coordinator says."""
+        about = (self._recovery, self._attempts, self._mine)
+        self._departure = Departure(*about, self._saving, self._neighbours, saves=facts.saves_at_end)
+        told = Reported(*about, self._wants, self._neighbours, self._saving, self._departure)
+        self._reporter = Reporter(facts.hello.boot, facts.heartbeat_s, told, self.waiting)
 
     # ---- what the shell may read
 
@@ -336,8 +302,8 @@ class Participant:
         """For whom or what this peer waits, in words; "" when it does not."""
         if self._welcome is None or not self._up:
             return f"the coordinator does not answer for {self.away_s(now):.1f} s"
-        if self._leaving is not None:
-            return self._leaves(now)
+        if self._departure.begun:
+            return self._departure.in_words(now)
         if self._welcome.head < 0:
             return f"for the run's initial weights for {now - self._welcomed_at:.1f} s"
         for attempt in self._attempts.running.values() if self.complete else ():
@@ -366,18 +332,6 @@ class Participant:
             return f"nothing has come from the coordinator for {silent_s:.1f} s"
         return short if not self._mine.outstanding else self._why or "for the coordinator to start or decide the sync"
 
-    def _leaves(self, now: float) -> str:
-        """What a leaving peer waits for."""
-        assert self._leaving is not None
-        what = "what is in flight to be decided"
-        if self._free_at is not None:
-            what = f"{self._neighbours.name_of(self._heir)} to take over what it owes"
-        elif self._saving.last_wish_open:
-            what = "its state to be on disk"
-        elif not self._mine.outstanding and not self._attempts.running:
-            what = f"another peer to hold the state at log number {self.applied}"
-        return f"leaving for {now - self._leaving[1]:.1f} s: waits for {what}"
-
     # ---- the one mutator
 
     def handle(self, event: Event, now: float) -> list[Effect]:
@@ -392,7 +346,7 @@ class Participant:
             effects.insert(0, NoteReach(*place[1:]))
         if place != self._noted:
             effects += self._note_place()
-        if self._leaving is not None:
+        if self._departure.begun:
             effects += self._leave_if_free(now)
         return effects + self._report_if_due(now)
 
@@ -422,8 +376,8 @@ class Participant:
             case CoordinatorLink(up, _):
                 self._up = up
                 self._down_since = None if up else now if self._down_since is None else self._down_since
-                self._inherited = -1  # the next process of the coordinator may know of others than this one did
-                self._reported = None
+                self._departure.link_changed()
+                self._reporter.renew()
                 return [Tell(COORDINATOR, self.facts.hello)] if up else []
             case PeerLink(peer, up, reason):
                 self._neighbours.linked(peer, up, reason)
@@ -440,7 +394,7 @@ class Participant:
                 self._wants.resumed(event.reader)
                 return self._answer_trainer() + self._advance(now) + self._ask_lines(now)
             case GenesisReady(digest):
-                return self._genesis_ready(digest)
+                return self._beginning.made(digest, takes=self.takes_genesis)
             case TrainerGone(finished):
                 self._mine.gone(finished=finished)
                 self._wants.forget()
@@ -449,7 +403,7 @@ class Participant:
                 self._wants.asked(want)
                 return []
             case Progress():
-                self._progress = event
+                self._reporter.progress = event
                 news = self._neighbours.reach(event.reached)
                 return self._recovery.sources_changed(self._neighbours.sources, now) if news else []
             case StateDigested(number, digest, chunks):
@@ -461,10 +415,10 @@ class Participant:
                 self.left = True
                 return [Exit(3, reason, "give another state by --initial")]
             case LeaveRequested(reason):
-                self._leaving = self._leaving or (reason, now)
+                self._departure.ask(reason, now)
                 return []
             case HandedOver():
-                self._handed_over = True
+                self._departure.handed_over()
                 return []
 
     # ---- from the coordinator
@@ -475,9 +429,9 @@ class Participant:
             case Welcome() as welcome:
                 return self._welcomed(welcome, now)
             case View(number, members):
-                if number < self._view:
+                if number < self._reporter.view:
                     return []
-                self._view = number
+                self._reporter.view = number
                 return self._viewed(members, now)
             case Start() as start:
                 return self._started(start, now)
@@ -491,8 +445,7 @@ class Participant:
             case WantGenesis():
                 return self._genesis_asked()
             case MayLeave(number, revision):
-                if revision > self._inherited_revision:
-                    self._inherited, self._inherited_revision = number, revision
+                self._departure.inherited(number, revision)
                 return []
             case WantHello():
                 # A report follows the Welcome: before, it would be answered by another WantHello, again and again.
@@ -505,7 +458,7 @@ class Participant:
                 return self._start_over(stream, index, reason) + self._advance(now)
             case SaveState(number, extra):
                 self._saving.asked(number, extra)
-                self._reported = None  # it may be there already
+                self._reporter.renew()  # it may be there already
                 return self._advance(now)
             case Waiting(reason):
                 self._why = reason
@@ -524,12 +477,10 @@ class Participant:
         return now - self._in_use[0] < IDENTITY_PATIENCE_S
 
     def _welcomed(self, welcome: Welcome, now: float) -> list[Effect]:
-        if welcome.revision <= self._revision:
+        if welcome.revision <= self._reporter.revision:
             return []
-        self._revision = welcome.revision
-        if welcome.revision > self._inherited_revision:
-            # Who says Welcome begins anew to hear who is there: what was said before may hold no longer.
-            self._inherited, self._inherited_revision = -1, welcome.revision
+        self._reporter.revision = welcome.revision
+        self._departure.welcomed(welcome.revision)
         effects: list[Effect] = []
         if self._welcome is not None and self._welcome.genesis not in (b"", welcome.genesis):
             effects += self._reset("the run has begun anew")
@@ -538,19 +489,12 @@ class Participant:
         self._welcome = welcome
         self._mine.tempo.welcomed(welcome)
         self._in_use = None
-        self._reported = None
+        self._reporter.renew()
         if welcome.head >= 0:
-            effects += self._open(welcome.manifest)
-            own = self._own_genesis
-            begun = self._recovery.has_begun
-            if own is not None and not begun and own[1] == welcome.genesis and welcome.head == 0:
-                # The initial state is the one that was just made here.
-                self._recovery.start_at(welcome.genesis)
-            elif self._initial is not None and (own is None or own[1] != welcome.genesis):
+            effects += self._beginning.open(welcome.manifest)
+            if (too_late := self._beginning.over(welcome)) is not None:
                 self.left = True
-                hint = "start a new run for it, and this peer first; or leave out --initial"
-                return [*effects, Exit(3, "the run has begun already, with other weights than --initial names", hint)]
-            self._initial = None
+                return [*effects, too_late]
             effects += self._begin_with(welcome, now)
         return effects + self._answer_trainer() + self._advance(now)
 
@@ -593,13 +537,6 @@ class Participant:
                 note = Note("saved-state-unusable", {"number": number, "reason": reason})
                 return [note] if self._welcome is None else [note, *self._begin_with(self._welcome, now)]
 
-    def _open(self, manifest: Manifest) -> list[Effect]:
-        if self._opened == manifest:
-            return []
-        self._opened = manifest
-        self._recovery.open(manifest)
-        return [OpenModel(manifest)]
-
     def _viewed(self, members: Sequence[Member], now: float) -> list[Effect]:
         effects = self._neighbours.viewed(members)
         self._why = ""
@@ -612,10 +549,7 @@ class Participant:
         if self._welcome is None or self._welcome.head >= 0:
             # Either this question is late, or the Welcome that says that there is no state got lost.
             return [Tell(COORDINATOR, self.facts.hello)]
-        self._genesis_wanted = True
-        if self._own_genesis is not None and (self._mine.gives_genesis or self._initial is not None):
-            return self._genesis_ready(self._own_genesis[0])
-        return self._answer_trainer()
+        return self._beginning.asked()
 
     def _answer_trainer(self) -> list[Effect]:
         """Answer Attach as soon as it is known whether the run has a model, or wants this one."""
@@ -623,41 +557,7 @@ class Participant:
             return []
         if self._welcome.head >= 0:
             return self._mine.answer(self._welcome.manifest)
-        if not self._genesis_wanted or not self._mine.manifest:
-            return []
-        try:
-            check_streams(self.facts.streams, self._mine.manifest)
-        except ConfigError as error:
-            return self._mine.refuse("model", f"the model does not fit the run's method: {error.message}", error.hint)
-        if self._initial is not None:
-            return self._give_initial(self._initial)
-        return self._open(self._mine.manifest) + self._mine.answer(None)
-
-    def _give_initial(self, initial: SavedState) -> list[Effect]:
-        """Let the run begin with a saved state, if this peer's model is that state's."""
-        model = self._mine.manifest
-        if difference := initial_difference(initial, model):
-            reason = "the model differs from the saved state of --initial:\n    " + "\n    ".join(difference)
-            return self._mine.refuse("model", reason, "train the model that the state was saved of")
-        return [*self._open(model), LoadInitial()] if self._own_genesis is None else []
-
-    def _genesis_ready(self, digest: bytes) -> list[Effect]:
-        if not self.takes_genesis and (self._initial is None or not self._mine.manifest):
-            return []
-        if not digest:
-            reason = "the model's initial weights have NaN or Inf in them"
-            return self._mine.refuse(
-                "non-finite", reason, "check how the model is initialised, or what was loaded into it"
-            )
-        self._own_genesis = (digest, first_link(self.facts.run, digest))
-        effects: list[Effect] = []
-        leases = ""
-        if self._initial is not None and "leases" in self._initial.extra:
-            leases = json.dumps(self._initial.extra["leases"])
-            if len(leases) > MAX_LEASES:
-                reason = f"the leases of the data take {len(leases):,} letters, allowed are {MAX_LEASES:,}"
-                effects, leases = [Note("begun-without-leases", {"reason": reason})], ""
-        return [*effects, Tell(COORDINATOR, Genesis(self._mine.manifest, digest, leases))]
+        return self._beginning.offer()
 
     # ---- one sync
 
@@ -719,7 +619,7 @@ class Participant:
     def _serve_update(self, source: str, number: int, chunks: Sequence[int]) -> list[Effect]:
         entry = self.log.get(number)
         if entry is None:
-            return [Tell(source, NotHeld(number, self._held_number))]
+            return [Tell(source, NotHeld(number, self.applied if self.complete else -1))]
         known = len(entry.payloads)
         return [SendPayload(source, UpdateChunk(number, c), entry.payloads[c]) for c in chunks if c < known]
 
@@ -772,8 +672,8 @@ class Participant:
         name = record.sync.stream
         copied = self._recovery.copies(record)
         skip = self._recovery.step(record, now)
-        if self._bequest >= 0 and self.facts.me in record.contributors:
-            self._bequest = self.applied  # an attempt that was given up when it asked to leave was made once more
+        if self.facts.me in record.contributors:
+            self._departure.applied(self.applied)
         self._saving.moved_on()
         self._attempts.close(name)
         settled = self._mine.decide(record) if not copied else []
@@ -807,7 +707,8 @@ class Participant:
         self._attempts.give_up()
         self._recovery.reset()
         self._mine.reset()
-        self._genesis_wanted, self._own_genesis, self._welcome = False, None, None
+        self._beginning.reset()
+        self._welcome = None
         self.log.clear()
         return [*self._saving.reset(), ForgetResiduals(), Note("refetch", {"reason": reason})]
 
@@ -831,114 +732,15 @@ class Participant:
         return [Tell(COORDINATOR, WantRecords(inheritance.next))]
 
     def _leave_if_free(self, now: float) -> list[Effect]:
-        assert self._leaving is not None
-        reason, since = self._leaving
-        # The last report is to say what state was reached.
-        undigested = self.complete and self.digested != self.applied
-        in_flight = bool(self._attempts.running) if self._parting else self.in_flight
-        if (in_flight or undigested) and now - since < LEAVE_PATIENCE_S and self._up:
-            return []
-        if self.away_s(now) < RETURN_PATIENCE_S and self._is_needed(now):
-            return []
-        if (
-            self.facts.saves_at_end
-            and self.complete
-            and now - since < SAVE_PATIENCE_S
-            and self._saving.last_wish(self.applied, alone=not self._neighbours.sources)
-        ):
-            return []
-        self._free_at = now if self._free_at is None else self._free_at
-        if not self._handed_over and now - self._free_at < LEAVE_PATIENCE_S:
-            heir = next((peer for peer in self._neighbours.sources if peer not in self._neighbours.suspects), "")
-            if self._heir or heir:
-                effects: list[Effect] = [] if self._heir else [HandOver(heir)]
-                self._heir = self._heir or heir
-                return effects
+        departure = self._departure
+        effects = departure.step(now, away_s=self.away_s(now), up=self._up, heard_at=self._heard_at)
+        if effects is not None:
+            return effects
         self.left = True
+        reason = departure.reason or ""
         goodbye = Leave(self.facts.hello.boot, reason)
-        return [Tell(COORDINATOR, self._report(now)), Tell(COORDINATOR, goodbye), Exit(0, reason, "")]
-
-    @property
-    def _parting(self) -> bool:
-        """Whether it leaves, alone, and has begun to save what it has done: what it began now would be in no state."""
-        return self._leaving is not None and self._saving.last_wished and not self._neighbours.sources
-
-    def _is_needed(self, now: float) -> bool:
-        """Whether a state might be lost with this peer, and it is not too long that it waits for an heir.
-
-        What is committed from here on is others' work, and theirs to bequeath.
-        """
-        assert self._leaving is not None
-        if not self.complete:
-            return False
-        self._bequest = self.applied if self._bequest < 0 else min(self._bequest, self.applied)
-        since = self._leaving[1]
-        answered = now - max(since, self._heard_at) < LEAVE_PATIENCE_S
-        return self._inherited < self._bequest and answered and now - since < HEIR_PATIENCE_S
-
-    @property
-    def _trainer_state(self) -> str:
-        """As the report has it: a trainer without data will not contribute, and nobody is to wait for it."""
-        state = self._mine.trainer_state
-        return "dry" if state == "training" and self._wants.dry else state
-
-    @property
-    def _held_number(self) -> int:
-        """The log number of the state at hand, -1 while it is none."""
-        return self.applied if self.complete else -1
-
-    def _sync_lines(self) -> list[SyncReport]:
-        staged = {} if self._parting else self._mine.staged
-        lines = (sync_line(s, k + 1, staged.get(s), self._attempts.running.get(s)) for s, k in self.indices.items())
-        return [line for line in lines if line is not None]
-
-    def _urgent(self) -> object:
-        """What of a report is worth sending at once when it changes; the rest can wait for the next heartbeat."""
-        recovery, mine, running = self._recovery, self._mine, self._attempts.running
-        held = recovery.applied if recovery.complete else -1
-        offers = not self._parting
-        syncs = [sync_key(s, k + 1, offers and mine.has_staged(s), running.get(s)) for s, k in recovery.indices.items()]
-        suspects = list(self._neighbours.suspects)
-        wants, leaving = self._wants, self._leaving is not None
-        return held, mine.trainer_state, wants.dry, syncs, suspects, wants.open, self._saving.saved, leaving
+        return [Tell(COORDINATOR, self._reporter.make(now)), Tell(COORDINATOR, goodbye), Exit(0, reason, "")]
 
     def _report_if_due(self, now: float) -> list[Effect]:
-        if self._welcome is None or self.left:
-            return []
-        last, key = self._reported, self._urgent()
-        heartbeat = last is None or now - self._reported_at >= self.facts.heartbeat_s
-        if last is not None and not heartbeat and key == self._reported_key:
-            reached_again = last.unreached and not set(last.unreached) <= set(self._neighbours.unreached)
-            if not reached_again:
-                return []
-        self._reported, self._reported_key = self._report(now, heartbeat=heartbeat), key
-        self._reported_at = now
-        return [Tell(COORDINATOR, self._reported)]
-
-    def _report(self, now: float, *, heartbeat: bool = True) -> Report:
-        self._sequence += 1
-        number, digest = self._recovery.state_digest
-        return Report(
-            boot=self.facts.hello.boot,
-            sequence=self._sequence,
-            log_number=self._held_number,
-            chain=self.chain if self.complete else b"",
-            state_number=number,
-            state_digest=digest,
-            trainer=self._trainer_state,
-            syncs=tuple(self._sync_lines()),
-            suspects=dict(self._neighbours.suspects),
-            eta_s=self._progress.eta_s if self._trainer_state == "training" else -1.0,
-            waiting=self.waiting(now),
-            stats=self._progress.stats,
-            view=self._view,
-            paths=self._path_news.choose(self._progress.paths) if heartbeat else {},
-            unreached=self._neighbours.unreached,
-            behind=self._recovery.behind,
-            reader=self._wants.reader,
-            wants=self._wants.lines,
-            saved=self._saving.saved,
-            step_s=self._progress.step_s,
-            revision=self._revision,
-            leaving=self._leaving is not None,
-        )
+        report = self._reporter.due(now) if self._welcome is not None and not self.left else None
+        return [Tell(COORDINATOR, report)] if report is not None else []
