@@ -500,7 +500,7 @@ class SimPeer:
         broken = [name for name, ticks in deaf.items() if ticks == DEAF_TICKS]
         again = [name for name, ticks in self._deaf.items() if ticks >= DEAF_TICKS and name not in deaf]
         self._deaf = deaf
-        for name in self.dialled.intersection(broken + again):
+        for name in (name for name in broken + again if name in self.dialled):
             self.world.net.on(mine, 0.0, lambda b=self.boot, n=name: self.link(b, n, up=n in again))
 
     def coordinator_link(self, *, up: bool) -> None:
