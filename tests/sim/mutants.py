@@ -17,6 +17,7 @@ from wantrain.peers.events import Event, TrainerResumed
 from wantrain.peers.leases import Leases
 from wantrain.peers.messages import CommitRecord, Drawn, Member
 from wantrain.peers.participant import Participant, PeerFacts
+from wantrain.peers.syncs import Syncs
 from wantrain.transport.digest import next_link
 
 
@@ -214,16 +215,22 @@ class _NeverSuspects(Coordinator):
         super().__init__(replace(facts, policy=replace(policy, deadline_ceiling_s=3600.0)), history)
 
 
-class _GoesAheadOfAll(Coordinator):
+class _GivesToFew(Syncs):
     """Lets a peer commit what most of the others do not get."""
 
-    def cut_off(self) -> dict[str, str]:
-        return {}
-
-    def _open_rounds(self) -> None:
-        super()._open_rounds()
+    def open(self) -> None:
+        super().open()
         for current in self.rounds.values():
             current._gives_to_few = lambda behind: ""
+
+
+class _GoesAheadOfAll(Coordinator):
+    def __init__(self, facts: RunFacts, history: History) -> None:
+        super().__init__(facts, history)
+        self._casting.cut_off = dict
+        self._syncs.__class__ = _GivesToFew
+        if self.rounds:
+            self._syncs.open()
 
 
 class _HasNoPatience(Coordinator):
@@ -244,7 +251,7 @@ class _ConfirmsAll(Leases):
 class _CountsTooMuch(Coordinator):
     def __init__(self, facts: RunFacts, history: History) -> None:
         super().__init__(facts, history)
-        self.leases = _ConfirmsAll(history.leases, facts.policy.suspect_ceiling_s)
+        self.leases.__class__ = _ConfirmsAll
 
 
 class _ForgetsLeases(SimCoordinator):

@@ -20,6 +20,7 @@ CORES = [
     "copy_order", "lab/shape", "lab/path", "lab/frames", "lab/fabric",
     "peers/messages", "peers/layout", "peers/timing", "peers/events", "peers/effects", "peers/update_log",
     "peers/membership", "peers/rounds", "peers/commit_log", "peers/coordinator_events", "peers/coordinator",
+    "peers/syncs", "peers/casting", "peers/stranded", "peers/lacks", "peers/lease_desk",
     "peers/catchup", "peers/recovery", "peers/attempts", "peers/contributions", "peers/reports", "peers/participant",
     "peers/beginning", "peers/departure", "peers/reporter",
     "peers/leases", "peers/supply", "peers/wants", "peers/tempo",

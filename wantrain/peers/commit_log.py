@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from wantrain.peers.coordinator_events import CoordinatorEffect, Persist, PersistCommit, PersistView
-from wantrain.peers.messages import CommitRecord, SyncId, TensorSpec
+from wantrain.peers.messages import CommitRecord, Report, SyncId, TensorSpec
 from wantrain.transport.digest import next_link
 
 STORE_RETRY_S = 1.0
@@ -63,6 +63,16 @@ class CommitLog:
         if number < 0:
             return b""
         return self.chain0 if number == 0 else self.records[number - 1].chain
+
+    def foreign(self, report: Report) -> str:
+        """Why a peer's log cannot be this one, or ""."""
+        if report.log_number < 0:
+            return ""
+        if report.log_number > self.head:
+            return f"log number {report.log_number} is beyond the run's {self.head}"
+        if report.chain != self.chain(report.log_number):
+            return f"another history up to log number {report.log_number}"
+        return ""
 
     @property
     def writing(self) -> bool:

@@ -4,18 +4,15 @@ It holds no tensor and reads no clock; `coordinator_daemon.py` is its shell. Wha
 a `Persist` effect and becomes visible to peers only after `Stored` has come back.
 """
 
-import json
 import math
-from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass, replace
-from statistics import median
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from wantrain.errors import ConfigError
 from wantrain.optimizers.stream import Stream, lead
-from wantrain.peers import rounds
 from wantrain.peers.bequests import Bequests
-from wantrain.peers.chase import Chasers
+from wantrain.peers.casting import Casting, standing
 from wantrain.peers.commit_log import CommitLog, History
 from wantrain.peers.compatibility import refusal
 from wantrain.peers.coordinator_events import (
@@ -36,8 +33,10 @@ from wantrain.peers.coordinator_events import (
     StoreFailed,
     Tick,
 )
-from wantrain.peers.layout import check_streams, stream_chunks, stream_elements
-from wantrain.peers.leases import Back, Leases
+from wantrain.peers.lacks import Lacks
+from wantrain.peers.layout import check_streams
+from wantrain.peers.lease_desk import LeaseDesk
+from wantrain.peers.leases import Leases
 from wantrain.peers.link_table import LinkTable
 from wantrain.peers.membership import (
     Gone,
@@ -54,7 +53,6 @@ from wantrain.peers.membership import (
 )
 from wantrain.peers.membership import Tick as MembershipTick
 from wantrain.peers.messages import (
-    MAX_EXTRA,
     MAX_RECORDS,
     Commit,
     CommitRecord,
@@ -67,8 +65,6 @@ from wantrain.peers.messages import (
     Refetch,
     Refused,
     Report,
-    SaveState,
-    StartOver,
     TensorSpec,
     View,
     Waiting,
@@ -77,15 +73,16 @@ from wantrain.peers.messages import (
     WantRecords,
     Welcome,
 )
-from wantrain.peers.offences import Offences
 from wantrain.peers.pairing import Pairing
-from wantrain.peers.planner import Planner
+from wantrain.peers.round_events import Absent, Reported
+from wantrain.peers.round_events import Tick as RoundTick
+from wantrain.peers.rounds import Round
 from wantrain.peers.save_duty import SaveDuty
 from wantrain.peers.state_votes import StateVotes
-from wantrain.peers.tempo import pace_of
+from wantrain.peers.stranded import Stranded
+from wantrain.peers.syncs import Syncs
 from wantrain.peers.timing import Policy
 from wantrain.transport.digest import first_link
-from wantrain.transport.reach import apart_in_words
 
 ATTEMPTS_PER_EPOCH = 10**9
 """Attempt numbers of one life of the coordinator; those of the next life are larger than all of them."""
@@ -95,9 +92,6 @@ SAY_EVERY_S = 1.0
 """How often peers that wait hear why."""
 VIEW_EVERY_S = 0.05
 """Shortest time between two views: each goes to every peer and names every peer."""
-TIMINGS_KEPT = 1024
-RESEND_S = 1.0
-"""A peer that reports the same lack twice gets what it lacks again, at most this often."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,22 +108,6 @@ class RunFacts:
     """Commits between two saved states; 0: only on demand."""
 
 
-class _Lacks:
-    """What each peer lacks by its reports. It has been sent once; it may be on its way, or lost."""
-
-    def __init__(self) -> None:
-        self._said: dict[str, tuple[int, float]] = {}
-        """What it is, and since when, or when it was sent again."""
-
-    def again(self, peer: str, what: int, now: float) -> bool:
-        """Whether this has to be sent again."""
-        said, at = self._said.get(peer, (None, now))
-        if said == what and now - at < RESEND_S:
-            return False
-        self._said[peer] = (what, now)
-        return said == what
-
-
 class Coordinator:
     """The core. `handle` is its only mutator.
 
@@ -144,50 +122,37 @@ class Coordinator:
         self._admitted = history.names
         self.log = CommitLog(history)
         self.membership = Membership(facts.policy, history.view)
-        self.rounds: dict[str, rounds.Round | Pairing] = {}
         self.links = LinkTable()
-        self.offences = Offences()
         self.leases = Leases(history.leases, facts.policy.suspect_ceiling_s, self.name_of)
+        self.saves = SaveDuty(facts.save_every)
+        first = lead(facts.streams)
+        self._desk = LeaseDesk(self.leases, first.name if first is not None else "", self.log, self.name_of)
+        self._revision = attempt = history.epoch * ATTEMPTS_PER_EPOCH
+        streams = {stream.name: stream for stream in facts.streams}
+        known = (self.log, self.membership, self.links)
+        self._casting = Casting(streams, facts.policy, *known, self.name_of)
+        self._syncs = Syncs(streams, facts.policy, attempt, *known, self._casting, self._desk, self.saves, self.name_of)
+        self.offences = self._syncs.offences
+        self._stranded = Stranded(self.log, self.membership, facts.policy, self.name_of)
         self._gossip = any(stream.gossip for stream in facts.streams)
         """Whether every peer has a state of its own."""
-        self._streams = {stream.name: stream for stream in facts.streams}
-        first = lead(facts.streams)
-        self._lead = "" if first is None else first.name
-        """The stream whose commits confirm what its contributors have drawn of the data."""
-        self.saves = SaveDuty(facts.save_every)
-        self._attempts = history.epoch * ATTEMPTS_PER_EPOCH
-        self._revision = history.epoch * ATTEMPTS_PER_EPOCH
         self._candidate = ""
-        self._fresh: dict[str, float] = {}
-        """Peers that have not been ready since they, or their trainers, came into the running run; and until when
-        nobody waits for them."""
         self._asked_at = 0.0
         self._said_at = 0.0
         self._view_stale = False
         self._view_at = -VIEW_EVERY_S
-        self._stranded_at: float | None = None
-        """Since when nobody has the state at the head of the log while somebody has an older one."""
-        self._stranded_head = -1
-        """The newest line at that time: behind a run that commits fast everybody is a line late all the time."""
-        self._looked_at = 0.0
-        """When that was looked at last: after a time in which this process stood still the wait begins anew."""
-        self._awaited: list[str] = []
-        """While stranded: who is away and might come back with what is missing."""
-        self._behind, self._blind = _Lacks(), _Lacks()
+        self._behind, self._blind = Lacks(), Lacks()
         """Log numbers that peers stand at behind the head, and views that they do not know."""
         self._votes = StateVotes(facts.policy.grace_ceiling_s)
-        self._chasers = Chasers(facts.policy.deadline_ceiling_s)
         self._bequests = Bequests()
         self._began_at = math.inf
         """When the first peer said Hello to this process."""
         self._lack = ("", 0.0)
         """What the run lacks, and since when."""
-        self._planners: dict[str, Planner] = {}
-        self._timing: dict[int, dict[str, Any]] = {}
         self._shown = View(history.view, ())
         """The newest view that is durable."""
         if self.log.chain0:
-            self._open_rounds()
+            self._syncs.open()
 
     # ---- what others may read
 
@@ -200,6 +165,11 @@ class Coordinator:
     def records(self) -> Sequence[CommitRecord]:
         """The commit log, from line 1."""
         return self.log.records
+
+    @property
+    def rounds(self) -> Mapping[str, Round | Pairing]:
+        """What is under way in each stream; empty while there is no initial state."""
+        return self._syncs.rounds
 
     @property
     def manifest(self) -> tuple[TensorSpec, ...]:
@@ -222,7 +192,7 @@ class Coordinator:
 
     def timing(self, number: int) -> dict[str, Any]:
         """How commit `number` went: topology, codec, gather_s, move_s, predicted_s, …; empty for old commits."""
-        return self._timing.get(number, {})
+        return self._syncs.timing.get(number, {})
 
     def reason(self, now: float | None = None) -> str:
         """Why the run waits, or ""; given the time also for how long it has waited for what it lacks."""
@@ -241,8 +211,8 @@ class Coordinator:
         if self.head < 0:
             who = f"from {self.name_of(self._candidate)}" if self._candidate else "of a peer whose trainer has started"
             return f"waiting for the initial weights {who}"
-        if self._stranded_at is not None:
-            return self._stranded_words()
+        if stranded := self._stranded.reason:
+            return stranded
         if not self.membership.members:
             if any(report.log_number >= 0 for report in self.membership.reports.values()):
                 return f"no live peer has caught up with log number {self.head} yet"
@@ -255,31 +225,8 @@ class Coordinator:
         return ""
 
     def cut_off(self) -> dict[str, str]:
-        """Live peers that nobody can pass updates on to, by no way, and why. Nobody waits for them.
-
-        The others are the part of the run that holds the newest state; the largest one, if several do.
-        """
-        if self.links.reach.whole:
-            return {}
-        parts = self.links.parts(tuple(self.membership.alive))
-        if len(parts) < 2:
-            return {}
-        newest = {peer for peer, report in self.membership.reports.items() if report.log_number == self.head}
-        main = max(parts, key=lambda part: (not newest.isdisjoint(part), len(part)))
-        others = [peer for part in parts if part is not main for peer in part]
-        return {
-            peer: f"{self.name_of(peer)} is cut off: {apart_in_words(self.links.reach, peer, main, self.name_of)}; "
-            "start a peer that both sides reach, or make one of them reachable by --advertise"
-            for peer in others
-        }
-
-    def _stranded_words(self) -> str:
-        known = [report.log_number for report in self.membership.reports.values()]
-        back = f"nobody here holds log number {self.head}; the run goes back to {max([*known, 0])}"
-        if not self._awaited:
-            return back
-        patience_s = self.facts.policy.deadline_ceiling_s
-        return f"{back} unless {self._names(self._awaited[:5])} comes back within {patience_s:.0f} s"
+        """Live peers that nobody can pass updates on to, and why. Nobody waits for them."""
+        return self._casting.cut_off()
 
     # ---- the one mutator
 
@@ -297,7 +244,7 @@ class Coordinator:
                 return self._from_known(peer, record, now)
             case SaveWanted():
                 self.saves.demand(self.head)
-                return self._save_if_due(now)
+                return self._syncs.save_if_due(now)
             case Stored():
                 return self.log.stored(now)
             case StoreFailed(reason):
@@ -321,7 +268,7 @@ class Coordinator:
                 if boot != self.membership.peers[peer].hello.boot:
                     return []  # the goodbye of an earlier process of this peer, which has come back
                 effects: list[CoordinatorEffect] = [Announce("leaving", {"peer": peer, "reason": reason})]
-                return effects + self._member(Left(peer), now) + self._write_leases(self.leases.left(peer))
+                return effects + self._member(Left(peer), now) + self._desk.left(peer)
             case _:
                 return []
 
@@ -347,7 +294,7 @@ class Coordinator:
     def _welcome(self, peer: str) -> Welcome:
         indices = {stream.name: self.log.committed[stream.name] for stream in self.facts.streams}
         # A newcomer's first sync comes after all that a former process of it may have been in.
-        indices |= {name: current.index - 1 for name, current in self._pairings.items()}
+        indices |= {name: current.index - 1 for name, current in self._syncs.pairings.items()}
         head = self.head
         self._revision += 1
         newest = self.log.newest
@@ -381,9 +328,8 @@ class Coordinator:
                 case Gone(peer, reason):
                     event = "left" if reason == "left" else "lost"
                     effects.append(Announce(event, {"peer": peer, "name": self.name_of(peer), "reason": reason}))
-                    self._fresh.pop(peer, None)
                     self.links.gone(peer)
-                    self._chasers.gone(peer)
+                    self._casting.gone(peer)
                     if peer == self._candidate:
                         self._candidate = ""
                 case IdentityInUse(peer):
@@ -397,7 +343,7 @@ class Coordinator:
                     changed = True
         if changed:
             self._view_stale = True
-            effects += self._renew_view(now) + self._recast(now)
+            effects += self._renew_view(now) + self._syncs.recast(now)
         return effects
 
     def _renew_view(self, now: float) -> list[CoordinatorEffect]:
@@ -425,7 +371,7 @@ class Coordinator:
             return []
         before = known.report
         turned = self.links.reported(peer, report.paths, report.unreached)
-        refetch = self._foreign_history(report)
+        refetch = self.log.foreign(report)
         behind = self.head - report.log_number
         current = not refetch and report.log_number >= 0 and behind <= self._few
         effects = self._member(Heard(peer, report, current), now)
@@ -443,16 +389,16 @@ class Coordinator:
         if report.view < self._shown.number and self._blind.again(peer, self._shown.number, now):
             effects.append(Send(peer, self._shown))
         effects += self._compare_state(peer, report, now)
-        effects += self._lease(peer, report, now)
-        self._note_fresh(peer, report, now)
-        if self._chasers.reported(peer, report.behind, now):
+        leading = self.rounds.get(self._desk.stream)
+        effects += self._desk.reported(peer, report, leading.busy if leading is not None else (), now)
+        if self._casting.reported(peer, report, now):
             details = {"peer": peer, "name": self.name_of(peer), "behind": report.behind}
             effects.append(Announce("chasing" if report.behind else "gaining", details))
         if turned:
             # Before anything starts: the plan would know who is apart, and the rounds not yet who is cut off by that.
-            effects += self._recast(now)
-        elif before is None or _standing(before) != _standing(report):
-            effects += self._show_seen(peer, now)
+            effects += self._syncs.recast(now)
+        elif before is None or standing(before) != standing(report):
+            effects += self._syncs.show(peer, now)
         lines = {line.stream: line for line in report.syncs} if report.log_number >= 0 else {}
         for said in report.syncs:
             if said.phase == "failed" and said.why:  # also of an attempt that is over: the more say it the better
@@ -460,8 +406,8 @@ class Coordinator:
                     self.offences.heard(peer, accused)
         for stream in list(self.rounds):
             line = lines.get(stream)
-            event = rounds.Absent(peer) if line is None else rounds.Reported(peer, line)
-            effects += self._round(stream, event, now)
+            event = Absent(peer) if line is None else Reported(peer, line)
+            effects += self._syncs.handle(stream, event, now)
         return effects + self._let_go(peer, now)
 
     def _let_go(self, peer: str, now: float) -> list[CoordinatorEffect]:
@@ -474,37 +420,12 @@ class Coordinator:
             return []
         reports = self.membership.reports
         staying = {one: -1 for one in self.membership.alive if one not in leaving}
-        staying |= {p: r.log_number for p, r in reports.items() if p in staying and not self._foreign_history(r)}
-        if not staying and now - self._began_at < self._usual_s:
+        staying |= {p: r.log_number for p, r in reports.items() if p in staying and not self.log.foreign(r)}
+        if not staying and now - self._began_at < self.facts.policy.heard_within_s:
             return []  # others may not have had the time yet to come back to this process
         told = self._bequests.heard(peer, staying, leaving, self.head)
         self._revision += 1
         return [Send(one, MayLeave(number, self._revision)) for one, number in told.items()]
-
-    def _note_fresh(self, peer: str, report: Report, now: float) -> None:
-        """Nobody waits for the first contribution of a newcomer, or of a trainer that was started again.
-
-        Not for ever, though: where rounds are shorter than a message takes it would never be in time by itself.
-        """
-        if any(line.staged and line.phase == "ready" for line in report.syncs):
-            self._fresh.pop(peer, None)
-        elif self.head > 0 and (report.log_number < 0 or report.trainer == "starting"):
-            self._fresh[peer] = now + self.facts.policy.grace_ceiling_s
-
-    def _foreign_history(self, report: Report) -> str:
-        """Why a peer's log cannot be this run's, or ""."""
-        if report.log_number < 0:
-            return ""
-        if report.log_number > self.head:
-            return f"log number {report.log_number} is beyond the run's {self.head}"
-        if report.chain != self.chain(report.log_number):
-            return f"another history up to log number {report.log_number}"
-        return ""
-
-    @property
-    def _usual_s(self) -> float:
-        """In which time everybody is heard of who is well."""
-        return self.facts.policy.grace_floor_s + 2 * self.facts.policy.heartbeat_s
 
     @property
     def _few(self) -> int:
@@ -544,35 +465,6 @@ class Coordinator:
             return []
         return [Send(peer, Commit(tuple(self.records[first - 1 : first - 1 + MAX_RECORDS]), self.head))]
 
-    # ---- data leases
-
-    def _lease(self, peer: str, report: Report, now: float) -> list[CoordinatorEffect]:
-        """What a report says of the trainer as a reader of data, and the answers to what it asks."""
-        round_now = self.rounds.get(self._lead)
-        busy = round_now.busy if round_now is not None else ()
-        staged = {line.drawn.reader for line in report.syncs if line.stream == self._lead and line.staged}
-        back = self.leases.reported(peer, report.reader, staged, busy=peer in busy, now=now)
-        effects = self._write_leases(back)
-        for want in report.wants if report.reader else ():
-            if want.reader != report.reader:
-                continue
-            answer, back = self.leases.wanted(peer, want, busy, now)
-            effects += self._write_leases(back, () if answer is None else (Send(peer, answer),))
-        return effects
-
-    def _returned(self, back: Back) -> Announce:
-        details = {"data": back.data, "peer": back.peer, "name": self.name_of(back.peer), "samples": back.samples}
-        return Announce("samples-back", {**details, "why": back.why})
-
-    def _write_leases(self, back: Sequence[Back], told: Sequence[Send] = ()) -> list[CoordinatorEffect]:
-        """Write what has changed, then tell."""
-        rows = self.leases.rows()
-        effects: list[CoordinatorEffect] = [self._returned(one) for one in back if one.samples]
-        if rows:
-            return effects + self.log.write(PersistLeases(rows), lambda _now: list(told))
-        # What is told may rest on what is not durable yet; the next report asks again.
-        return effects if self.log.writing else effects + list(told)
-
     # ---- the initial state
 
     def _genesis(
@@ -589,21 +481,13 @@ class Coordinator:
 
         def adopt(now: float) -> list[CoordinatorEffect]:
             self.log.begin(manifest, chain)
-            self._open_rounds()
+            self._syncs.open()
             effects: list[CoordinatorEffect] = [Announce("genesis", {"peer": peer, "name": self.name_of(peer)})]
-            return effects + self._welcome_all() + self._recast(now)
+            return effects + self._welcome_all() + self._syncs.recast(now)
 
         # First the leases: if only they get written this peer is asked again, and they stay as they are.
-        effects = self._go_on_with(peer, leases) if leases and not self.leases.data else []
+        effects = self._desk.go_on_with(peer, leases)
         return effects + self.log.write(PersistGenesis(manifest, digest, chain), adopt)
-
-    def _go_on_with(self, peer: str, leases: str) -> list[CoordinatorEffect]:
-        """Use the data from where another run had left it."""
-        try:
-            self.leases.restore(json.loads(leases))
-        except ValueError as error:
-            return [Announce("begun-without-leases", {"peer": peer, "name": self.name_of(peer), "reason": str(error)})]
-        return self._write_leases([])
 
     def _ask_for_genesis(self, now: float) -> list[CoordinatorEffect]:
         if self.head >= 0 or (self._candidate and now - self._asked_at < GENESIS_AGAIN_S):
@@ -618,163 +502,6 @@ class Coordinator:
         self._asked_at = now
         return [Send(self._candidate, WantGenesis())]
 
-    # ---- syncs and commits
-
-    def _open_rounds(self) -> None:
-        self.rounds, self._planners = {}, {}
-        for stream in self.facts.streams:
-            elements, chunks = stream_elements(stream, self.manifest), stream_chunks(stream, self.manifest)
-            planner = self._planners[stream.name] = Planner(stream, elements, chunks, self.links, self._step_s)
-            if stream.gossip:
-                self.rounds[stream.name] = Pairing(
-                    stream.name,
-                    planner.plan,
-                    [record for record in self.records if record.sync.stream == stream.name],
-                    self.facts.policy,
-                    self._next_attempt,
-                    self.name_of,
-                    offences=self.offences,
-                    together=planner.together,
-                    last=stream.last,
-                )
-                continue
-            self.rounds[stream.name] = rounds.Round(
-                stream.name,
-                planner.plan,
-                self.log.committed[stream.name] + 1,
-                self.facts.policy,
-                self._next_attempt,
-                self.name_of,
-                weighted=stream.weight != "equal",
-                offences=self.offences,
-                together=planner.together,
-            )
-
-    def _step_s(self, peers: Collection[str]) -> float:
-        """How long an inner step usually takes these peers, in seconds; 0 if none has said."""
-        reports = [known.report for peer in peers if (known := self.membership.peers.get(peer)) is not None]
-        timed = [report.step_s for report in reports if report is not None and report.step_s > 0]
-        return median(timed or [0.0])
-
-    def _next_attempt(self) -> int:
-        self._attempts += 1
-        return self._attempts
-
-    def _recast(self, now: float) -> list[CoordinatorEffect]:
-        cut_off = self.cut_off()
-        seen = [self._seen(peer, peer in cut_off, now) for peer in self.membership.members]
-        expected = {one.peer: one.expected_at for one in seen if one.trains}
-        abreast = frozenset(one.peer for one in seen if one.abreast)
-        chasing = self._chasers.waited_for(now)
-        view, live = self.membership.view, self.membership.members
-        cast = rounds.Cast(view, live, abreast, expected, chasing, frozenset(cut_off))
-        effects: list[CoordinatorEffect] = []
-        for stream in list(self.rounds):
-            coming = {peer: at for peer, at in expected.items() if not self._is_past(peer, stream)}
-            effects += self._round(stream, replace(cast, expected=coming), now)
-        return effects
-
-    def _is_past(self, peer: str, stream: str) -> bool:
-        """Whether a peer has staged for a sync that is due after this stream's next one, and not for that.
-
-        It has missed that one, or is out of step, and may wait for the other one until everybody comes there: if it
-        was waited for meanwhile, each would wait for the other.
-        """
-        report = self.membership.peers[peer].report
-        if report is None or len(self._streams) < 2:
-            return False
-        due = self._streams[stream].steps(self.rounds[stream].index)
-        staged = {line.stream: line.index for line in report.syncs if line.staged and line.stream in self._streams}
-        later = any(self._streams[name].steps(index) > due for name, index in staged.items())
-        return later and staged.get(stream) != self.rounds[stream].index
-
-    def _seen(self, peer: str, cut_off: bool, now: float) -> rounds.Seen:
-        known = self.membership.peers[peer]
-        report = known.report
-        if report is None:
-            return rounds.Seen(peer, False, False, None)
-        trains = report.trainer in ("starting", "training", "waiting") and now >= self._fresh.get(peer, now)
-        trains = trains and not cut_off
-        expected_at = known.seen_at + report.eta_s if report.eta_s >= 0 else None
-        return rounds.Seen(peer, report.log_number == self.head, trains, expected_at)
-
-    def _show_seen(self, peer: str, now: float) -> list[CoordinatorEffect]:
-        """Tell the rounds of one peer: with many of them, a whole cast for each report would be too much."""
-        if self.membership.peers[peer].state != "member":
-            return []
-        seen = self._seen(peer, peer in self.cut_off(), now)
-        effects: list[CoordinatorEffect] = []
-        for stream in list(self.rounds):
-            trains = seen.trains and not self._is_past(peer, stream)
-            effects += self._round(stream, replace(seen, trains=trains), now)
-        return effects
-
-    def _round(self, stream: str, event: rounds.RoundEvent, now: float) -> list[CoordinatorEffect]:
-        effects: list[CoordinatorEffect] = []
-        for effect in self.rounds[stream].handle(event, now):
-            match effect:
-                case rounds.Tell(to, record):
-                    effects.append(Send(to, record))
-                case rounds.Persist():
-                    effects += self._commit(effect)
-                case rounds.Aborted(sync, reason, dropped):
-                    names = [self.name_of(peer) for peer in dropped]
-                    effects.append(Announce("abort", {"sync": str(sync), "reason": reason, "dropped": names}))
-                case rounds.LeftBehind(sync, peer, reason):
-                    details = {"sync": str(sync), "name": self.name_of(peer), "reason": reason}
-                    effects.append(Announce("left-behind", details))
-                case rounds.Rejected(where, peer, by, reason, diverged):
-                    effects.append(self._rejected(where, peer, by, reason))
-                    if diverged and self.offences.diverged(peer):
-                        effects.append(Send(peer, StartOver(stream, self.rounds[stream].index_of(peer), reason)))
-                case rounds.Committed():
-                    pass
-        return effects
-
-    def _rejected(self, where: str, peer: str, by: str, reason: str) -> Announce:
-        guilty = self.offences.guilty.get(peer)
-        details = {"sync": where, "peer": peer, "name": self.name_of(peer), "reason": reason}
-        details |= {"by": self.name_of(by)} if by else {}
-        return Announce("rejected", {**details, "times": guilty.times if guilty else 0})
-
-    def _commit(self, done: rounds.Persist) -> list[CoordinatorEffect]:
-        start = done.start
-        known = [self.membership.peers[peer].report for peer in start.contributors if peer in self.membership.peers]
-        pace_s = pace_of(report.step_s for report in known if report is not None)
-        made = (start.contributors, start.weights, done.digest, done.steps, pace_s)
-        record = self.log.next_record(start.sync, *made, consensus=start.consensus)
-        if start.sync.stream == self._lead:
-            self.leases.committed(record.number, done.drawn)
-        timing = {
-            "gather_s": done.gather_s,
-            "move_s": done.move_s,
-            "predicted_s": done.predicted_s,
-            "topology": start.topology,
-            "codec": start.codec or next(s.codec for s in self.facts.streams if s.name == start.sync.stream),
-            "shards": list(start.shards),
-            "plan": done.plan,
-        }
-
-        self._planners[start.sync.stream].took(start.codec, done.predicted_s, done.move_s)
-
-        def announce(now: float) -> list[CoordinatorEffect]:
-            self.log.append(record)
-            if isinstance(current := self.rounds.get(start.sync.stream), Pairing):
-                current.committed(record)
-            self.offences.contributed(start.contributors)
-            self._timing[record.number] = {**timing, "committed_at": now}
-            self._timing.pop(record.number - TIMINGS_KEPT, None)
-            names = [self.name_of(peer) for peer in start.contributors]
-            details = {"number": record.number, "sync": str(start.sync), "contributors": names, **timing}
-            commit = Commit((record,), self.head)
-            effects: list[CoordinatorEffect] = [Send(peer, commit) for peer in self.membership.alive]
-            effects.append(Announce("commit", details))
-            if record.consensus:
-                effects += self._save_if_due(now)  # before anybody goes on from there
-            return effects + self._round(start.sync.stream, rounds.Persisted(start.sync.attempt), now)
-
-        return self.log.write(PersistCommit(record, self.leases.rows()), announce)
-
     # ---- time
 
     def _tick(self, now: float) -> list[CoordinatorEffect]:
@@ -785,52 +512,13 @@ class Coordinator:
         effects += self._drop_cut_off(now)
         effects += self._renew_view(now)
         effects += self._ask_for_genesis(now)
-        effects += self._recast(now)
+        effects += self._syncs.recast(now)
         for stream in list(self.rounds):
-            effects += self._round(stream, rounds.Tick(), now)
+            effects += self._syncs.handle(stream, RoundTick(), now)
         if now - self._said_at >= SAY_EVERY_S:
             self._said_at = now
             effects += self._say_why()
-        return effects + self._save_if_due(now) + self._rescue(now)
-
-    @property
-    def _pairings(self) -> dict[str, Pairing]:
-        """The rounds of streams that are exchanged in pairs."""
-        return {name: current for name, current in self.rounds.items() if isinstance(current, Pairing)}
-
-    def _save_if_due(self, now: float) -> list[CoordinatorEffect]:
-        effects: list[CoordinatorEffect] = []
-        members, least = self.membership.members, 0
-        for pairing in self._pairings.values():
-            members, least = self._savers(pairing), pairing.agreed
-            if not members:
-                return []
-        asks = self.saves.tick(self.head, members, now, least=least)
-        for pairing in self._pairings.values():
-            pairing.held_back = self.saves.writer
-        for ask in asks:
-            leases = self.leases.snapshot(ask.number)
-            extra = json.dumps({"leases": leases}) if leases else ""
-            if len(extra) > MAX_EXTRA:
-                reason = f"the leases of the data take {len(extra):,} bytes, allowed are {MAX_EXTRA:,}"
-                effects.append(Announce("saved-without-leases", {"number": ask.number, "reason": reason}))
-                extra = ""
-            effects.append(Send(ask.peer, SaveState(ask.number, extra)))
-        return effects
-
-    def _savers(self, pairing: Pairing) -> tuple[str, ...]:
-        """Who may save the state of a gossip run: who still is where all replicas have come to one; else they have to.
-
-        Whoever does it is in no exchange until it is done.
-        """
-        agreed = pairing.agreed_still(self.membership.members)
-        writing = self.saves.writer in agreed
-        pending = self.saves.pending(self.head)
-        pairing.held_back = self.saves.writer if pending and writing else ""
-        pairing.wants_consensus = (
-            pending and not writing and not (agreed and pairing.agreed >= self.saves.due(self.head))
-        )
-        return agreed if pending and not pairing.wants_consensus else ()
+        return effects + self._syncs.save_if_due(now) + self._rescue(now)
 
     def _drop_cut_off(self, now: float) -> list[CoordinatorEffect]:
         """Who is cut off and behind holds the run's state no longer: nobody is to fetch the old one from it."""
@@ -851,69 +539,28 @@ class Coordinator:
 
     def _rescue(self, now: float) -> list[CoordinatorEffect]:
         """If everybody who held the head of the log is gone for good, go back to the newest state that is held."""
-        policy = self.facts.policy
-        if now - self._looked_at > 2 * policy.heartbeat_s:
-            self._stranded_at = None
-        self._looked_at = now
-        if self.head < 0 or self.log.awaits(PersistCommit, PersistGenesis, PersistRewind, PersistDropGenesis):
-            self._stranded_at = None
+        found = self._stranded.look(now)
+        if found is None:
             return []
-        if self.log.writing:
-            return []
-        reports = self.membership.reports
-        own = [report for report in reports.values() if not self._foreign_history(report)]
-        held = [report.log_number for report in own if report.log_number >= 0]
-        trains = any(report.trainer != "none" for report in reports.values())
-        if self.head in held or not (held or (self.head == 0 and trains)):
-            self._stranded_at = None
-            return []
-        if self._stranded_at is None or self._stranded_head != self.head:
-            self._stranded_at, self._stranded_head = now, self.head
-        after = max(held, default=-1)
-        self._awaited = self._may_hold(after)
-        if now - self._stranded_at < (policy.deadline_ceiling_s if self._awaited else self._usual_s):
-            return []
-        if any(now - self.membership.peers[peer].seen_at > 2 * policy.heartbeat_s for peer in reports):
-            # This process may have stood still meanwhile: what its peers say is older than the newest line.
-            return []
-        self._stranded_at = None
-        # Nothing starts or commits until this is durable.
-        self.rounds = {}
-        if not held:
+        self._syncs.close()  # nothing starts or commits until this is durable
+        if found.after < 0:
             return self.log.write(PersistDropGenesis(), self._forget_genesis)
-        reason = f"nobody holds log numbers {after + 1} to {self.head} any more"
 
         def rewind(now: float) -> list[CoordinatorEffect]:
-            self.log.rewind(after)
-            self._votes.rewound(after)
-            self._open_rounds()
-            return [Announce("rewind", {"to": after, "reason": reason}), *self._welcome_all(), *self._recast(now)]
+            self.log.rewind(found.after)
+            self._votes.rewound(found.after)
+            self._syncs.open()
+            said = Announce("rewind", {"to": found.after, "reason": found.reason})
+            return [said, *self._welcome_all(), *self._syncs.recast(now)]
 
-        back = [self._returned(one) for one in self.leases.rewound(after)]
-        return [*back, *self.log.write(PersistRewind(after, reason, self.leases.rows()), rewind)]
-
-    def _may_hold(self, number: int) -> list[str]:
-        """Who may come to hold a state later than `number`: who took part in a later line, or was here since.
-
-        Not those who are here and have nothing in hand that could be committed: what they had is lost. But who took
-        part and reports no state, as it was started again, may have one on its disk and not have read it yet.
-        """
-        made = {peer for record in self.records[max(number, 0) :] for peer in record.contributors}
-        known = {p: r for p, r in self.membership.reports.items() if r.log_number >= 0 or p not in made}
-        bare = {p for p, report in known.items() if all(s.phase in ("ready", "failed") for s in report.syncs)}
-        return sorted((made | set(self.membership.peers)) - bare)
+        back, rows = self._desk.rewound(found.after)
+        return [*back, *self.log.write(PersistRewind(found.after, found.reason, rows), rewind)]
 
     def _forget_genesis(self, now: float) -> list[CoordinatorEffect]:
         self.log.forget()
         self._candidate = ""
         self._votes.rewound(-1)
         return [Announce("genesis-lost", {}), *self._welcome_all()]
-
-
-def _standing(report: Report) -> tuple[object, ...]:
-    """What of a report decides who is waited for."""
-    staged = [(line.stream, line.index) for line in report.syncs if line.staged]
-    return report.trainer, report.log_number, staged
 
 
 __all__ = [

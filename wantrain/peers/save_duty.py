@@ -7,6 +7,8 @@ different machines. Who dies, fails or says nothing for long is replaced by the 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from wantrain.peers.pairing import Pairing
+
 ASK_AGAIN_S = 5.0
 """A request that got lost is repeated after so long."""
 PATIENCE_S = 600.0
@@ -74,6 +76,26 @@ class SaveDuty:
         """A peer cannot save its state."""
         if peer == self.writer:
             self._replace(reason)
+
+    def ask(self, head: int, members: Sequence[str], pairings: Sequence[Pairing], now: float) -> list[Ask]:
+        """Like `tick`; in a gossip run also tell its streams' `pairings` who is in no exchange until it has saved."""
+        able, least = members, 0
+        for pairing in pairings:
+            able, least = self._agreed(head, members, pairing), pairing.agreed
+            if not able:
+                return []
+        asks = self.tick(head, able, now, least=least)
+        for pairing in pairings:
+            pairing.held_back = self.writer
+        return asks
+
+    def _agreed(self, head: int, members: Sequence[str], pairing: Pairing) -> tuple[str, ...]:
+        """Who still is where all replicas have come to one; if nobody is and a state is due, they have to."""
+        agreed = pairing.agreed_still(members)
+        writing, pending = self.writer in agreed, self.pending(head)
+        pairing.held_back = self.writer if pending and writing else ""
+        pairing.wants_consensus = pending and not writing and not (agreed and pairing.agreed >= self.due(head))
+        return agreed if pending and not pairing.wants_consensus else ()
 
     def tick(self, head: int, members: Sequence[str], now: float, *, least: int = 0) -> list[Ask]:
         """Ask somebody if a state is due.

@@ -94,6 +94,11 @@ class Policy:
     suspect_floor_s: float = 5.0
     suspect_ceiling_s: float = 30.0
 
+    @property
+    def heard_within_s(self) -> float:
+        """In which time everybody is heard of who is well."""
+        return self.grace_floor_s + 2 * self.heartbeat_s
+
     def lost_after_s(self, arrivals: Arrivals) -> float:
         """After how long a silence a peer counts as lost."""
         return min(self.suspect_ceiling_s, max(self.suspect_floor_s, arrivals.silence_s(PHI_LOST)))
