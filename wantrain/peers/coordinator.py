@@ -402,7 +402,7 @@ class Coordinator:
         lines = {line.stream: line for line in report.syncs} if report.log_number >= 0 else {}
         for said in report.syncs:
             if said.phase == "failed" and said.why:  # also of an attempt that is over: the more say it the better
-                for accused in self.membership.peers.keys() & said.waiting_for:
+                for accused in (peer for peer in said.waiting_for if peer in self.membership.peers):
                     self.offences.heard(peer, accused)
         for stream in list(self.rounds):
             line = lines.get(stream)
