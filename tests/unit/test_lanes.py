@@ -6,7 +6,14 @@ import sys
 
 import pytest
 
-from wantrain.transport.lanes import FIRST_STEP, MAX_LANES, ONE_LANE_BYTES, lane_bytes_per_s, lanes_wanted
+from wantrain.transport.lanes import (
+    BURST_ROUND_TRIPS,
+    FIRST_STEP,
+    MAX_LANES,
+    ONE_LANE_BYTES,
+    lane_bytes_per_s,
+    lanes_wanted,
+)
 from wantrain.transport.tcp_info import ends_of, tcp_info, use_congestion
 
 MBIT = 1e6 / 8
@@ -60,12 +67,12 @@ def test_lanes_are_doubled_and_at_least_four_then_and_only_when_busy() -> None:
     assert lanes_wanted(0.0, 0.0, 0.0, "", 0, busy=False) == 1
 
 
-def test_a_burst_that_few_lanes_carry_in_no_round_trip_asks_for_some_more_though_it_fits_the_window() -> None:
-    carries = ONE_LANE_BYTES  # in one round trip, without loss
-    rate = 0.7 * carries / 0.1
+def test_a_burst_that_takes_several_round_trips_asks_for_some_more_lanes_though_it_fits_the_window() -> None:
+    carries = BURST_ROUND_TRIPS * ONE_LANE_BYTES  # without loss
+    rate = 0.7 * ONE_LANE_BYTES / 0.1
     assert lanes_wanted(rate, 0.1, 0.0, "bbr", 1, busy=False, burst_bytes=int(1.1 * carries)) == FIRST_STEP
     assert lanes_wanted(rate, 0.1, 0.0, "bbr", 1, busy=False, burst_bytes=int(0.9 * carries)) == 1
-    slow = 0.3 * carries / 0.1  # the path itself is no faster
+    slow = 0.3 * ONE_LANE_BYTES / 0.1  # the path itself is no faster
     assert lanes_wanted(slow, 0.1, 0.0, "bbr", 1, busy=False, burst_bytes=64 << 20) == 1
     assert lanes_wanted(1e9, 0.1, 0.0, "bbr", FIRST_STEP, busy=False, burst_bytes=64 << 20) == FIRST_STEP
     assert lanes_wanted(1e9, 0.0001, 0.0, "cubic", 1, busy=False, burst_bytes=64 << 20) == 1  # one machine

@@ -264,7 +264,7 @@ def test_a_leaving_peer_waits_for_its_state_to_be_on_disk_but_not_for_ever() -> 
 def test_who_leaves_alone_offers_nothing_while_it_saves_as_it_would_be_in_no_saved_state() -> None:
     one = with_an_update()
     one.stage(1)  # it comes too late for the sync of that update
-    one.core.facts = replace(one.core.facts, saves_at_end=True)
+    one.core._departure._saves = True
     one.view()
     effects = one.do(LeaveRequested("done")) + one.hear(MayLeave(1, 7)) + one.do(Later())
     assert of(BeginSave, effects)

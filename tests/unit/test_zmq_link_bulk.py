@@ -136,7 +136,7 @@ def test_a_burst_over_a_distant_path_gets_more_lanes_though_nothing_had_to_wait(
     for lane in lanes.lanes.values():
         lane.ends = None  # so that the kernel does not correct what is said here
     meter.rtt_s, meter.rate_bytes_per_s = 0.1, 30e6
-    assert all(pair.a.send_bulk("b", Message("Part", {}, (bytes(256 << 10),))) for _ in range(20))
+    assert all(pair.a.send_bulk("b", Message("Part", {}, (bytes(256 << 10),))) for _ in range(30))
     assert not lanes.busy
     pair.until(lambda _: stats(pair.a, "b").lanes == FIRST_STEP)
 

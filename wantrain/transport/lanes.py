@@ -11,6 +11,8 @@ BBR_LOSSY_BYTES = 1.9e6
 """The same for bbr on a lossy path: 155 Mbit/s at 100 ms and 0.1 %, and all of 100 Mbit/s even at 1 %."""
 FIRST_STEP = 4
 """Lanes, if one is not enough: a new one is slow for some round trips, so that one step costs less than two."""
+BURST_ROUND_TRIPS = 2
+"""A burst that takes few lanes more than this asks for others: a shorter one would not get them up to speed."""
 SEGMENT_BYTES = 1448
 LOSSY = 2e-4
 """Share of lost segments from which loss decides what a connection carries."""
@@ -45,8 +47,8 @@ def lanes_wanted(
 ) -> int:
     """How many lanes to use from now on: as many as now, or twice that, and at least FIRST_STEP then.
 
-    More, if they carry nearly what so many can and are busy; or if a burst was more than few lanes carry in one round
-    trip: it fits into the window, but would take several. A lane that carries far more than its loss allows for makes
+    More, if they carry nearly what so many can and are busy; or if a burst was more than few lanes carry in two round
+    trips: it fits into the window, but would take several. A lane that carries far more than its loss allows for makes
     that loss itself, by filling the path's queue: then only the window counts.
 
     Args:
@@ -62,5 +64,5 @@ def lanes_wanted(
     each = lane_bytes_per_s(rtt_s, loss, congestion)
     if rate_bytes_per_s / now > 2 * each:
         each = lane_bytes_per_s(rtt_s, 0.0, congestion)
-    more = busy or (now < FIRST_STEP and burst_bytes > now * each * rtt_s)
+    more = busy or (now < FIRST_STEP and burst_bytes > BURST_ROUND_TRIPS * now * each * rtt_s)
     return min(max(2 * now, FIRST_STEP), MAX_LANES) if more and rate_bytes_per_s >= FULL * now * each else now
