@@ -59,8 +59,7 @@ def _aims(record: Json) -> list[str]:
     found = aims(record)
     said = (
         "The wire's share has a limit of its own: raw sockets move all bytes at once, an all-reduce has to have the "
-        "contributions before it can send what comes of them. On 2 cores the lab's switch, at 1 Gbit/s, takes most of "
-        "the processor time that peers would need."
+        "contributions before it can send what comes of them."
     )
     return ["## Aims", _table(["what", "aim", "came out"], found), said] if found else []
 
