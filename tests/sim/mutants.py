@@ -88,19 +88,19 @@ class _CopiesOnce(CommonCopy):
 class _MixesUpErrors(Participant):
     def __init__(self, facts: PeerFacts) -> None:
         super().__init__(facts)
-        self._mine = _KeepsErrorTooEarly(facts.me, facts.hello.name, facts.streams, self._recovery, self._attempts)
+        self._mine.__class__ = _KeepsErrorTooEarly
 
 
 class _CountsTwice(Participant):
     def __init__(self, facts: PeerFacts) -> None:
         super().__init__(facts)
-        self._mine = _MergeAsMove(facts.me, facts.hello.name, facts.streams, self._recovery, self._attempts)
+        self._mine.__class__ = _MergeAsMove
 
 
 class _Loses(Participant):
     def __init__(self, facts: PeerFacts) -> None:
         super().__init__(facts)
-        self._mine = _MoveAsMerge(facts.me, facts.hello.name, facts.streams, self._recovery, self._attempts)
+        self._mine.__class__ = _MoveAsMerge
 
 
 class _ForgetsTheFormerDaemon(Participant):

@@ -1042,7 +1042,7 @@ class World:
         # An heir may have crashed and not have been missed yet.
         unmissed = self.net.now - self.crashed_at < 2 * POLICY.suspect_ceiling_s
         excused = not staying or core.away_s(peer.now) >= RETURN_PATIENCE_S or unmissed
-        asked_for_s, silent_s = peer.now - core._leaving[1], peer.now - core._heard_at
+        asked_for_s, silent_s = peer.now - core._departure._since, peer.now - core._heard_at
         if not excused and asked_for_s < HEIR_PATIENCE_S and silent_s < LEAVE_PATIENCE_S:
             raise Violation(f"{peer.name} left with log number {core.applied}, which nobody else has")
         if not any(p.shell.core.complete for p in others) and not any(map(self.on_disk, self.peers.values())):

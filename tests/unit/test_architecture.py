@@ -17,7 +17,7 @@ CORES = [
     "transport/wire", "transport/partition", "transport/digest", "transport/collective", "transport/direct",
     "transport/ring", "transport/pair", "transport/topologies", "transport/cost", "transport/ring_order",
     "transport/shares", "transport/reach", "transport/transfer", "transport/lanes", "transport/codec/names",
-    "copy_order", "lab/shape", "lab/path", "lab/frames", "lab/fabric",
+    "transport/pacing", "copy_order", "lab/shape", "lab/path", "lab/frames", "lab/fabric",
     "peers/messages", "peers/layout", "peers/timing", "peers/events", "peers/effects", "peers/update_log",
     "peers/membership", "peers/rounds", "peers/commit_log", "peers/coordinator_events", "peers/coordinator",
     "peers/syncs", "peers/casting", "peers/stranded", "peers/lacks", "peers/lease_desk",

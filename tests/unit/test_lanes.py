@@ -14,9 +14,10 @@ from wantrain.transport.lanes import (
     lane_bytes_per_s,
     lanes_wanted,
 )
-from wantrain.transport.tcp_info import ends_of, tcp_info, use_congestion
+from wantrain.transport.tcp_info import ends_of, limit_pace, tcp_info, use_congestion
 
 MBIT = 1e6 / 8
+SO_MAX_PACING_RATE = 47
 
 
 @pytest.mark.parametrize(
@@ -108,6 +109,30 @@ def test_the_kernel_tells_of_a_connection_that_another_part_of_the_process_holds
         assert info.congestion == in_use
         assert use_congestion(client.fileno(), ends, "no-such-thing") == in_use
         assert use_congestion(client.fileno(), ends, "reno") in ("reno", in_use)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux paces")
+def test_a_limit_on_the_pace_is_the_kernels_until_it_is_lifted(
+    connection: tuple[socket.socket, socket.socket],
+) -> None:
+    client, server = connection
+
+    def limit(of: socket.socket) -> int:
+        return int(of.getsockopt(socket.SOL_SOCKET, SO_MAX_PACING_RATE) & 0xFFFFFFFF)
+
+    with client, server:
+        ends = ends_of(client.fileno())
+        assert ends is not None
+        free = limit(client)
+        limit_pace(client.fileno(), ends, 17_500_000)
+        assert limit(client) == 17_500_000
+        limit_pace(client.fileno(), ends, 10**12)  # more than the kernel can be told
+        assert limit(client) >= 2**32 - 2
+        limit_pace(client.fileno(), ends, 1000)
+        limit_pace(client.fileno(), ends, None)
+        assert limit(client) == free
+        limit_pace(server.fileno(), ends, 1000)  # another connection by now
+        assert limit(server) == free
 
 
 def test_a_number_that_stands_for_something_else_by_now_is_left_alone(

@@ -3,14 +3,18 @@
 import os
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import pytest
 import zmq
 
 from wantrain.errors import ConfigError, WireError
+from wantrain.transport import zmq_lanes
 from wantrain.transport.auth import Identity
 from wantrain.transport.lanes import FIRST_STEP
 from wantrain.transport.link import Connected, Dropped, LinkEvent, LinkStats, Received
+from wantrain.transport.pacing import HEADROOM
+from wantrain.transport.tcp_info import TcpInfo
 from wantrain.transport.transfer import MAX_WINDOW_BYTES
 from wantrain.transport.wire import Message, encode
 from wantrain.transport.zmq_bulk import BULK_PER_POLL_BYTES, MAX_UNREAD_BYTES
@@ -139,6 +143,23 @@ def test_a_burst_over_a_distant_path_gets_more_lanes_though_nothing_had_to_wait(
     assert all(pair.a.send_bulk("b", Message("Part", {}, (bytes(256 << 10),))) for _ in range(30))
     assert not lanes.busy
     pair.until(lambda _: stats(pair.a, "b").lanes == FIRST_STEP)
+
+
+def test_lanes_over_a_distant_path_are_paced_once_it_carries_no_more(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pair.move(pair.a, "b", 1)
+    lanes = lanes_of(pair.a, "b")
+    lanes.wanted = 2
+    pair.until(lambda _: stats(pair.a, "b").lanes == 2 and all(lane.ends for lane in lanes.lanes.values()))
+    seen, limits = [TcpInfo(0.0001, 0, 0, 5_000_000, "bbr")], []
+    monkeypatch.setattr(zmq_lanes, "tcp_info", lambda *_: seen[0])
+    monkeypatch.setattr(zmq_lanes, "limit_pace", lambda *said: limits.append(said[2]))
+    for rtt_s, expected in ((0.0001, []), (0.1, [int(HEADROOM * 10_000_000)] * 2)):
+        for _ in range(10):
+            seen[0] = replace(seen[0], rtt_s=rtt_s, sent_segments=seen[0].sent_segments + 1000)
+            lanes.measure(pair.a._bulk.table.meter("b"), time.monotonic())
+        assert limits == expected
 
 
 def test_the_accepting_side_asks_for_lanes(pair: Pair) -> None:

@@ -11,10 +11,12 @@ from typing import TypeAlias
 
 BBR = "bbr"
 
-_INFO_BYTES = 160
+_INFO_BYTES = 168
 # Offsets in struct tcp_info of Linux (include/uapi/linux/tcp.h), which only ever grows.
-_RTT_US, _TOTAL_RETRANS, _BYTES_RECEIVED, _MIN_RTT_US, _DATA_SEGS_OUT = 68, 100, 128, 148, 156
+_RTT_US, _TOTAL_RETRANS, _BYTES_RECEIVED, _MIN_RTT_US, _DATA_SEGS_OUT, _DELIVERY_RATE = 68, 100, 128, 148, 156, 160
 _UNKNOWN_US = 0xFFFFFFFF
+_SO_MAX_PACING_RATE, _NO_LIMIT = 47, 0xFFFFFFFF
+# include/uapi/asm-generic/socket.h; bytes/s.
 
 Ends: TypeAlias = tuple[object, object]
 """Local and remote address of a connection: tells whether a file descriptor still is that connection."""
@@ -28,12 +30,14 @@ class TcpInfo:
         rtt_s: least round trip that was seen.
         sent_segments: segments with data that were sent since it was opened.
         resent_segments: those of them that were sent again.
+        rate_bytes_per_s: at which the kernel has seen bytes arrive last; 0 if it has not.
         congestion: congestion control in use, as the kernel names it.
     """
 
     rtt_s: float
     sent_segments: int
     resent_segments: int
+    rate_bytes_per_s: int
     congestion: str
 
 
@@ -56,7 +60,9 @@ def tcp_info(descriptor: int, ends: Ends) -> TcpInfo | None:
             struct.unpack_from("=I", raw, offset)[0]
             for offset in (_RTT_US, _TOTAL_RETRANS, _MIN_RTT_US, _DATA_SEGS_OUT)
         )
-        return TcpInfo((smoothed if least == _UNKNOWN_US else least) / 1e6, sent, resent, _congestion(connection))
+        rate = int(struct.unpack_from("=Q", raw, _DELIVERY_RATE)[0])
+        rtt_s = (smoothed if least == _UNKNOWN_US else least) / 1e6
+        return TcpInfo(rtt_s, sent, resent, rate, _congestion(connection))
 
 
 def received_bytes(descriptor: int, ends: Ends) -> int | None:
@@ -97,6 +103,16 @@ def use_congestion(descriptor: int, ends: Ends, name: str) -> str:
         with suppress(OSError):  # what is in use is read back
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, name.encode())
         return _congestion(connection)
+
+
+def limit_pace(descriptor: int, ends: Ends, rate_bytes_per_s: int | None) -> None:
+    """Let the connection with these addresses send no faster than that; None: as fast as the kernel likes."""
+    if sys.platform == "linux":
+        with _borrowed(descriptor, ends) as connection:
+            if connection is not None:
+                with suppress(OSError):  # a kernel that does not pace
+                    limit = _NO_LIMIT if rate_bytes_per_s is None else min(rate_bytes_per_s, _NO_LIMIT - 1)
+                    connection.setsockopt(socket.SOL_SOCKET, _SO_MAX_PACING_RATE, struct.pack("=I", limit))
 
 
 def _congestion(connection: socket.socket) -> str:

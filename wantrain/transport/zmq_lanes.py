@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from wantrain.errors import WireError
-from wantrain.transport.lanes import LOSSY, MAX_LANES
-from wantrain.transport.tcp_info import BBR, Ends, TcpInfo, ends_of, tcp_info, use_congestion
+from wantrain.transport.lanes import LOSSY, MAX_LANES, SEGMENT_BYTES
+from wantrain.transport.pacing import Pacing
+from wantrain.transport.tcp_info import BBR, Ends, TcpInfo, ends_of, limit_pace, tcp_info, use_congestion
 from wantrain.transport.transfer import LOCAL_RTT_S, Credit, Meter, Receipts
 from wantrain.transport.wire import Message
 from wantrain.transport.zmq_sockets import REDIAL_FIRST_S, REDIAL_LAST_S, Dialled, Target
@@ -55,6 +56,8 @@ class Lane:
     ends: Ends | None = None
     asked_for_bbr: bool = False
     seen: TcpInfo | None = None
+    limit_bytes_per_s: int | None = None
+    """How fast it may send, as the kernel was told."""
 
 
 class LaneSet:
@@ -96,6 +99,7 @@ class LaneSet:
         self.burst_bytes = 0
         """The most that was under way at once since then."""
         self.congestion = ""
+        self._pacing = Pacing()
 
     @property
     def ipc(self) -> bool:
@@ -153,8 +157,17 @@ class LaneSet:
                 self.congestion = use_congestion(lane.descriptor, lane.ends, BBR) or info.congestion
         if infos:
             meter.rtt_s = min(info.rtt_s for info in infos)  # a windowed minimum: the kernel forgets old ones
+            if meter.rtt_s > LOCAL_RTT_S:
+                self._limit_pace(sum(info.rate_bytes_per_s for info in infos), sent * SEGMENT_BYTES)
         if sent:
             meter.segments(sent, resent, now)
+
+    def _limit_pace(self, rate_bytes_per_s: int, sent_bytes: int) -> None:
+        limit = self._pacing.sample(rate_bytes_per_s, sent_bytes)
+        for lane in self.lanes.values():
+            if lane.ends is not None and lane.limit_bytes_per_s != limit:
+                lane.limit_bytes_per_s = limit
+                limit_pace(lane.descriptor, lane.ends, limit)
 
     # ---- what is said about it
 
