@@ -9,8 +9,9 @@ from tests.sim.symbols import Violation
 from tests.sim.world import SimCoordinator, SimPeer, StateIsGone, World
 from wantrain.optimizers.stream import Stream
 from wantrain.peers.coordinator import Coordinator, CoordinatorEffect, Send
+from wantrain.peers.departure import Departure
 from wantrain.peers.messages import MayLeave
-from wantrain.peers.participant import COORDINATOR, Participant
+from wantrain.peers.participant import COORDINATOR, Participant, PeerFacts
 
 APART_S = 15.0
 LATE = Weather((0.5, 0.5))
@@ -112,15 +113,21 @@ class _SaysNoMore(Coordinator):
         return [] if self._bequests.waiting else super()._let_go(peer, now)
 
 
-class _GoesWhenItMayNot(Participant):
+class _GoesWhenItMayNot(Departure):
     """Has been let go, and leaves as soon as it hears that it is needed."""
 
     let_go = False
 
-    def _is_needed(self, now: float) -> bool:
-        needed = super()._is_needed(now)
+    def _is_needed(self, now: float, heard_at: float) -> bool:
+        needed = super()._is_needed(now, heard_at)
         self.let_go = self.let_go or not needed
         return not (needed and self.let_go)
+
+
+class _Hasty(Participant):
+    def __init__(self, facts: PeerFacts) -> None:
+        super().__init__(facts)
+        self._departure.__class__ = _GoesWhenItMayNot
 
 
 def test_a_coordinator_that_says_nothing_of_those_who_come_is_caught() -> None:
@@ -130,7 +137,7 @@ def test_a_coordinator_that_says_nothing_of_those_who_come_is_caught() -> None:
 
 def test_a_peer_that_leaves_when_it_has_heard_of_those_who_come_is_caught() -> None:
     with pytest.raises(Violation, match="which nobody else has"):
-        somebody_comes(world_of(participant=_GoesWhenItMayNot))
+        somebody_comes(world_of(participant=_Hasty))
 
 
 def test_who_leaves_while_its_daemon_is_away_trains_no_more() -> None:
