@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 from wantrain.bench.matrix import HEADLINE
+from wantrain.bench.tables import link_of
 from wantrain.bench.worker import Json
 
 OF_GLOO = {"fp32": 1.0, "int8": 1.5}
@@ -44,7 +45,7 @@ def _loopback(rows: list[Json]) -> Iterator[tuple[str, str, str]]:
 
 
 def _far(rows: list[Json]) -> Iterator[tuple[str, str, str]]:
-    what = f"int4 up, int8 down, 64 MB, 2 peers, {HEADLINE.replace(',', ', ')}: times as fast as gloo"
+    what = f"int4 up, int8 down, 64 MB, 2 peers, {link_of(HEADLINE)}: times as fast as gloo"
     for row in rows:
         options, ratio = row["options"], row["ratio"]
         if (options["lab"], options["size_mb"], options["codec"]) == (HEADLINE, 64.0, "int4") and "gloo" in ratio:
@@ -52,12 +53,13 @@ def _far(rows: list[Json]) -> Iterator[tuple[str, str, str]]:
 
 
 def _wire(rows: list[Json]) -> Iterator[tuple[str, str, str]]:
-    for rate in dict.fromkeys(row["options"]["lab"].split(",")[0] for row in rows if row["group"] == "links"):
+    links = [row for row in rows if row["group"] == "links"]
+    for rate in dict.fromkeys(row["options"]["lab"].split(",")[0] for row in links):
         for size, kept in (("fp32", ("fp32",)), ("fewer bits", ("int8", "int4"))):
             shares = [
                 row["ratio"]["raw"]
-                for row in rows
-                if row["group"] == "links" and row["options"]["lab"].startswith(f"{rate},")
+                for row in links
+                if row["options"]["lab"].startswith(f"{rate},")
                 if row["options"]["codec"] in kept and "raw" in row["ratio"]
             ]
             if shares:
@@ -81,5 +83,5 @@ def _hops(rows: list[Json]) -> Iterator[tuple[str, str, str]]:
     for (lab, peers, size_mb, topology), ring_s in seconds.items():
         direct_s = seconds.get((lab, peers, size_mb, "direct"))
         if topology == "ring" and direct_s is not None:
-            what = f"direct, {peers} peers, {size_mb:g} MB, {lab.replace(',', ', ')}: times as fast as the ring"
+            what = f"direct, {peers} peers, {size_mb:g} MB, {link_of(lab)}: times as fast as the ring"
             yield what, f"{peers - 1}, the ratio of their hops", f"{ring_s / direct_s:.1f}"

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 
 from wantrain.bench.aims import aims
-from wantrain.bench.tables import codecs_of
+from wantrain.bench.tables import codecs_of, link_of
 from wantrain.bench.worker import Json
 
 HOW = """\
@@ -118,8 +118,7 @@ _TOPOLOGIES: list[Column] = [
 
 
 def _link(options: Json) -> str:
-    control = f", {options['congestion']}" if options["congestion"] else ""
-    return str(options["lab"]).replace(",", ", ") + control
+    return link_of(options["lab"], options["congestion"])
 
 
 def _sent(own: Json) -> str:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from wantrain.bench.tables import codecs_of
+from wantrain.bench.tables import codecs_of, link_of
 from wantrain.bench.worker import Json
 from wantrain.errors import ConfigError
 
@@ -96,8 +96,7 @@ def _links(rows: Sequence[Json]) -> Any:
     groups: dict[str, list[Json]] = {}
     for row in rows:
         o = row["options"]
-        control = f", {o['congestion']}" if o["congestion"] else ""
-        label = f"{o['lab'].replace(',', ', ')}{control}\n{o['size_mb']:g} MB, {o['peers']} peers"
+        label = f"{link_of(o['lab'], o['congestion'])}\n{o['size_mb']:g} MB, {o['peers']} peers"
         groups.setdefault(label, []).append(row)
     wires = {label: [r["raw"]["seconds"] for r in here if r["options"]["codec"] == "fp32" and "raw" in r]
              for label, here in groups.items()}  # fmt: skip

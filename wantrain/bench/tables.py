@@ -50,6 +50,11 @@ def codecs_of(options: Json) -> str:
     return f"{up} up, {down} down" if up != down else str(up)
 
 
+def link_of(lab: str, congestion: str = "") -> str:
+    """A link of the lab, and the congestion control of its hosts if that was chosen."""
+    return lab.replace(",", ", ") + (f", {congestion}" if congestion else "")
+
+
 def _caption(document: Json) -> str:
     own = document["wantrain"]
     spent = {name: seconds for name, seconds in own["spent_s"].items() if name not in ("loop", "poll")}

@@ -619,7 +619,7 @@ class Participant:
     def _serve_update(self, source: str, number: int, chunks: Sequence[int]) -> list[Effect]:
         entry = self.log.get(number)
         if entry is None:
-            return [Tell(source, NotHeld(number, self.applied if self.complete else -1))]
+            return [Tell(source, NotHeld(number, self._recovery.held))]
         known = len(entry.payloads)
         return [SendPayload(source, UpdateChunk(number, c), entry.payloads[c]) for c in chunks if c < known]
 

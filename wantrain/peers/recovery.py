@@ -99,6 +99,11 @@ class Recovery:
         return self.applied >= 0 and not self._taken
 
     @property
+    def held(self) -> int:
+        """The log number of the state at hand, -1 while it is none."""
+        return self.applied if self.complete else -1
+
+    @property
     def state_chunks(self) -> list[tuple[str, int]]:
         """The state's chunks in order: (stream, chunk) of every stream that holds one."""
         held = [name for name, stream in self._streams.items() if stream.held]

@@ -85,7 +85,7 @@ class Reporter:
         return Report(
             boot=self._boot,
             sequence=self._sequence,
-            log_number=recovery.applied if recovery.complete else -1,
+            log_number=recovery.held,
             chain=recovery.chain if recovery.complete else b"",
             state_number=number,
             state_digest=digest,
@@ -117,8 +117,7 @@ class Reporter:
         """What of a report is worth sending at once when it changes; the rest can wait for the next heartbeat."""
         about = self._about
         recovery, mine, wants, running = about.recovery, about.mine, about.wants, about.attempts.running
-        held = recovery.applied if recovery.complete else -1
         offers = not about.departure.parting
         syncs = [sync_key(s, k + 1, offers and mine.has_staged(s), running.get(s)) for s, k in recovery.indices.items()]
         suspects, leaving = list(about.neighbours.suspects), about.departure.begun
-        return held, mine.trainer_state, wants.dry, syncs, suspects, wants.open, about.saving.saved, leaving
+        return recovery.held, mine.trainer_state, wants.dry, syncs, suspects, wants.open, about.saving.saved, leaving
