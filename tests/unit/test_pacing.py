@@ -1,8 +1,16 @@
-"""A connection is let send little faster than its path has been seen to carry, once that does not grow any more."""
+"""A connection is let send little faster than its path carries, once that is known, and is seen to fall behind it."""
 
 import pytest
 
-from wantrain.transport.pacing import EVIDENCE_BYTES, FLAT_SAMPLES, GROWTH, HEADROOM, Pacing
+from wantrain.transport.pacing import (
+    AT_SPEED,
+    EVIDENCE_BYTES,
+    FALLEN,
+    FLAT_SAMPLES,
+    GROWTH,
+    HEADROOM,
+    Pacing,
+)
 
 PATH = 12_500_000
 """bytes/s"""
@@ -23,7 +31,8 @@ def test_nothing_is_limited_while_the_rate_grows() -> None:
 
 def test_a_rate_that_has_not_grown_for_some_samples_is_the_paths() -> None:
     pacing = Pacing()
-    limits = [pacing.sample(rate, EVIDENCE_BYTES) for rate in (PATH, PATH - 5, int(1.1 * PATH), PATH // 2)]
+    rates = (PATH, PATH - 5, int(1.1 * PATH), PATH // 2)
+    limits = [pacing.sample(rate, EVIDENCE_BYTES) for rate in rates]
     assert limits == [None] * FLAT_SAMPLES + [int(HEADROOM * int(1.1 * PATH))]
 
 
@@ -47,3 +56,19 @@ def test_small_messages_add_up_to_evidence() -> None:
     pacing = Pacing()
     limits = [pacing.sample(PATH, EVIDENCE_BYTES // 4) for _ in range(4 * (FLAT_SAMPLES + 1))]
     assert limits[-2:] == [None, int(HEADROOM * PATH)]
+
+
+@pytest.mark.parametrize("lanes", [1, 4])
+def test_a_connection_falls_only_from_its_share_of_the_path_and_is_back_only_near_it(lanes: int) -> None:
+    pacing, share = settled(), PATH / lanes
+    rates = [0.1, AT_SPEED - 0.01, AT_SPEED, 1.0, FALLEN, FALLEN - 0.01, 0.03, AT_SPEED - 0.01, AT_SPEED + 0.01]
+    said, was = [], False
+    for part in rates:
+        was = pacing.at_speed(int(part * share) + 1, lanes, was=was)
+        said.append(was)
+    assert said == [False, False, True, True, True, False, False, False, True]
+
+
+def test_no_connection_is_at_speed_on_a_path_of_which_nothing_is_known() -> None:
+    assert not Pacing().at_speed(PATH, 1, was=False)
+    assert not Pacing().at_speed(PATH, 1, was=True)

@@ -152,7 +152,7 @@ def test_lanes_over_a_distant_path_are_paced_once_it_carries_no_more(
     lanes = lanes_of(pair.a, "b")
     lanes.wanted = 2
     pair.until(lambda _: stats(pair.a, "b").lanes == 2 and all(lane.ends for lane in lanes.lanes.values()))
-    seen, limits = [TcpInfo(0.0001, 0, 0, 5_000_000, "bbr")], []
+    seen, limits = [TcpInfo(0.0001, 0, 0, 5_000_000, "bbr", 0)], []
     monkeypatch.setattr(zmq_lanes, "tcp_info", lambda *_: seen[0])
     monkeypatch.setattr(zmq_lanes, "limit_pace", lambda *said: limits.append(said[2]))
     for rtt_s, expected in ((0.0001, []), (0.1, [int(HEADROOM * 10_000_000)] * 2)):
@@ -160,6 +160,25 @@ def test_lanes_over_a_distant_path_are_paced_once_it_carries_no_more(
             seen[0] = replace(seen[0], rtt_s=rtt_s, sent_segments=seen[0].sent_segments + 1000)
             lanes.measure(pair.a._bulk.table.meter("b"), time.monotonic())
         assert limits == expected
+
+
+def test_bbr_that_has_fallen_far_below_what_the_path_carries_begins_again_once(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pair.hello()
+    pair.move(pair.a, "b", 1)
+    (lanes,) = [lanes for lanes in pair.a._bulk.table.dialled.values() if lanes.peer == "b"]
+    path, restarted, seen = 12_500_000, [], [TcpInfo(0.1, 0, 0, 0, "bbr", 0)]
+    monkeypatch.setattr(zmq_lanes, "tcp_info", lambda *_: seen[0])
+    monkeypatch.setattr(zmq_lanes, "restart_congestion", lambda *told: restarted.append(told[2]) or "bbr")
+    counts = []
+    for said in (path // 30, path, path, path, path, path // 2, path // 30, path // 30, 0, path // 10, path, path // 9):
+        sent = seen[0].sent_segments + 1000
+        seen[0] = replace(seen[0], sent_segments=sent, rate_bytes_per_s=said, path_bytes_per_s=said)
+        lanes.measure(pair.a._bulk.table.meter("b"), time.monotonic())
+        counts.append(len(restarted))
+    assert counts == [0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 2]
+    assert set(restarted) == {"bbr"}
 
 
 def test_the_accepting_side_asks_for_lanes(pair: Pair) -> None:

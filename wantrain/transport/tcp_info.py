@@ -10,11 +10,15 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 BBR = "bbr"
+_ANY_KERNELS = "reno"
+"""Every kernel has it, and allows it to everyone."""
 
 _INFO_BYTES = 168
 # Offsets in struct tcp_info of Linux (include/uapi/linux/tcp.h), which only ever grows.
 _RTT_US, _TOTAL_RETRANS, _BYTES_RECEIVED, _MIN_RTT_US, _DATA_SEGS_OUT, _DELIVERY_RATE = 68, 100, 128, 148, 156, 160
 _UNKNOWN_US = 0xFFFFFFFF
+_TCP_CC_INFO = 26
+# include/uapi/linux/tcp.h; of bbr it begins with the estimate in bytes/s (struct tcp_bbr_info of inet_diag.h).
 _SO_MAX_PACING_RATE, _NO_LIMIT = 47, 0xFFFFFFFF
 # include/uapi/asm-generic/socket.h; bytes/s.
 
@@ -32,6 +36,7 @@ class TcpInfo:
         resent_segments: those of them that were sent again.
         rate_bytes_per_s: at which the kernel has seen bytes arrive last; 0 if it has not.
         congestion: congestion control in use, as the kernel names it.
+        path_bytes_per_s: what bbr takes the path for; 0 if it has not measured, or another control is in use.
     """
 
     rtt_s: float
@@ -39,6 +44,7 @@ class TcpInfo:
     resent_segments: int
     rate_bytes_per_s: int
     congestion: str
+    path_bytes_per_s: int
 
 
 def ends_of(descriptor: int) -> Ends | None:
@@ -62,7 +68,18 @@ def tcp_info(descriptor: int, ends: Ends) -> TcpInfo | None:
         )
         rate = int(struct.unpack_from("=Q", raw, _DELIVERY_RATE)[0])
         rtt_s = (smoothed if least == _UNKNOWN_US else least) / 1e6
-        return TcpInfo(rtt_s, sent, resent, rate, _congestion(connection))
+        name = _congestion(connection)
+        return TcpInfo(rtt_s, sent, resent, rate, name, _path_bytes_per_s(connection, name))
+
+
+def _path_bytes_per_s(connection: socket.socket, congestion: str) -> int:
+    if sys.platform != "linux" or not congestion.startswith(BBR):
+        return 0
+    try:
+        raw = connection.getsockopt(socket.IPPROTO_TCP, _TCP_CC_INFO, _INFO_BYTES)
+    except OSError:
+        return 0
+    return int(struct.unpack_from("=Q", raw)[0]) if len(raw) >= 8 else 0
 
 
 def received_bytes(descriptor: int, ends: Ends) -> int | None:
@@ -103,6 +120,16 @@ def use_congestion(descriptor: int, ends: Ends, name: str) -> str:
         with suppress(OSError):  # what is in use is read back
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, name.encode())
         return _congestion(connection)
+
+
+def restart_congestion(descriptor: int, ends: Ends, name: str) -> str:
+    """Let the congestion control of one connection forget what it has measured, and begin again.
+
+    Returns:
+        The one in use now; "" if the kernel does not say.
+    """
+    use_congestion(descriptor, ends, _ANY_KERNELS)
+    return use_congestion(descriptor, ends, name)
 
 
 def limit_pace(descriptor: int, ends: Ends, rate_bytes_per_s: int | None) -> None:

@@ -7,7 +7,16 @@ from typing import Any
 from wantrain.errors import WireError
 from wantrain.transport.lanes import LOSSY, MAX_LANES, SEGMENT_BYTES
 from wantrain.transport.pacing import Pacing
-from wantrain.transport.tcp_info import BBR, Ends, TcpInfo, ends_of, limit_pace, tcp_info, use_congestion
+from wantrain.transport.tcp_info import (
+    BBR,
+    Ends,
+    TcpInfo,
+    ends_of,
+    limit_pace,
+    restart_congestion,
+    tcp_info,
+    use_congestion,
+)
 from wantrain.transport.transfer import LOCAL_RTT_S, Credit, Meter, Receipts
 from wantrain.transport.wire import Message
 from wantrain.transport.zmq_sockets import REDIAL_FIRST_S, REDIAL_LAST_S, Dialled, Target
@@ -58,6 +67,8 @@ class Lane:
     seen: TcpInfo | None = None
     limit_bytes_per_s: int | None = None
     """How fast it may send, as the kernel was told."""
+    at_speed: bool = False
+    """Its congestion control has taken the path for what it is, and has not fallen far below that since."""
 
 
 class LaneSet:
@@ -159,6 +170,7 @@ class LaneSet:
             meter.rtt_s = min(info.rtt_s for info in infos)  # a windowed minimum: the kernel forgets old ones
             if meter.rtt_s > LOCAL_RTT_S:
                 self._limit_pace(sum(info.rate_bytes_per_s for info in infos), sent * SEGMENT_BYTES)
+                self._restart_fallen(len(infos))
         if sent:
             meter.segments(sent, resent, now)
 
@@ -168,6 +180,15 @@ class LaneSet:
             if lane.ends is not None and lane.limit_bytes_per_s != limit:
                 lane.limit_bytes_per_s = limit
                 limit_pace(lane.descriptor, lane.ends, limit)
+
+    def _restart_fallen(self, lanes: int) -> None:
+        for lane in self.lanes.values():
+            if lane.ends is None or lane.seen is None or lane.seen.path_bytes_per_s == 0:
+                continue
+            was = lane.at_speed
+            lane.at_speed = self._pacing.at_speed(lane.seen.path_bytes_per_s, lanes, was=was)
+            if was and not lane.at_speed:
+                self.congestion = restart_congestion(lane.descriptor, lane.ends, lane.seen.congestion)
 
     # ---- what is said about it
 
