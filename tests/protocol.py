@@ -167,7 +167,8 @@ ROUND = {
         "Cast": "Who is there, and who of them is late, is judged anew. START, if nobody is late any more.",
         "Seen": "Whether this peer is late is judged anew. START, if nobody is late any more.",
         "Tick": "START without the late ones, if there is a quorum and their grace time is over, or the ceiling "
-        "is reached.",
+        "is reached. With none but those whom an earlier attempt left out, START comes later each time, up to that "
+        "ceiling.",
     },
     "moving": {
         "Reported": "`done`: when all are, with one digest, the commit is written → *committing*; digests that "

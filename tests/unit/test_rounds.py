@@ -10,6 +10,7 @@ import pytest
 from wantrain.errors import ProtocolBug
 from wantrain.peers.messages import Abort, Start, SyncReport
 from wantrain.peers.rounds import (
+    AGAIN_S,
     Aborted,
     Absent,
     Cast,
@@ -559,6 +560,36 @@ def test_whose_bytes_cannot_be_used_is_left_out_by_name_and_longer_each_time() -
             current.handle(Reported(peer, line), 10.0 * index)
         current.handle(Persisted(), 10.0 * index)
     assert left_out == [3, 5, 6, 7]  # found out in 1, 2 and 4, and again in 8
+
+
+@pytest.mark.scenario(14)
+def test_who_was_let_in_for_want_of_others_is_tried_again_ever_later_and_has_offended_once() -> None:
+    current = round_of("ab")
+    current.handle(cast("ab", eta={"a": None}), 0.0)
+    assert starts(current.handle(ready("a"), 0.0))["a"].contributors == ("a",)
+    attempts_s: list[float] = []
+    now, attempt = 0.0, 1
+    while now < 60.0:
+        effects = current.handle(failed("b", attempt, "a", "3 chunks"), now)
+        assert [(r.peer, r.by) for r in rejected(effects)] == [("a", "b")]
+        while not starts(effects) and now < 60.0:
+            assert current.reason.startswith("a left out after a failed attempt")
+            now += 0.05
+            effects = current.handle(Tick(), now)
+        attempts_s.append(now)
+        attempt += 1
+    apart_s = [round(later - earlier, 3) for earlier, later in itertools.pairwise(attempts_s[1:-1])]
+    assert apart_s == sorted(apart_s)
+    assert AGAIN_S <= apart_s[0] < 2.5 * AGAIN_S < apart_s[-1] < POLICY.grace_ceiling_s + 0.1
+    assert current._offences.guilty["a"].times == 1
+    current.handle(ready("b"), now)
+    line = SyncReport("param", 1, "done", attempt=attempt, digest=b"d" * 32)
+    for peer in "ab":
+        current.handle(Reported(peer, line), now)
+    current.handle(Persisted(), now)
+    current.handle(cast("ab"), now)
+    effects = [e for peer in "ab" for e in current.handle(ready(peer, 2), now)]
+    assert starts(effects)["a"].contributors == ("a", "b")  # left out of one sync for one offence
 
 
 def test_who_alone_accuses_one_after_another_is_left_out_itself() -> None:

@@ -40,6 +40,8 @@ DIGEST_RETRIES = 2
 """Attempts with the same peers after their digests differed without a majority, before one is left out."""
 MAX_BENCH_SYNCS = 64
 """Longest that a peer which stalled or spoiled syncs is left out, in syncs; it doubles with each time."""
+AGAIN_S = 0.25
+"""Between the first two attempts of a sync for which there are only peers that were left out; it doubles with each."""
 NAMED = 8
 """Peers that a reason names; of more it says how many."""
 MOST_WEIGHED = 16
@@ -140,6 +142,9 @@ class Round:
         """Dropped from this sync's further attempts."""
         self._unfit: set[str] = set()
         """Those of them whose contribution may be what does not encode, or whose update most would not get."""
+        self._again_s = 0.0
+        self._again_at = 0.0
+        """Before then there is no further attempt with none but those who were left out."""
         self._ties = 0
         self._in_vain: Counter[str] = Counter()
         """Syncs in a row that have waited for a peer until the end of the grace time, and gone on without it."""
@@ -319,6 +324,14 @@ class Round:
         contributors = [peer for peer in ready if not self._benched(peer)]
         if not contributors:
             # Nobody else is there: better with those who were left out than not at all, the unfit one at a time.
+            if now < self._again_at:
+                self._reason = lambda: (
+                    f"{self._names(ready)} left out after a failed attempt, and nobody else is ready; "
+                    f"trying again in {self._again_at - now:.1f} s"
+                )
+                return []
+            self._again_s = min(max(2 * self._again_s, AGAIN_S), policy.grace_ceiling_s)
+            self._again_at = now + self._again_s
             fit = [peer for peer in ready if peer not in self._unfit]
             fit = [peer for peer in fit if peer not in self._cut_off] or fit
             contributors = fit or [min(ready, key=lambda peer: self._ready[peer].norm)]
@@ -425,8 +438,9 @@ class Round:
         assert self.start is not None
         culprit = self._offences.judge(by, accused)
         reason = why if culprit == accused else f"it alone says of several peers: {why}"
-        times = self._offences.punish(culprit, reason)
-        self._bench[culprit] = self.index + min(2 ** (times - 1), MAX_BENCH_SYNCS) - 1
+        if self._bench.get(culprit, 0) < self.index:  # else it was let in for want of others, and is found out again
+            times = self._offences.punish(culprit, reason)
+            self._bench[culprit] = self.index + min(2 ** (times - 1), MAX_BENCH_SYNCS) - 1
         self._unfit.add(culprit)
         rejected = Rejected(str(self.start.sync), culprit, by, reason)
         return [rejected, *self._abort(f"{self._name_of(accused)} is said to contribute: {why}", (culprit,), now)]
@@ -595,6 +609,7 @@ class Round:
         self.index += 1
         self._ready = {}
         self._excluded, self._unfit = set(), set()
+        self._again_s, self._again_at = 0.0, 0.0
         self._ties, self._direct_only = 0, False
         self._quorum_at = None
         self._leave_attempt()
