@@ -717,6 +717,21 @@ def test_who_was_let_go_as_nobody_else_was_there_is_told_at_once_of_a_newcomer()
     assert let_go(made)[2:] == []  # no news
 
 
+def test_who_leaves_does_not_count_on_a_state_that_is_not_the_runs_until_it_was_fetched_anew() -> None:
+    made = run("a", "b")
+    made.report("a", 3, 10.0, leaving=True, state_number=3, state_digest=b"x" * 32)
+    assert let_go(made) == [("a", 3)]
+    made.report("b", 3, 11.0, state_number=3, state_digest=b"y" * 32)
+    made.report("b", 3, 21.1, state_number=3, state_digest=b"y" * 32)
+    assert [send.to for send in made.sent if isinstance(send.record, Refetch)] == ["b"]
+    (welcome,) = [send.record for send in made.sent if send.to == "b" and isinstance(send.record, Welcome)][-1:]
+    assert let_go(made)[1:] == [("a", -1)]
+    made.report("b", 3, 21.2, revision=welcome.revision - 1)  # before it has heard
+    assert let_go(made)[2:] == []
+    made.report("b", 3, 25.0, revision=welcome.revision)
+    assert let_go(made)[2:] == [("a", 3)]
+
+
 def test_a_report_from_before_the_start_of_this_process_is_answered_by_welcome_and_changes_nothing() -> None:
     made = run("a", "b")
     before = made.core.membership.reports["a"]

@@ -146,6 +146,8 @@ class Coordinator:
         self._votes = StateVotes(facts.policy.grace_ceiling_s)
         self._bequests = Bequests()
         self._began_at = math.inf
+        self._outdated_until: dict[str, int] = {}
+        """Whose state was found not to be the run's, and the revision of the Welcome that says so."""
         """When the first peer said Hello to this process."""
         self._lack = ("", 0.0)
         """What the run lacks, and since when."""
@@ -420,7 +422,11 @@ class Coordinator:
             return []
         reports = self.membership.reports
         staying = {one: -1 for one in self.membership.alive if one not in leaving}
-        staying |= {p: r.log_number for p, r in reports.items() if p in staying and not self.log.foreign(r)}
+        staying |= {
+            p: r.log_number
+            for p, r in reports.items()
+            if p in staying and r.revision >= self._outdated_until.get(p, 0) and not self.log.foreign(r)
+        }
         if not staying and now - self._began_at < self.facts.policy.heard_within_s:
             return []  # others may not have had the time yet to come back to this process
         told = self._bequests.heard(peer, staying, leaving, self.head)
@@ -440,7 +446,9 @@ class Coordinator:
             Send(peer, Refetch(number, chain, reason, stands)),
             Send(peer, self._welcome(peer)),
         ]
-        return effects + self._member(Outdated(peer), now)
+        self._outdated_until[peer] = self._revision
+        # Who leaves hears that this heir has nothing before it hears of anything that lets it go.
+        return effects + self._let_go("", now) + self._member(Outdated(peer), now)
 
     def _compare_state(self, peer: str, report: Report, now: float) -> list[CoordinatorEffect]:
         """Who holds another state than most at its log number fetches anew what differs, even if further by now."""
