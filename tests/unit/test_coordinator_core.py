@@ -724,7 +724,7 @@ def test_who_leaves_does_not_count_on_a_state_that_is_not_the_runs_until_it_was_
     made.report("b", 3, 11.0, state_number=3, state_digest=b"y" * 32)
     made.report("b", 3, 21.1, state_number=3, state_digest=b"y" * 32)
     assert [send.to for send in made.sent if isinstance(send.record, Refetch)] == ["b"]
-    (welcome,) = [send.record for send in made.sent if send.to == "b" and isinstance(send.record, Welcome)][-1:]
+    welcome = [send.record for send in made.sent if send.to == "b" and isinstance(send.record, Welcome)][-1]
     assert let_go(made)[1:] == [("a", -1)]
     made.report("b", 3, 21.2, revision=welcome.revision - 1)  # before it has heard
     assert let_go(made)[2:] == []

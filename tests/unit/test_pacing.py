@@ -2,15 +2,7 @@
 
 import pytest
 
-from wantrain.transport.pacing import (
-    AT_SPEED,
-    EVIDENCE_BYTES,
-    FALLEN,
-    FLAT_SAMPLES,
-    GROWTH,
-    HEADROOM,
-    Pacing,
-)
+from wantrain.transport.pacing import AT_SPEED, EVIDENCE_BYTES, FALLEN, FLAT_SAMPLES, GROWTH, HEADROOM, Pacing
 
 PATH = 12_500_000
 """bytes/s"""
@@ -31,8 +23,7 @@ def test_nothing_is_limited_while_the_rate_grows() -> None:
 
 def test_a_rate_that_has_not_grown_for_some_samples_is_the_paths() -> None:
     pacing = Pacing()
-    rates = (PATH, PATH - 5, int(1.1 * PATH), PATH // 2)
-    limits = [pacing.sample(rate, EVIDENCE_BYTES) for rate in rates]
+    limits = [pacing.sample(rate, EVIDENCE_BYTES) for rate in (PATH, PATH - 5, int(1.1 * PATH), PATH // 2)]
     assert limits == [None] * FLAT_SAMPLES + [int(HEADROOM * int(1.1 * PATH))]
 
 

@@ -167,7 +167,7 @@ def test_bbr_that_has_fallen_far_below_what_the_path_carries_begins_again_once(
 ) -> None:
     pair.hello()
     pair.move(pair.a, "b", 1)
-    (lanes,) = [lanes for lanes in pair.a._bulk.table.dialled.values() if lanes.peer == "b"]
+    lanes = lanes_of(pair.a, "b")
     path, restarted, seen = 12_500_000, [], [TcpInfo(0.1, 0, 0, 0, "bbr", 0)]
     monkeypatch.setattr(zmq_lanes, "tcp_info", lambda *_: seen[0])
     monkeypatch.setattr(zmq_lanes, "restart_congestion", lambda *told: restarted.append(told[2]) or "bbr")

@@ -146,9 +146,9 @@ class Coordinator:
         self._votes = StateVotes(facts.policy.grace_ceiling_s)
         self._bequests = Bequests()
         self._began_at = math.inf
+        """When the first peer said Hello to this process."""
         self._outdated_until: dict[str, int] = {}
         """Whose state was found not to be the run's, and the revision of the Welcome that says so."""
-        """When the first peer said Hello to this process."""
         self._lack = ("", 0.0)
         """What the run lacks, and since when."""
         self._shown = View(history.view, ())

@@ -60,5 +60,5 @@ class Pacing:
         Returns:
             Between AT_SPEED and FALLEN what it was.
         """
-        share_bytes_per_s = self._best_bytes_per_s / lanes
-        return lane_bytes_per_s >= (FALLEN if was else AT_SPEED) * share_bytes_per_s > 0
+        least_bytes_per_s = (FALLEN if was else AT_SPEED) * self._best_bytes_per_s / lanes
+        return 0 < least_bytes_per_s <= lane_bytes_per_s

@@ -17,8 +17,8 @@ _INFO_BYTES = 168
 # Offsets in struct tcp_info of Linux (include/uapi/linux/tcp.h), which only ever grows.
 _RTT_US, _TOTAL_RETRANS, _BYTES_RECEIVED, _MIN_RTT_US, _DATA_SEGS_OUT, _DELIVERY_RATE = 68, 100, 128, 148, 156, 160
 _UNKNOWN_US = 0xFFFFFFFF
-_TCP_CC_INFO = 26
-# include/uapi/linux/tcp.h; of bbr it begins with the estimate in bytes/s (struct tcp_bbr_info of inet_diag.h).
+_TCP_INFO, _TCP_CC_INFO = 11, 26
+# include/uapi/linux/tcp.h; the second of bbr begins with the estimate in bytes/s (struct tcp_bbr_info of inet_diag.h).
 _SO_MAX_PACING_RATE, _NO_LIMIT = 47, 0xFFFFFFFF
 # include/uapi/asm-generic/socket.h; bytes/s.
 
@@ -59,7 +59,7 @@ def ends_of(descriptor: int) -> Ends | None:
 def tcp_info(descriptor: int, ends: Ends) -> TcpInfo | None:
     """State of the connection with these addresses; None if it is another one or nobody can tell."""
     with _borrowed(descriptor, ends) as connection:
-        raw = _raw_info(connection)
+        raw = _read(connection, _TCP_INFO, _INFO_BYTES)
         if connection is None or raw is None:
             return None
         smoothed, resent, least, sent = (
@@ -73,19 +73,14 @@ def tcp_info(descriptor: int, ends: Ends) -> TcpInfo | None:
 
 
 def _path_bytes_per_s(connection: socket.socket, congestion: str) -> int:
-    if sys.platform != "linux" or not congestion.startswith(BBR):
-        return 0
-    try:
-        raw = connection.getsockopt(socket.IPPROTO_TCP, _TCP_CC_INFO, _INFO_BYTES)
-    except OSError:
-        return 0
-    return int(struct.unpack_from("=Q", raw)[0]) if len(raw) >= 8 else 0
+    raw = _read(connection, _TCP_CC_INFO, 8) if congestion.startswith(BBR) else None
+    return 0 if raw is None else int(struct.unpack_from("=Q", raw)[0])
 
 
 def received_bytes(descriptor: int, ends: Ends) -> int | None:
     """Bytes that the connection with these addresses has received since it was opened; None if nobody can tell."""
     with _borrowed(descriptor, ends) as connection:
-        raw = _raw_info(connection)
+        raw = _read(connection, _TCP_INFO, _INFO_BYTES)
         return None if raw is None else int(struct.unpack_from("=Q", raw, _BYTES_RECEIVED)[0])
 
 
@@ -96,14 +91,14 @@ def shut(descriptor: int, ends: Ends) -> None:
             connection.shutdown(socket.SHUT_RDWR)
 
 
-def _raw_info(connection: socket.socket | None) -> bytes | None:
+def _read(connection: socket.socket | None, option: int, least_bytes: int) -> bytes | None:
     if sys.platform != "linux" or connection is None:
         return None
     try:
-        raw = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _INFO_BYTES)
+        raw = connection.getsockopt(socket.IPPROTO_TCP, option, _INFO_BYTES)
     except OSError:
         return None
-    return raw if len(raw) >= _INFO_BYTES else None
+    return raw if len(raw) >= least_bytes else None
 
 
 def use_congestion(descriptor: int, ends: Ends, name: str) -> str:
