@@ -159,10 +159,13 @@ def test_a_source_that_lies_is_named_and_only_its_chunks_are_fetched_again(
     new_run: Callable[..., Run], measured: Measured
 ) -> None:
     run = new_run()
-    run.peer("anna", trainer=WIDE)
-    run.until_commits(1, "anna")
-    run.peer("bert", trainer=WIDE)
+    run.pause()  # on so slow a link a lone peer makes updates faster than another can fetch them
+    for name in ("anna", "bert"):  # the honest ones take seconds to give it all, so the liar comes to give some
+        run.peer(name, "--max-upload", "4mbit", trainer=WIDE)
+    run.until(lambda: all(peer(run, name).get("state") == "member" for name in ("anna", "bert")), "both are in")
     run.peer("liar", trainer=WIDE, prepare=LIES)
+    run.until(lambda: peer(run, "liar").get("state") == "member", "the liar is in, too")
+    run.resume()
     run.until_commits(3, "anna", "bert", "liar")
     run.pause()  # all digest the same state
     run.peer("nora", trainer=WIDE)
