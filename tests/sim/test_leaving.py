@@ -56,8 +56,8 @@ class _CountsOnAll(Coordinator):
 
     def _let_go(self, peer: str, now: float) -> list[CoordinatorEffect]:
         self._revision += 1
-        may = MayLeave(self.head, self._revision)
-        return [Send(one, may) for one, report in self.membership.reports.items() if report.leaving]
+        leaving = self.membership.leaving.items()
+        return [Send(one, MayLeave(self.head, self._revision, report.sequence)) for one, report in leaving]
 
 
 def world_of(coordinator: type[Coordinator] = Coordinator, participant: type[Participant] = Participant) -> type[World]:

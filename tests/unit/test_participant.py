@@ -689,36 +689,47 @@ def test_who_leaves_says_so_and_stays_until_somebody_who_stays_has_its_state() -
     one = with_an_update()
     effects = one.do(LeaveRequested("done"))
     assert [report.leaving for report in told(Report, effects)] == [True]
-    assert of(HandOver, effects) == of(HandOver, one.hear(MayLeave(0, 2))) == []
+    assert of(HandOver, effects) == of(HandOver, one.hear(MayLeave(0, 2, heard=99))) == []
     one.now = 30.0
     one.hear(Waiting("for another peer to hold the state at log number 1"))
     assert of(HandOver, one.do(Tick())) == []
-    assert of(HandOver, one.hear(MayLeave(1, 3)))
+    assert of(HandOver, one.hear(MayLeave(1, 3, heard=99)))
     assert of(Exit, one.do(HandedOver()))
 
 
 def test_a_leave_that_was_taken_back_before_it_came_does_not_count() -> None:
     one = with_an_update()
     one.do(LeaveRequested("done"))
-    one.hear(MayLeave(-1, 8))
-    assert of(HandOver, one.hear(MayLeave(1, 7))) == []  # sent before, when nobody else was there
-    assert of(HandOver, one.hear(MayLeave(1, 9)))
+    one.hear(MayLeave(-1, 8, heard=99))
+    assert of(HandOver, one.hear(MayLeave(1, 7, heard=99))) == []  # sent before, when nobody else was there
+    assert of(HandOver, one.hear(MayLeave(1, 9, heard=99)))
 
 
 def test_what_a_coordinator_has_said_of_heirs_ends_with_its_connection_and_with_a_new_welcome() -> None:
     one = with_an_update()
-    one.hear(MayLeave(1, 8))  # when nobody else was there
+    one.hear(MayLeave(1, 8, heard=99))  # when nobody else was there
     one.revision = 8
     one.welcome(1)  # by its next process, which may know of somebody
     assert of(HandOver, one.do(LeaveRequested("done"))) == []
-    assert of(HandOver, one.hear(MayLeave(1, 8))) == []
-    assert of(HandOver, one.hear(MayLeave(1, 10)))
+    assert of(HandOver, one.hear(MayLeave(1, 8, heard=99))) == []
+    assert of(HandOver, one.hear(MayLeave(1, 10, heard=99)))
     other = with_an_update()
-    other.hear(MayLeave(1, 8))
+    other.hear(MayLeave(1, 8, heard=99))
     other.do(CoordinatorLink(False))
     other.do(CoordinatorLink(True))
     assert of(HandOver, other.do(LeaveRequested("done"))) == []
-    assert of(HandOver, other.hear(MayLeave(1, 9)))
+    assert of(HandOver, other.hear(MayLeave(1, 9, heard=99)))
+
+
+def test_a_word_of_heirs_that_was_under_way_when_the_connection_changed_does_not_count() -> None:
+    """It may be of a process that is gone, and the one that is there now may know of somebody who came meanwhile."""
+    one = with_an_update()
+    (before, *_) = told(Report, one.do(LeaveRequested("done")))
+    one.do(CoordinatorLink(False))
+    one.do(CoordinatorLink(True))
+    assert of(HandOver, one.hear(MayLeave(1, 8, before.sequence))) == []
+    (after, *_) = told(Report, one.heartbeat())
+    assert of(HandOver, one.hear(MayLeave(1, 9, after.sequence)))
 
 
 def test_who_leaves_does_not_go_at_once_when_the_connection_to_the_coordinator_breaks() -> None:
@@ -738,7 +749,7 @@ def test_who_leaves_does_not_wait_for_what_others_commit_meanwhile() -> None:
     one.hear(UpdateChunk(2, 0), "b", "sum", chunk_digest(2))
     one.do(StateDigested(2, b"s" * 32))
     assert one.core.applied == 2
-    assert of(HandOver, one.hear(MayLeave(1, 2)))
+    assert of(HandOver, one.hear(MayLeave(1, 2, heard=99)))
 
 
 def test_who_leaves_bequeaths_what_it_is_in_also_if_that_is_committed_later() -> None:
@@ -749,8 +760,8 @@ def test_who_leaves_bequeaths_what_it_is_in_also_if_that_is_committed_later() ->
     one.hear(UpdateChunk(2, 0), "b", "sum", chunk_digest(2))
     one.do(StateDigested(2, b"s" * 32))
     assert one.core.applied == 2
-    assert of(HandOver, one.hear(MayLeave(1, 2))) == []
-    assert of(HandOver, one.hear(MayLeave(2, 3)))
+    assert of(HandOver, one.hear(MayLeave(1, 2, heard=99))) == []
+    assert of(HandOver, one.hear(MayLeave(2, 3, heard=99)))
 
 
 @pytest.mark.parametrize("answered", [True, False])
@@ -759,7 +770,7 @@ def test_nobody_waits_for_an_heir_for_ever_nor_long_for_a_coordinator_that_says_
     one.do(LeaveRequested("done"))
     for second in range(1, int(HEIR_PATIENCE_S) + 1):
         one.now = float(second)
-        left = one.hear(MayLeave(0, 2)) if answered else one.do(Tick())
+        left = one.hear(MayLeave(0, 2, heard=99)) if answered else one.do(Tick())
         if of(HandOver, left):
             break
     assert one.now == (HEIR_PATIENCE_S if answered else LEAVE_PATIENCE_S)

@@ -537,7 +537,7 @@ def test_a_trainer_that_takes_its_leave_is_told_when_it_may_end() -> None:
     while one.peer.idle_work(0.0):
         pass
     assert one.around.exits == []  # and somebody is to have that state
-    one.hear(MayLeave(0, 2))
+    one.hear(MayLeave(0, 2, heard=99))
     assert one.reports()[-1].state_digest == state_digest([b"s" * 32])
     assert one.around.to_trainer[-1] == Detached()
     assert one.around.exits == [0]
@@ -600,7 +600,7 @@ def test_a_leaving_peer_hands_what_it_owes_to_a_member_before_it_says_goodbye() 
     one.peer.handle(StateDigested(0, b"s" * 32), 0.0)
     one.around.stuck = {"b"}
     one.peer.handle(LeaveRequested("done"), 1.0)
-    one.hear(MayLeave(0, 2))
+    one.hear(MayLeave(0, 2, heard=99))
     one.peer.tick(1.1)
     one.peer.tick(1.2)
     assert one.around.exits == []
@@ -617,7 +617,7 @@ def test_a_leaving_peer_does_not_wait_for_ever_for_its_heir() -> None:
     one.peer.handle(StateDigested(0, b"s" * 32), 0.0)
     one.around.stuck = {"b"}
     one.peer.handle(LeaveRequested("done"), 1.0)
-    one.hear(MayLeave(0, 2))
+    one.hear(MayLeave(0, 2, heard=99))
     one.peer.tick(2.0)
     one.peer.tick(1.0 + LEAVE_PATIENCE_S)
     assert one.around.exits == [0]

@@ -246,7 +246,7 @@ def test_a_leaving_peer_waits_for_its_state_to_be_on_disk_but_not_for_ever() -> 
         one.hear(UpdateChunk(2, 0), "b", "bytes", chunk_digest(2))
         one.core._recovery.state_digest = (2, b"d" * 32)
         effects = one.do(LeaveRequested("done"))
-        effects += one.hear(MayLeave(2, 2)) + one.do(Later())
+        effects += one.hear(MayLeave(2, 2, heard=99)) + one.do(Later())
         assert of(BeginSave, effects)
         assert not one.core.left
         assert "on disk" in one.core.waiting(0.0)
@@ -266,7 +266,7 @@ def test_who_leaves_alone_offers_nothing_while_it_saves_as_it_would_be_in_no_sav
     one.stage(1)  # it comes too late for the sync of that update
     one.core._departure._saves = True
     one.view()
-    effects = one.do(LeaveRequested("done")) + one.hear(MayLeave(1, 7)) + one.do(Later())
+    effects = one.do(LeaveRequested("done")) + one.hear(MayLeave(1, 7, heard=99)) + one.do(Later())
     assert of(BeginSave, effects)
     one.stage(2)
     assert [report.syncs for report in reports(one.heartbeat())] == [()]

@@ -431,7 +431,7 @@ class Coordinator:
             return []  # others may not have had the time yet to come back to this process
         told = self._bequests.heard(peer, staying, leaving, self.head)
         self._revision += 1
-        return [Send(one, MayLeave(number, self._revision)) for one, number in told.items()]
+        return [Send(one, MayLeave(number, self._revision, leaving[one].sequence)) for one, number in told.items()]
 
     @property
     def _few(self) -> int:

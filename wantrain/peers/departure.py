@@ -57,6 +57,8 @@ class Departure:
         """The state that somebody else is to have before it leaves; -1: not known yet."""
         self._inherited, self._revision = -1, 0
         """Up to which log number somebody who stays has the state, as the coordinator says, and when it said so."""
+        self._fresh = 0
+        """First report of this peer that only the coordinator as it is connected now can have heard."""
 
     @property
     def begun(self) -> bool:
@@ -86,18 +88,26 @@ class Departure:
         if self.reason is None:
             self.reason, self._since = reason, now
 
-    def inherited(self, number: int, revision: int) -> None:
-        """Somebody who stays has the state up to log number `number`, the coordinator says."""
-        if revision > self._revision:
-            self._inherited, self._revision = number, revision
+    def inherited(self, number: int, revision: int, heard: int) -> None:
+        """Somebody who stays has the state up to `number`, says a coordinator that last has `heard` that report."""
+        if heard >= self._fresh:
+            self._say(number, revision)
 
     def welcomed(self, revision: int) -> None:
         """Who says Welcome begins anew to hear who is there: what was said before may hold no longer."""
-        self.inherited(-1, revision)
+        self._say(-1, revision)
 
-    def link_changed(self) -> None:
-        """The next process of the coordinator may know of others than this one did."""
-        self._inherited = -1
+    def _say(self, number: int, revision: int) -> None:
+        if revision > self._revision:
+            self._inherited, self._revision = number, revision
+
+    def link_changed(self, reported: int) -> None:
+        """The next process of the coordinator may know of others than this one did, whose word may still be on its way.
+
+        Args:
+            reported: number of the last report that was made.
+        """
+        self._inherited, self._fresh = -1, reported + 1
 
     def applied(self, number: int) -> None:
         """Line `number` with a contribution of this peer is applied.

@@ -418,6 +418,9 @@ class MayLeave:
 
     number: Annotated[int, Field(strict=True, ge=-1, le=2**62)]
     revision: Count
+    heard: Count
+    """`sequence` of this peer's last report that was heard. One from before the peer's connection to the coordinator
+    last changed says that a former process may have said this: it does not count."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -376,7 +376,7 @@ class Participant:
             case CoordinatorLink(up, _):
                 self._up = up
                 self._down_since = None if up else now if self._down_since is None else self._down_since
-                self._departure.link_changed()
+                self._departure.link_changed(self._reporter.sequence)
                 self._reporter.renew()
                 return [Tell(COORDINATOR, self.facts.hello)] if up else []
             case PeerLink(peer, up, reason):
@@ -444,8 +444,8 @@ class Participant:
                 return self._advance(now)
             case WantGenesis():
                 return self._genesis_asked()
-            case MayLeave(number, revision):
-                self._departure.inherited(number, revision)
+            case MayLeave(number, revision, heard):
+                self._departure.inherited(number, revision, heard)
                 return []
             case WantHello():
                 # A report follows the Welcome: before, it would be answered by another WantHello, again and again.

@@ -53,7 +53,8 @@ class Reporter:
         self._about = about
         self._waiting = waiting
         self._path_news = PathNews()
-        self._sequence = 0
+        self.sequence = 0
+        """Number of the last report that was made."""
         self._last: Report | None = None
         self._last_key: object = None
         self._last_at = -heartbeat_s
@@ -78,13 +79,13 @@ class Reporter:
         """A report of how things are now; only with a heartbeat it tells of paths."""
         about = self._about
         recovery, wants, neighbours = about.recovery, about.wants, about.neighbours
-        self._sequence += 1
+        self.sequence += 1
         number, digest = recovery.state_digest
         # A trainer without data will not contribute, and nobody is to wait for it.
         trainer = "dry" if about.mine.trainer_state == "training" and wants.dry else about.mine.trainer_state
         return Report(
             boot=self._boot,
-            sequence=self._sequence,
+            sequence=self.sequence,
             log_number=recovery.held,
             chain=recovery.chain if recovery.complete else b"",
             state_number=number,
