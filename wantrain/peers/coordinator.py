@@ -422,16 +422,16 @@ class Coordinator:
             return []
         reports = self.membership.reports
         staying = {one: -1 for one in self.membership.alive if one not in leaving}
-        staying |= {
-            p: r.log_number
-            for p, r in reports.items()
-            if p in staying and r.revision >= self._outdated_until.get(p, 0) and not self.log.foreign(r)
-        }
+        staying |= {p: r.log_number for p, r in reports.items() if p in staying and self._is_of_the_run(p, r)}
         if not staying and now - self._began_at < self.facts.policy.heard_within_s:
             return []  # others may not have had the time yet to come back to this process
         told = self._bequests.heard(peer, staying, leaving, self.head)
         self._revision += 1
         return [Send(one, MayLeave(number, self._revision, leaving[one].sequence)) for one, number in told.items()]
+
+    def _is_of_the_run(self, peer: str, report: Report) -> bool:
+        """Whether the state that a peer has reported is the run's, and it was not asked since to fetch it anew."""
+        return report.revision >= self._outdated_until.get(peer, 0) and not self.log.foreign(report)
 
     @property
     def _few(self) -> int:
