@@ -617,6 +617,8 @@ class SimPeer:
     def note(self, event: str, details: dict[str, Any]) -> None:
         if self.world.gossip and event in ("snapshot", "loaded"):
             self.world.checkers.enters(self.name, details["number"], max(self.shell.core.indices.values()))
+        if event == "behind":
+            self.world.somebody_changed()
         self.discards += event in ("refetch", "repair", "start-over", "contribution-dropped")
         if self.world.trace.on:
             self.world.trace.add(self.world.net.now, self.name, f"{event} {details}")
@@ -957,7 +959,7 @@ class World:
         self.wait_ceiling_s: float | None = None
         self.trainers_stopped = False
         self.doubtful = False
-        """Whether somebody came or went while a bit was flipped somewhere: a copy of a false state has a vote too."""
+        """Whether a state was copied, or somebody went, while one was false somewhere: a copy of it has a vote too."""
         self.named = 0
         self._steps = 0
         self.save_every = rng.choice([0, 2, 7, 30])
@@ -969,7 +971,7 @@ class World:
         self.coordinator.start()
 
     def somebody_changed(self) -> None:
-        """A peer comes or goes."""
+        """A peer comes or goes, or gives up its state for a copy of others'."""
         self.doubtful = self.doubtful or any(p.tensors is not None and p.tensors.tainted for p in self.peers.values())
 
     def connection(self, one: str, other: str, *, up: bool) -> None:
