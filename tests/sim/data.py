@@ -4,7 +4,7 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 
 from tests.sim.symbols import Violation
-from wantrain.peers.coordinator import ATTEMPTS_PER_EPOCH
+from wantrain.peers.commit_log import ATTEMPTS_PER_EPOCH
 from wantrain.peers.leases import Leases
 from wantrain.peers.messages import Drawn, Leased, Record, Report, WantLease
 from wantrain.peers.supply import Supply

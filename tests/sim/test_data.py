@@ -1,7 +1,7 @@
 """The checker of the data: of which readers the coordinator has heard in time."""
 
 from tests.sim.data import DataChecker
-from wantrain.peers.coordinator import ATTEMPTS_PER_EPOCH
+from wantrain.peers.commit_log import ATTEMPTS_PER_EPOCH
 from wantrain.peers.messages import Report
 
 PATIENCE_S = 5.0

@@ -55,9 +55,9 @@ class _CountsOnAll(Coordinator):
     """Takes those who leave, too, for heirs."""
 
     def _let_go(self, peer: str, now: float) -> list[CoordinatorEffect]:
-        self._revision += 1
+        self.log.revision += 1
         leaving = self.membership.leaving.items()
-        return [Send(one, MayLeave(self.head, self._revision, report.sequence)) for one, report in leaving]
+        return [Send(one, MayLeave(self.head, self.log.revision, report.sequence)) for one, report in leaving]
 
 
 def world_of(coordinator: type[Coordinator] = Coordinator, participant: type[Participant] = Participant) -> type[World]:

@@ -8,9 +8,8 @@ import pytest
 
 from wantrain.optimizers.noloco import NolocoOptions, noloco
 from wantrain.optimizers.stream import Stream, Wire
-from wantrain.peers.commit_log import STORE_RETRY_S
+from wantrain.peers.commit_log import ATTEMPTS_PER_EPOCH, STORE_RETRY_S
 from wantrain.peers.coordinator import (
-    ATTEMPTS_PER_EPOCH,
     Announce,
     Coordinator,
     CoordinatorEffect,

@@ -9,7 +9,8 @@ import pytest
 from tests.unit.test_coordinator_core import run
 from tests.unit.test_peer_shell import CHAIN0, SYNC, running
 from wantrain.errors import WireError
-from wantrain.peers.coordinator import ATTEMPTS_PER_EPOCH, FromPeer, Tick
+from wantrain.peers.commit_log import ATTEMPTS_PER_EPOCH
+from wantrain.peers.coordinator import FromPeer, Tick
 from wantrain.peers.messages import Contribute, Record, Report, Start, pack, unpack
 
 pytestmark = pytest.mark.scenario(13)

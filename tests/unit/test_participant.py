@@ -43,7 +43,9 @@ from wantrain.peers.events import (
     Tick,
     TrainerAttached,
     TrainerGone,
+    TrainerResumed,
 )
+from wantrain.peers.inheritance import Held, Mark
 from wantrain.peers.messages import (
     Abort,
     Commit,
@@ -86,6 +88,7 @@ MANIFEST = (TensorSpec("w", (10,), "float32"),)
 CHAIN0 = first_link(RUN, b"s" * 32)
 HELLO = Hello(1, "0", b"", "me", b"bootboot", "", ("int8",))
 PARAM = Stream("param", every=10)
+PAIR = Stream("param", every=10, topology="pair", merge="noloco", codec="fp32")
 
 
 def chunk_digest(number: int) -> bytes:
@@ -139,7 +142,7 @@ class One:
         return self.hear(View(1, tuple(members)))
 
     def commit(self, *lines: CommitRecord) -> list[Effect]:
-        return self.hear(Commit(lines, lines[-1].number))
+        return self.hear(Commit(lines, lines[-1].number, self.revision))
 
     def start(self, attempt: int, contributors: str, receivers: str = "", index: int = 1) -> list[Effect]:
         names = [("me" if p == "m" else p) for p in contributors]
@@ -638,6 +641,27 @@ def test_a_run_that_has_begun_anew_is_joined_anew() -> None:
     one = joined()
     one.welcome(0, genesis=b"n" * 32)
     assert one.core.applied == -1
+
+
+def test_a_gossip_peer_takes_part_in_no_exchange_that_its_trainer_has_left_behind() -> None:
+    """A coordinator that was started again may count from less; the outcome would be taken for an older one's."""
+    one = joined(PAIR, head=2, trainer=False)
+    assert one.core.indices == {"param": 2}
+    held = Held(2, chain(2), {"param": Mark()})
+    one.do(TrainerResumed(b"trainer1", MANIFEST, held, {"param": 0}, {"param": 5}))
+    one.commit(line(2))  # the one that the trainer stood at
+    assert one.core.indices == {"param": 5}
+
+
+def test_lines_that_were_said_before_the_newest_welcome_change_nothing() -> None:
+    """They may have been given up since: who believed that the run is further would wait for ever."""
+    one = joined(head=2)
+    late = Commit((line(3),), 3, one.revision)
+    one.welcome(2)
+    one.hear(late)
+    assert one.core._recovery.head == 2
+    one.commit(line(3))
+    assert one.core._recovery.head == 3
 
 
 def test_an_older_welcome_changes_nothing() -> None:

@@ -258,7 +258,8 @@ class One:
             chain = next_link(chain, update_digest([DIGEST]))
         sync = SyncId("param", number, attempt)
         weights = (1.0,) * len(contributors)
-        self.hear(Commit((CommitRecord(number, sync, contributors, weights, update_digest([DIGEST]), chain),), number))
+        line = CommitRecord(number, sync, contributors, weights, update_digest([DIGEST]), chain)
+        self.hear(Commit((line,), number, self.revision))
 
     def reports(self) -> list[Report]:
         return [record for _, record, _ in self.around.sent if isinstance(record, Report)]

@@ -15,8 +15,8 @@ from rich.table import Table
 from wantrain.bench.worker import Json
 from wantrain.errors import ConfigError, WantrainError
 from wantrain.optimizers.stream import Stream
-from wantrain.peers.commit_log import History
-from wantrain.peers.coordinator import ATTEMPTS_PER_EPOCH, Coordinator, RunFacts
+from wantrain.peers.commit_log import ATTEMPTS_PER_EPOCH, History
+from wantrain.peers.coordinator import Coordinator, RunFacts
 from wantrain.peers.coordinator_events import CoordinatorEvent, FromPeer, Send, Stored, Tick
 from wantrain.peers.messages import (
     MAX_PEERS,

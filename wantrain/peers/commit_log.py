@@ -15,6 +15,8 @@ from wantrain.peers.messages import CommitRecord, Report, SyncId, TensorSpec
 from wantrain.transport.digest import next_link
 
 STORE_RETRY_S = 1.0
+ATTEMPTS_PER_EPOCH = 10**9
+"""Attempt and revision numbers of one life of the coordinator; those of the next one are larger than all of them."""
 
 FollowUp: TypeAlias = Callable[[float], list[CoordinatorEffect]]
 """What happens once it is durable, given the time."""
@@ -53,6 +55,8 @@ class CommitLog:
         """Syncs in the log, by stream."""
         self.newest = {record.sync.stream: record for record in history.records}
         """The last line of each stream."""
+        self.revision = history.epoch * ATTEMPTS_PER_EPOCH
+        """Grows with every Welcome and MayLeave: by it a peer tells which of two words is the newer one."""
         self.trouble = ""
         """Why the store cannot be written, or ""."""
         self._pending: deque[tuple[Persist, FollowUp]] = deque()

@@ -13,7 +13,7 @@ from wantrain.errors import ConfigError
 from wantrain.optimizers.stream import Stream, lead
 from wantrain.peers.bequests import Bequests
 from wantrain.peers.casting import Casting, standing
-from wantrain.peers.commit_log import CommitLog, History
+from wantrain.peers.commit_log import ATTEMPTS_PER_EPOCH, CommitLog, History
 from wantrain.peers.compatibility import refusal
 from wantrain.peers.coordinator_events import (
     Announce,
@@ -84,8 +84,6 @@ from wantrain.peers.syncs import Syncs
 from wantrain.peers.timing import Policy
 from wantrain.transport.digest import first_link
 
-ATTEMPTS_PER_EPOCH = 10**9
-"""Attempt numbers of one life of the coordinator; those of the next life are larger than all of them."""
 GENESIS_AGAIN_S = 5.0
 """How often the peer that is to give the initial weights is asked again."""
 SAY_EVERY_S = 1.0
@@ -127,7 +125,7 @@ class Coordinator:
         self.saves = SaveDuty(facts.save_every)
         first = lead(facts.streams)
         self._desk = LeaseDesk(self.leases, first.name if first is not None else "", self.log, self.name_of)
-        self._revision = attempt = history.epoch * ATTEMPTS_PER_EPOCH
+        attempt = history.epoch * ATTEMPTS_PER_EPOCH
         streams = {stream.name: stream for stream in facts.streams}
         known = (self.log, self.membership, self.links)
         self._casting = Casting(streams, facts.policy, *known, self.name_of)
@@ -298,11 +296,11 @@ class Coordinator:
         # A newcomer's first sync comes after all that a former process of it may have been in.
         indices |= {name: current.index - 1 for name, current in self._syncs.pairings.items()}
         head = self.head
-        self._revision += 1
+        self.log.revision += 1
         newest = self.log.newest
         return Welcome(
             peer,
-            self._revision,
+            self.log.revision,
             self.facts.spec_toml,
             head,
             self.chain(head),
@@ -426,8 +424,8 @@ class Coordinator:
         if not staying and now - self._began_at < self.facts.policy.heard_within_s:
             return []  # others may not have had the time yet to come back to this process
         told = self._bequests.heard(peer, staying, leaving, self.head)
-        self._revision += 1
-        return [Send(one, MayLeave(number, self._revision, leaving[one].sequence)) for one, number in told.items()]
+        self.log.revision += 1
+        return [Send(one, MayLeave(number, self.log.revision, leaving[one].sequence)) for one, number in told.items()]
 
     def _is_of_the_run(self, peer: str, report: Report) -> bool:
         """Whether the state that a peer has reported is the run's, and it was not asked since to fetch it anew."""
@@ -446,7 +444,7 @@ class Coordinator:
             Send(peer, Refetch(number, chain, reason, stands)),
             Send(peer, self._welcome(peer)),
         ]
-        self._outdated_until[peer] = self._revision
+        self._outdated_until[peer] = self.log.revision
         # Who leaves hears that this heir has nothing before it hears of anything that lets it go.
         return effects + self._let_go("", now) + self._member(Outdated(peer), now)
 
@@ -471,7 +469,8 @@ class Coordinator:
     def _send_records(self, peer: str, first: int) -> list[CoordinatorEffect]:
         if not 1 <= first <= self.head:
             return []
-        return [Send(peer, Commit(tuple(self.records[first - 1 : first - 1 + MAX_RECORDS]), self.head))]
+        lines = tuple(self.records[first - 1 : first - 1 + MAX_RECORDS])
+        return [Send(peer, Commit(lines, self.head, self.log.revision))]
 
     # ---- the initial state
 

@@ -469,6 +469,9 @@ class Commit:
 
     records: Annotated[tuple[CommitRecord, ...], Field(max_length=MAX_RECORDS)]
     head: Count
+    revision: Count = 0
+    """Of the newest Welcome or MayLeave to anybody. Below that of this peer's own newest Welcome, the lines may
+    have been given up since: they do not count."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -437,7 +437,9 @@ class Participant:
                 return self._started(start, now)
             case Abort(sync, _):
                 return self._attempts.abort(sync) if sync.stream in self._streams else []
-            case Commit(records, head):
+            case Commit(records, head, revision):
+                if revision < self._reporter.revision:
+                    return []  # said before the newest Welcome: the lines may have been given up since
                 if (inheritance := self._mine.inheritance) is not None:
                     inheritance.learn(records)
                 self._recovery.learn(records, head)

@@ -5,7 +5,7 @@ from several peers at different log numbers, and each is replayed from its own. 
 chain that it was taken at, so that nothing of a history that the run has given up gets into the state.
 """
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from wantrain.optimizers.stream import Stream
@@ -180,6 +180,15 @@ class Recovery:
         """The state at hand is the run's initial one."""
         self._forget_state()
         self.applied, self.chain = 0, chain
+
+    def stand_at(self, indices: Mapping[str, int]) -> None:
+        """A trainer stands at these exchanges: in gossip streams this peer takes part in later ones only.
+
+        A state that was copied, of a coordinator that counts anew from its log, may stand before them.
+        """
+        for name, index in indices.items():
+            if self._streams[name].gossip:
+                self.indices[name] = max(self.indices[name], index)
 
     def resume_at(self, position: Position, head: int, now: float) -> None:
         """The state at hand is the run's at this position; `head` is the head of the log."""

@@ -181,7 +181,7 @@ class Syncs:
             self.timing.pop(record.number - TIMINGS_KEPT, None)
             names = [self.name_of(peer) for peer in start.contributors]
             details = {"number": record.number, "sync": str(start.sync), "contributors": names, **timing}
-            commit = Commit((record,), self.log.head)
+            commit = Commit((record,), self.log.head, self.log.revision)
             effects: list[CoordinatorEffect] = [Send(peer, commit) for peer in self.membership.alive]
             effects.append(Announce("commit", details))
             if record.consensus:

@@ -8,7 +8,7 @@ import msgpack
 
 from wantrain.errors import WireError
 
-PROTOCOL_VERSION = 3
+PROTOCOL_VERSION = 4
 RUN_BYTES = 8
 MAX_BUFFERS = 64
 MAX_FRAMES = 1 + MAX_BUFFERS
