@@ -446,6 +446,7 @@ def test_a_snapshot_taken_at_different_lines_is_replayed_chunk_by_chunk() -> Non
     two_chunks = (TensorSpec("w", (20_000,), "float32"),)
     one = One()
     one.do(CoordinatorLink(True))
+    one.revision = 1
     one.hear(Welcome("me", 1, "", 2, chain(2), CHAIN0, {"param": 2}, two_chunks))
     assert told(WantState, one.view("b")) == [WantState((0, 1))]
     one.hear(StateChunk(0, 2, chain(2)), "b", "older")
@@ -764,6 +765,16 @@ def test_who_leaves_does_not_go_at_once_when_the_connection_to_the_coordinator_b
     assert of(HandOver, one.do(Tick())) == []
     one.now = RETURN_PATIENCE_S
     assert of(HandOver, one.do(Tick()))
+
+
+def test_who_leaves_while_its_state_is_repaired_waits_until_others_have_the_updates_that_came_with_it() -> None:
+    one = with_an_update()
+    one.do(StateDigested(1, b"s" * 32, (b"s" * 32,)))
+    one.hear(Refetch(1, chain(1), "another digest", b"t" * 32))
+    assert not one.core.complete
+    assert of(HandOver, one.do(LeaveRequested("done"))) == []
+    assert of(HandOver, one.hear(MayLeave(0, 2, heard=99))) == []
+    assert of(HandOver, one.hear(MayLeave(1, 3, heard=99)))
 
 
 def test_who_leaves_does_not_wait_for_what_others_commit_meanwhile() -> None:

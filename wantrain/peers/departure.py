@@ -78,7 +78,7 @@ class Departure:
         elif self._saving.last_wish_open:
             what = "its state to be on disk"
         elif not self._mine.outstanding and not self._attempts.running:
-            what = f"another peer to hold the state at log number {self._recovery.applied}"
+            what = f"another peer to hold the state at log number {self._bequest}"
         return f"leaving for {now - self._since:.1f} s: waits for {what}"
 
     # ---- what happens
@@ -159,11 +159,13 @@ class Departure:
     def _is_needed(self, now: float, heard_at: float) -> bool:
         """Whether a state might be lost with this peer, and it is not too long that it waits for an heir.
 
-        What is committed from here on is others' work, and theirs to bequeath.
+        What is committed from here on is others' work, and theirs to bequeath. A state that is false somewhere, and is
+        being repaired, counts: it comes with updates that nobody else may have.
         """
-        if not self._recovery.complete:
-            return False
-        applied = self._recovery.applied
-        self._bequest = applied if self._bequest < 0 else min(self._bequest, applied)
+        recovery = self._recovery
+        if self._bequest < 0:
+            self._bequest = recovery.stands_at
+        else:
+            self._bequest = min(self._bequest, recovery.applied if recovery.complete else recovery.head)
         answered = now - max(self._since, heard_at) < LEAVE_PATIENCE_S
         return self._inherited < self._bequest and answered and now - self._since < HEIR_PATIENCE_S

@@ -104,6 +104,11 @@ class Recovery:
         return self.applied if self.complete else -1
 
     @property
+    def stands_at(self) -> int:
+        """The log number of the state at hand, or of one that is false somewhere and being repaired; -1: neither."""
+        return self.held if self.complete or self._before is None else self._before.number
+
+    @property
     def state_chunks(self) -> list[tuple[str, int]]:
         """The state's chunks in order: (stream, chunk) of every stream that holds one."""
         held = [name for name, stream in self._streams.items() if stream.held]
