@@ -91,13 +91,13 @@ class Departure:
     def inherited(self, number: int, revision: int, heard: int) -> None:
         """Somebody who stays has the state up to `number`, says a coordinator that last has `heard` that report."""
         if heard >= self._fresh:
-            self._say(number, revision)
+            self._believe(number, revision)
 
     def welcomed(self, revision: int) -> None:
         """Who says Welcome begins anew to hear who is there: what was said before may hold no longer."""
-        self._say(-1, revision)
+        self._believe(-1, revision)
 
-    def _say(self, number: int, revision: int) -> None:
+    def _believe(self, number: int, revision: int) -> None:
         if revision > self._revision:
             self._inherited, self._revision = number, revision
 
