@@ -42,7 +42,7 @@ from wantrain.peers.messages import (
 from wantrain.peers.place import Place, open_place
 from wantrain.transport.auth import Invite
 from wantrain.transport.link import Received
-from wantrain.transport.wire import PROTOCOL_VERSION, Message, encode
+from wantrain.transport.wire import Message, encode
 from wantrain.transport.zmq_link import ZmqLink
 
 LIAR = """
@@ -193,7 +193,7 @@ class Mallory:
 
 
 def garbage(run_id: bytes, turn: int) -> Iterator[list[bytes]]:
-    header = {"v": PROTOCOL_VERSION, "r": run_id, "k": "Part", "b": {}, "n": []}
+    header = {"v": 4, "r": run_id, "k": "Part", "b": {}, "n": []}
     yield [b""] * 3
     yield [b"\xc1" * 1000]
     yield [os.urandom(200), os.urandom(5000)]

@@ -178,7 +178,7 @@ def test_whatever_comes_in_is_handed_out_whole_or_dropped_and_counted(victim: Vi
 @pytest.mark.scenario(13)
 def test_hostile_messages_by_the_ten_thousands_take_no_memory(victim: Victim) -> None:
     junk = [[b"\xc1" * 100], [b"\x91" * 5000], [b""] * 3, encode(Message("_ack", {"s": b"set-id-8"}), RUN)]
-    junk += [[msgpack.packb({"v": PROTOCOL_VERSION, "r": b"otherrun", "k": "Part", "b": {}, "n": [9]}), b"012345678"]]
+    junk += [[msgpack.packb({"v": 4, "r": b"otherrun", "k": "Part", "b": {}, "n": [9]}), b"012345678"]]
     sent = [[bytes(frame) for frame in frames] for frames in junk] * 100
     victim.take(*sent)
     before, dropped = resident_bytes(), victim.dropped

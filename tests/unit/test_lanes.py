@@ -87,6 +87,7 @@ def test_lanes_that_a_long_lossy_path_holds_back_ask_for_more() -> None:
 def test_loss_that_a_lane_makes_itself_does_not_ask_for_more() -> None:
     rate = 100 * MBIT  # far more than Mathis et al. allow for at this loss
     assert lanes_wanted(rate, 0.1, 0.01, "cubic", 1, busy=True) == 1
+    assert lanes_wanted(rate, 0.12, 0.01, "cubic", 1, busy=True) == 1
 
 
 @pytest.fixture

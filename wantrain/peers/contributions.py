@@ -188,7 +188,7 @@ class Contributions:
         self.trainer_state = "training"
         indices = self._recovery.indices
         if inheritance is not None and not inheritance.foreign:
-            self._recovery.stand_at(inheritance.granted)
+            self._recovery.go_on_after(inheritance.granted)
             trainer.granted, trainer.pending = dict(inheritance.granted), inheritance.pending
             return effects + [GrantAgain(name) for name in inheritance.again]
         trainer.again = trainer.again or inheritance is not None

@@ -186,7 +186,7 @@ class Recovery:
         self._forget_state()
         self.applied, self.chain = 0, chain
 
-    def stand_at(self, indices: Mapping[str, int]) -> None:
+    def go_on_after(self, indices: Mapping[str, int]) -> None:
         """A trainer stands at these exchanges: in gossip streams this peer takes part in later ones only.
 
         A state that was copied, of a coordinator that counts anew from its log, may stand before them.

@@ -65,7 +65,8 @@ def lanes_wanted(
     now = max(lanes_now, 1)
     each = lane_bytes_per_s(rtt_s, loss, congestion)
     if rate_bytes_per_s / now > 2 * each:
-        each = lane_bytes_per_s(rtt_s, 0.0, congestion)
+        loss = 0.0
+        each = lane_bytes_per_s(rtt_s, loss, congestion)
     more = busy or (now < FIRST_STEP and burst_bytes > BURST_ROUND_TRIPS * now * each * rtt_s)
     full = FULL if loss < LOSSY else FULL_LOSSY
     return min(max(2 * now, FIRST_STEP), MAX_LANES) if more and rate_bytes_per_s >= full * now * each else now
