@@ -55,7 +55,9 @@ class CommitLog:
         """Syncs in the log, by stream."""
         self.newest = {record.sync.stream: record for record in history.records}
         """The last line of each stream."""
-        self.revision = history.epoch * ATTEMPTS_PER_EPOCH
+        self.first_number = history.epoch * ATTEMPTS_PER_EPOCH
+        """All attempt and revision numbers of this life of the coordinator are above it, and no earlier one's is."""
+        self.revision = self.first_number
         """Grows with every Welcome and MayLeave: by it a peer tells which of two words is the newer one."""
         self.trouble = ""
         """Why the store cannot be written, or ""."""

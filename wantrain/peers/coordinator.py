@@ -13,7 +13,7 @@ from wantrain.errors import ConfigError
 from wantrain.optimizers.stream import Stream, lead
 from wantrain.peers.bequests import Bequests
 from wantrain.peers.casting import Casting, standing
-from wantrain.peers.commit_log import ATTEMPTS_PER_EPOCH, CommitLog, History
+from wantrain.peers.commit_log import CommitLog, History
 from wantrain.peers.compatibility import refusal
 from wantrain.peers.coordinator_events import (
     Announce,
@@ -125,11 +125,10 @@ class Coordinator:
         self.saves = SaveDuty(facts.save_every)
         first = lead(facts.streams)
         self._desk = LeaseDesk(self.leases, first.name if first is not None else "", self.log, self.name_of)
-        attempt = history.epoch * ATTEMPTS_PER_EPOCH
         streams = {stream.name: stream for stream in facts.streams}
         known = (self.log, self.membership, self.links)
         self._casting = Casting(streams, facts.policy, *known, self.name_of)
-        self._syncs = Syncs(streams, facts.policy, attempt, *known, self._casting, self._desk, self.saves, self.name_of)
+        self._syncs = Syncs(streams, facts.policy, *known, self._casting, self._desk, self.saves, self.name_of)
         self.offences = self._syncs.offences
         self._stranded = Stranded(self.log, self.membership, facts.policy, self.name_of)
         self._gossip = any(stream.gossip for stream in facts.streams)
@@ -364,7 +363,7 @@ class Coordinator:
         known = self.membership.peers[peer]
         if report.boot != known.hello.boot:
             return [Send(peer, WantHello())]
-        if report.revision <= self.epoch * ATTEMPTS_PER_EPOCH:
+        if report.revision <= self.log.first_number:
             # Made before this process was there, and late: newer ones may have come already, to the former process.
             return [Send(peer, self._welcome(peer))]
         if known.report is not None and report.sequence <= known.report.sequence:

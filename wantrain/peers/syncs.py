@@ -35,7 +35,6 @@ class Syncs:
     Args:
         streams: the run's, by name.
         policy: how long is waited for peers.
-        attempt: number of the last attempt; each has a larger one than all before.
         log: the run's.
         membership: who is here, and what they report.
         links: what plans are made from.
@@ -47,7 +46,6 @@ class Syncs:
 
     streams: Mapping[str, Stream]
     policy: Policy
-    attempt: int
     log: CommitLog
     membership: Membership
     links: LinkTable
@@ -61,6 +59,11 @@ class Syncs:
     timing: dict[int, dict[str, Any]] = field(default_factory=dict)
     """How each of the newest commits went."""
     _planners: dict[str, Planner] = field(default_factory=dict)
+    _attempt: int = field(init=False)
+    """Number of the last attempt; each has a larger one than all before."""
+
+    def __post_init__(self) -> None:
+        self._attempt = self.log.first_number
 
     @property
     def pairings(self) -> dict[str, Pairing]:
@@ -104,8 +107,8 @@ class Syncs:
         self.rounds = {}
 
     def _next_attempt(self) -> int:
-        self.attempt += 1
-        return self.attempt
+        self._attempt += 1
+        return self._attempt
 
     # ---- what happens
 
