@@ -486,6 +486,26 @@ def test_who_is_awaited_after_a_restart_is_named_although_it_has_not_come_back()
     assert "unless anna comes back" in one.core.reason()
 
 
+@pytest.mark.parametrize("comes_to", [2, 3])
+def test_lines_are_not_given_up_as_soon_as_the_last_who_was_awaited_is_back(comes_to: int) -> None:
+    """What its first report says is old already: it, or another peer, may stand at the head meanwhile."""
+    one = Run(Coordinator(FACTS, history(3)))
+    one.tell("b", hello("b"))
+    for second in range(1, 11):
+        one.report("b", 2, float(second))
+        one.handle(Tick(), float(second))
+    one.tell("a", hello("a"), 10.9)
+    one.report("a", 2, 10.9)
+    one.handle(Tick(), 11.0)  # writes the view
+    one.handle(Tick(), 11.1)
+    assert (one.core.head, one.core.reason()) == (3, "nobody here holds log number 3; the run goes back to 2")
+    for second in range(11, 20):
+        for peer in "ab":
+            one.report(peer, comes_to if peer == "a" else 2, second + 0.5)
+        one.handle(Tick(), second + 0.5)
+    assert one.core.head == comes_to
+
+
 def test_a_peer_that_still_holds_the_head_keeps_the_lines() -> None:
     one = run("a", "b", lines=3)
     for second in range(1, 60):

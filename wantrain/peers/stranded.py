@@ -43,6 +43,10 @@ class Stranded:
     """After a time in which this process stood still the wait begins anew."""
     _awaited: list[str] = field(default_factory=list)
     """Who is away and might come back with what is missing."""
+    _found: tuple[int, bool] = (-1, False)
+    """The newest state that somebody holds, and whether anybody is awaited."""
+    _found_at: float = 0.0
+    """Since when both have been so: reports that say otherwise may be on their way."""
 
     @property
     def reason(self) -> str:
@@ -78,7 +82,12 @@ class Stranded:
             self._since, self._head = now, log.head
         after = max(held, default=-1)
         self._awaited = self._may_hold(after)
-        if now - self._since < (policy.deadline_ceiling_s if self._awaited else policy.heard_within_s):
+        found = (after, bool(self._awaited))
+        if found != self._found or self._since == now:
+            self._found, self._found_at = found, now
+        if now - self._found_at < policy.heard_within_s:
+            return None
+        if self._awaited and now - self._since < policy.deadline_ceiling_s:
             return None
         if any(now - self.membership.peers[peer].seen_at > 2 * policy.heartbeat_s for peer in reports):
             # This process may have stood still meanwhile: what its peers say is older than the newest line.
