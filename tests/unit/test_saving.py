@@ -316,6 +316,17 @@ def test_a_state_is_not_given_up_for_a_newer_one_while_nobody_has_that() -> None
     assert one.core.applied == -1
 
 
+@pytest.mark.scenario(11)
+def test_a_saved_state_is_not_given_up_by_a_welcome_that_came_late() -> None:
+    one = peer(saved(3))
+    assert [note.details["number"] for note in of(Note, one.welcome(0))] == [3]
+    assert of(Note, one.welcome(0)) == []
+    assert of(LoadSaved, one.welcome(8)) == [LoadSaved(3)]
+    one.do(SavedLoaded(3, DIGESTS))
+    assert one.core.applied == 3
+    assert of(LoadSaved, one.welcome(8)) == []
+
+
 # ---- the beginning of a run
 
 

@@ -116,8 +116,8 @@ class Recovery:
 
     @property
     def has_begun(self) -> bool:
-        """Whether there is a state, or one is being fetched."""
-        return self.applied >= 0 or self._state is not None or self._own_anchor or self._repair is not None
+        """Whether there is a state, or any chunk of one, or a place in the history to come back to."""
+        return self.applied >= 0 or bool(self._taken) or self._own_anchor or self._repair is not None
 
     @property
     def fetching_update(self) -> bool:

@@ -27,6 +27,8 @@ class Saving:
         self.holds = False
         """Whether the state must stay as it is."""
         self._found = list(found)
+        self._told: set[tuple[int, str]] = set()
+        """What was said of those that do not fit."""
         self._streams = set(streams)
         self._wanted = -1
         self._extra = ""
@@ -36,20 +38,25 @@ class Saving:
     # ---- to begin with
 
     def candidate(self, welcome: Welcome) -> tuple[list[Effect], SavedState | None]:
-        """A saved state that fits the run now, and what is to be said of those that do not. Each is tried once."""
+        """A saved state that fits the run now, and what is to be said, once, of those that do not. Each is tried once.
+
+        Those that do not fit are kept: an old Welcome may have come late, and the next one is of the run as it is.
+        """
         notes: list[Effect] = []
-        while self._found:
-            saved = self._found.pop(0)
+        for saved in list(self._found):
             if not (reason := self._misfit(saved, welcome)):
+                self._found.remove(saved)
                 return notes, saved
-            notes.append(Note("saved-state-unusable", {"number": saved.number, "reason": reason}))
+            if (saved.number, reason) not in self._told:
+                self._told.add((saved.number, reason))
+                notes.append(Note("saved-state-unusable", {"number": saved.number, "reason": reason}))
         return notes, None
 
     def _misfit(self, saved: SavedState, welcome: Welcome) -> str:
         if saved.genesis != welcome.genesis:
             return "it is of another beginning of the run"
         if saved.number > welcome.head:
-            return f"it is beyond the run's log number {welcome.head}"
+            return "it is beyond the run's log"
         if saved.model != welcome.manifest or set(saved.indices) != self._streams:
             return "its model or its streams are not the run's"
         return ""
