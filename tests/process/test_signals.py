@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Measured
-from tests.process.harness import Run
+from tests.process.harness import TRAINER, Run
 from tests.process.test_reattach import left_behind, left_of, trainer_of
 from wantrain.peers.orphan import started_at
 from wantrain.peers.status import address_path
@@ -64,6 +64,55 @@ def test_a_second_signal_ends_a_peer_and_its_trainer_at_once(new_run: Callable[.
         assert left_behind(run, name) == []
     run.signal("coordinator", signal.SIGCONT)
     run.assert_one_history(*told)
+
+
+LEFT = """
+import sys, time, pathlib, torch, wantrain
+model = torch.nn.Linear(4, 1)
+optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+swarm = wantrain.join(model, optimizer)
+for _ in range(8):
+    optimizer.zero_grad()
+    model(torch.randn(2, 4)).sum().backward()
+    optimizer.step()
+swarm.leave()
+try:
+    wantrain.join(model, optimizer)
+except wantrain.errors.RefusedError as error:
+    pathlib.Path(sys.argv[1]).write_text(str(error))
+time.sleep(600)
+"""
+"""A script that goes on after it has left, and first tries to come back."""
+
+
+@pytest.mark.scenario(24)
+def test_a_peer_whose_script_goes_on_after_it_has_left_ends_when_told_and_says_that_it_has_left(
+    new_run: Callable[..., Run], tmp_path: Path
+) -> None:
+    run = new_run()
+    refused = tmp_path / "refused"
+    run.peer("anna", script=("-c", LEFT, refused))
+    run.until(lambda: refused.exists() and refused.read_text(), "the script was told that its peer has left")
+    assert "this peer has left the run" in refused.read_text()
+    trainer = trainer_of(run, "anna")
+    assert started_at(trainer)
+    run.signal("anna", signal.SIGTERM)
+    assert run.exit_code("anna") == 0
+    assert not started_at(trainer)
+    assert left_behind(run, "anna") == []
+
+
+@pytest.mark.scenario(24)
+def test_a_trainer_behind_a_shell_script_ends_with_its_peer(new_run: Callable[..., Run]) -> None:
+    run = new_run()
+    wrapper = "import subprocess, sys; sys.exit(subprocess.run([sys.executable, *sys.argv[1:]]).returncode)"
+    run.peer("anna", script=("-c", wrapper, TRAINER, run.folder, "anna"))
+    run.until_commits(2, "anna")
+    trainer = trainer_of(run, "anna")
+    run.signal("anna", signal.SIGTERM)
+    assert run.exit_code("anna") == 0
+    assert not started_at(trainer)
+    assert left_behind(run, "anna") == []
 
 
 @pytest.mark.scenario(24)

@@ -1,10 +1,13 @@
 """The command line: what each command passes on, prints and exits with, and that help costs no import of torch."""
 
+import io
 import json
+import os
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -544,6 +547,30 @@ def test_failing_output_is_given_up_loudly_and_once(capsys: pytest.CaptureFixtur
     assert captured.err == "warning: no more events to events: No space left on device\n"
     assert captured.out.count("\n") == 2
     assert (tmp_path / "events.jsonl").read_text() == captured.out
+
+
+def test_a_closed_pipe_is_given_up_loudly_and_does_not_end_a_daemon(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reader, writer = os.pipe()
+    with os.fdopen(writer, "w") as pipe:
+        monkeypatch.setattr("sys.stdout", pipe)
+        os.close(reader)
+        with EventPrinter(as_json=False, file=None) as printer:
+            printer({"event": "one"})
+            printer({"event": "two"})
+        with suppress(BrokenPipeError):
+            pipe.close()
+    assert capsys.readouterr().err == "warning: no more events to standard output: [Errno 32] Broken pipe\n"
+
+
+def test_a_name_with_letters_that_the_terminal_lacks_is_shown_without_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    written = io.BytesIO()
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(written, encoding="latin-1"))
+    with EventPrinter(as_json=False, file=None) as printer:
+        printer({"event": "joined", "name": "北京 in März"})
+    sys.stdout.flush()
+    assert "?? in März" in written.getvalue().decode("latin-1")
 
 
 # ---- status

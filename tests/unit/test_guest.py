@@ -62,5 +62,17 @@ def test_a_guest_is_not_the_daemons_to_end(tmp_path: Path, other: "subprocess.Po
     guest = Guest(other.pid, tmp_path)
     guest.kill()
     guest.end()
-    guest.wait()
     assert other.poll() is None
+
+
+def test_the_daemon_of_a_process_that_died_before_that_was_ready_ends_too(
+    tmp_path: Path, other: "subprocess.Popen[bytes]"
+) -> None:
+    other.kill()
+    other.wait()
+    guest = Guest(other.pid, tmp_path)
+    assert guest.ended(0.0)
+    shared = Guest(None, tmp_path)
+    shared.attached(other.pid)
+    assert shared.admits(os.getpid())
+    assert shared.ended(0.0)

@@ -36,6 +36,13 @@ def test_a_process_is_known_by_its_start_time_too(orphan: subprocess.Popen[bytes
     assert orphan.poll() is None
 
 
+def test_a_process_that_was_gone_when_it_was_first_looked_for_has_ended(orphan: subprocess.Popen[bytes]) -> None:
+    orphan.kill()
+    orphan.wait()
+    assert started_at(orphan.pid) == ""
+    assert Orphan(orphan.pid, started_at(orphan.pid)).poll() == UNKNOWN
+
+
 def test_it_is_found_by_its_note_as_long_as_it_lives(orphan: subprocess.Popen[bytes], tmp_path: Path) -> None:
     assert find_orphan(tmp_path) is None
     note_trainer(tmp_path, orphan.pid)
@@ -79,4 +86,4 @@ def test_an_orphan_that_ends_is_started_again(orphan: subprocess.Popen[bytes], t
     assert made.restart_later(1.0)
     assert made.start_if_due(100.0)
     assert (tmp_path / NOTE).exists()
-    made.wait()
+    made.end()

@@ -1,5 +1,7 @@
 """What may reach a terminal: consoles, and text from the network without control characters."""
 
+import errno
+import io
 import sys
 from typing import Any
 
@@ -9,9 +11,17 @@ PIPE_WIDTH = 160
 """Columns of tables where there is no terminal to ask; 80, rich's choice, cuts names off."""
 
 
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Rich would end the process; what a closed pipe means is for whoever prints to decide."""
+        raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+
 def console() -> Console:
-    """A console on the present standard output."""
-    return Console(width=None if sys.stdout.isatty() else PIPE_WIDTH, highlight=False, markup=False)
+    """A console on the present standard output; "?" is for letters that it lacks: names come from other hosts."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
+    return _Console(width=None if sys.stdout.isatty() else PIPE_WIDTH, highlight=False, markup=False)
 
 
 def printable(value: object) -> str:

@@ -391,15 +391,25 @@ class PeerDaemon:
         now = time.monotonic()
         self._monitor.measure(self._measured(self._progress(now)), self.peer.values, now)
         if supervisor is not None:
-            if code == 0 and self._failure is None and not self._signals:
-                supervisor.wait()
-            else:
-                supervisor.end()
+            if code == 0 and self._failure is None and isinstance(supervisor, Supervisor):
+                self._outlive(supervisor)
+            supervisor.end()
         if self._failure is not None:
             raise self._failure
         if code:
             raise RefusedError(reason, hint=hint)
         return 0
+
+    def _outlive(self, supervisor: Supervisor) -> None:
+        """The run is over for this peer: let the script go on until it ends by itself, or a signal comes."""
+        hint = "let the script end here; to take part again, start `wantrain peer` again"
+        left = pack(Refused("left", "this peer has left the run", hint))
+        while supervisor.running and not self._signals:
+            wait((self._trainer_link,), TICK_S)
+            for event in self._trainer_link.poll(0.0):
+                if isinstance(event, Received) and isinstance(self._said_by_trainer(event), Attach):
+                    self._trainer_link.reply(event.connection, left)
+            supervisor.ended(time.monotonic())
 
     def close(self) -> None:
         """Let go of memory and the trainer's socket."""
@@ -438,26 +448,32 @@ class PeerDaemon:
                 if source == COORDINATOR and reason.startswith("protocol "):
                     self._fail(other_protocol(reason), now)
 
-    def _take_from_trainer(self, event: LinkEvent) -> None:
-        now = time.monotonic()
+    def _said_by_trainer(self, event: LinkEvent) -> Record | None:
+        """What a trainer says by this event, if it is anything."""
         if isinstance(event, Dropped):
             self.note("dropped", {"peer": "trainer", "reason": event.reason})
         if not isinstance(event, Received):
-            return
+            return None
         try:
-            record = unpack(event.message)
+            return unpack(event.message)
         except WireError as error:
             self.note("dropped", {"peer": "trainer", "reason": error.message})
+            return None
+
+    def _take_from_trainer(self, event: LinkEvent) -> None:
+        now = time.monotonic()
+        record = self._said_by_trainer(event)
+        if not isinstance(event, Received) or record is None:
             return
         guest = self._supervisor if isinstance(self._supervisor, Guest) else None
-        if isinstance(record, Attach) and guest is not None:
-            if not guest.admits(record.pid):
-                hint = "end that one first, or start a peer of its own for this one"
-                busy = Refused("busy", "another process trains at this peer", hint)
-                self._trainer_link.reply(event.connection, pack(busy))
-                return
-            guest.attached(record.pid)
+        if isinstance(record, Attach) and guest is not None and not guest.admits(record.pid):
+            hint = "end that one first, or start a peer of its own for this one"
+            busy = Refused("busy", "another process trains at this peer", hint)
+            self._trainer_link.reply(event.connection, pack(busy))
+            return
         if isinstance(record, Attach):
+            if self._supervisor is not None:
+                self._supervisor.attached(record.pid)
             if self._trainer_connection != event.connection:  # else it asks again, as it has no answer yet
                 self._to_trainer.clear()
                 self.note("attached", {"pid": record.pid})

@@ -76,6 +76,6 @@ class Guest:
         return self._why
 
     def kill(self) -> None:
-        """Nothing: it is not this daemon's to end; so with the next two."""
+        """Nothing: it is not this daemon's to end; so with the next."""
 
-    end = wait = kill
+    end = kill

@@ -21,14 +21,27 @@ WATCH_S = 0.02
 
 def started_at(pid: int) -> str:
     """When a live process was started, as the system tells it; "" if there is no such process, or only its remains."""
+    return _told(pid, 19, "lstart")
+
+
+def descends(pid: int, ancestor: int) -> bool:
+    """Whether a live process is `ancestor`, or was started by it or by those that it has started."""
+    while pid > 1 and pid != ancestor:
+        parent = _told(pid, 1, "ppid")
+        pid = int(parent) if parent.isdecimal() else 0
+    return pid == ancestor
+
+
+def _told(pid: int, field: int, word: str) -> str:
+    """What the system tells of a live process: a field of its line in /proc, or, without that, a word of `ps`."""
     try:
-        # The name in brackets may have anything in it; behind it come the state and, 19 fields on, the start time.
+        # The name in brackets may have anything in it; behind it come the state, the parent and so on.
         fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
-        return "" if fields[0] in "ZX" else fields[19]
+        return "" if fields[0] in "ZX" else fields[field]
     except (FileNotFoundError, ProcessLookupError):
         if Path("/proc/self/stat").exists():
             return ""
-    told = subprocess.run(["ps", "-o", "lstart=", "-p", str(pid)], capture_output=True, text=True, check=False)
+    told = subprocess.run(["ps", "-o", f"{word}=", "-p", str(pid)], capture_output=True, text=True, check=False)
     return told.stdout.strip()
 
 
@@ -38,11 +51,12 @@ class Orphan:
 
     pid: int
     started: str
+    """When it was started; "" if it was gone already when somebody asked."""
     returncode: int | None = None
 
     def poll(self) -> int | None:
         """None while it runs, then `UNKNOWN`."""
-        if self.returncode is None and started_at(self.pid) != self.started:
+        if self.returncode is None and not (self.started and started_at(self.pid) == self.started):
             self.returncode = UNKNOWN
         return self.returncode
 

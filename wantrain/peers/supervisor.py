@@ -3,10 +3,11 @@
 import os
 import signal
 import subprocess
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from wantrain.peers.orphan import UNKNOWN, Orphan, note_trainer
+from wantrain.peers.orphan import UNKNOWN, Orphan, descends, note_trainer, started_at
 
 BACK_OFF_FIRST_S = 1.0
 BACK_OFF_LAST_S = 30.0
@@ -37,6 +38,8 @@ class Supervisor:
         self._max_restarts = max_restarts
         self._notes = notes
         self._process: subprocess.Popen[bytes] | Orphan | None = None
+        self._trainer: Orphan | None = None
+        """The process that trains, if the command is a wrapper that has started it."""
         self._started_at = 0.0
         self._start_at: float | None = 0.0
 
@@ -49,6 +52,12 @@ class Supervisor:
     def speaks(self) -> bool:
         """Whether it writes to this process's terminal, as a child does, and tells for itself why it waits."""
         return isinstance(self._process, subprocess.Popen)
+
+    def attached(self, pid: int) -> None:
+        """This process trains: it ends with the command, although a shell script between does not pass signals on."""
+        command = self._process
+        wrapped = command is not None and pid != command.pid and descends(pid, command.pid)
+        self._trainer = Orphan(pid, started_at(pid)) if wrapped else None
 
     def adopt(self, orphan: Orphan, now: float) -> None:
         """Take over a process that a former daemon had started."""
@@ -76,6 +85,9 @@ class Supervisor:
         if now - self._started_at >= FORGIVE_AFTER_S:
             self.restarts = 0
         self._process = None
+        if self._trainer is not None and self.exit_code:
+            self._trainer.kill()  # before another one is started
+        self._trainer = None
         return True
 
     def restart_later(self, now: float) -> bool:
@@ -88,27 +100,28 @@ class Supervisor:
 
     def kill(self) -> None:
         """SIGKILL to the process, if there is one, without waiting for it."""
-        if self._process is not None:
-            self._process.kill()
+        for process in self._processes:
+            process.kill()
 
     def end(self) -> None:
         """End the process: SIGTERM, then SIGKILL."""
         self._start_at = None
         if self._process is None:
             return
-        self._process.terminate()
-        try:
-            self._process.wait(END_PATIENCE_S)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        self.exit_code, self._process = self._process.returncode, None
+        deadline = time.monotonic() + END_PATIENCE_S
+        for process in self._processes:
+            process.terminate()
+        for process in self._processes:
+            try:
+                process.wait(max(0.0, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        self.exit_code, self._process, self._trainer = self._process.returncode, None, None
 
-    def wait(self) -> None:
-        """Wait until the process ends by itself."""
-        if self._process is not None:
-            self.exit_code = self._process.wait()
-            self._process = None
+    @property
+    def _processes(self) -> list[subprocess.Popen[bytes] | Orphan]:
+        return [process for process in (self._trainer, self._process) if process is not None]
 
     def describe_exit(self) -> str:
         """How the last process ended, in words."""
@@ -118,5 +131,6 @@ class Supervisor:
         if code == UNKNOWN:
             return "ended, and only the daemon that had started it would know how"
         if code < 0:
-            return f"was killed by {signal.Signals(-code).name}"
+            known = {one.value: one.name for one in signal.Signals}
+            return f"was killed by {known.get(-code, f'signal {-code}')}"
         return f"ended with exit code {code}"
