@@ -425,7 +425,7 @@ def heal(world: World) -> None:
     net = world.net
     world.calm = True
     net.weather = net.usual = Weather()
-    world.refuse_send = world.flicker = 0.0
+    world.refuse_send = world.flicker = world.redial_s = 0.0
     net.cut.clear()
     net.links.clear()
     net.times.clear()

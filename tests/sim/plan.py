@@ -13,6 +13,7 @@ from tests.sim.network import Weather
 from wantrain.optimizers.noloco import NolocoOptions, noloco
 from wantrain.optimizers.stream import Stream, Wire
 from wantrain.transport.codec.names import AUTO, AUTO_DOWN
+from wantrain.transport.zmq_sockets import REDIAL_LAST_S
 
 FAULTY_S = 8.0
 """Virtual seconds in which faults strike."""
@@ -73,6 +74,8 @@ class Plan:
     flicker: float = 0.0
     """Chance that a peer takes a connection for broken, at any tick."""
     faulty_s: float = FAULTY_S
+    redial_s: float = 0.0
+    """How long a peer takes at most, when the coordinator is there again, until it tries to reach that."""
 
     def text(self) -> str:
         """The plan as JSON, one line for each fault."""
@@ -124,6 +127,7 @@ def draw(seed: int, kinds: tuple[str, ...], trials: tuple[str, ...]) -> Plan:
         outbound=rng.choice([0.0, 0.0, 0.4, 0.8]),
         flicker=rng.choice([0.0, 0.0, 0.02]),
         faulty_s=min(max(over_s, LEAST_S), FAULTY_S),
+        redial_s=random.Random(f"redial {seed}").choice([0.0, REDIAL_LAST_S]),
     )
 
 

@@ -66,6 +66,8 @@ def simpler_plans(plan: Plan) -> Iterator[Plan]:
                 yield replace(plan, weather=replace(plan.weather, **{name: value}))
     if plan.refuse_send:
         yield replace(plan, refuse_send=0.0)
+    if plan.redial_s:
+        yield replace(plan, redial_s=0.0)
     if plan.wait_ceiling_s is not None:
         yield replace(plan, wait_ceiling_s=None)
     if len(plan.streams) > 1:

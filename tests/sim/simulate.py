@@ -67,7 +67,7 @@ def run_plan(plan: Plan, world_class: type[World] = World, *, trace: bool = Fals
     world.trace.on = trace
     world.refuse_send = plan.refuse_send
     world.wait_ceiling_s = plan.wait_ceiling_s
-    world.outbound, world.flicker = plan.outbound, plan.flicker
+    world.outbound, world.flicker, world.redial_s = plan.outbound, plan.flicker, plan.redial_s
     try:
         with suppress(StateIsGone):
             _play(world, plan)

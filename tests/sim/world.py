@@ -131,7 +131,7 @@ class SimCoordinator:
         self.world.reached.watch_coordinator(self.core)
         self.world.net.on(COORDINATOR, TICK_S, lambda life=self.life: self._tick(life))
         for peer in self.world.peers.values():
-            peer.coordinator_link(up=True)
+            peer.coordinator_link(up=True, within_s=self.world.redial_s)
 
     def history(self) -> History:
         """What a new process finds on the disk."""
@@ -189,7 +189,8 @@ class SimCoordinator:
                         peer.may_leave[record.revision] = record.number, world.staying()
                     if world.trace.on and not isinstance(record, Waiting):
                         world.trace.add(world.net.now, COORDINATOR, f"-> {to}: {short(record)}")
-                    world.net.carry(COORDINATOR, to, lambda: peer.receive(COORDINATOR, record, ()))
+                    if peer.linked:
+                        world.net.carry(COORDINATOR, to, lambda: peer.receive(COORDINATOR, record, ()))
                 return None
             case co.Announce(event, details):
                 if world.trace.on:
@@ -327,6 +328,7 @@ class SimPeer:
         self._silent = 0
         """Ticks in which its trainer waited and it could not say why."""
         self.lies_to = 0
+        self._redials_at = 0.0
         """Bits of the machines to which it sends garbage; odd: and one buffer too few."""
         self.slowness = 1.0
         """How many times longer the trainer's steps take."""
@@ -503,10 +505,16 @@ class SimPeer:
         for name in (name for name in broken + again if name in self.dialled):
             self.world.net.on(mine, 0.0, lambda b=self.boot, n=name: self.link(b, n, up=n in again))
 
-    def coordinator_link(self, *, up: bool) -> None:
-        """The connection to the coordinator comes up or breaks, a little later."""
+    @property
+    def linked(self) -> bool:
+        """Whether there is a connection to the coordinator, or will be within a moment."""
+        return self.world.net.now >= self._redials_at
+
+    def coordinator_link(self, *, up: bool, within_s: float = 0.0) -> None:
+        """The connection to the coordinator comes up or breaks, a little later; `within_s`: up to so much later."""
+        self._redials_at = self.world.net.now + (self.world.rng.uniform(0.0, within_s) if within_s else 0.0)
         if self.alive:
-            delay_s = self.world.rng.uniform(0.01, 0.3)
+            delay_s = self.world.rng.uniform(0.01, 0.3) + self._redials_at - self.world.net.now
             self.world.net.on(self.name, delay_s, lambda b=self.boot: self.link(b, COORDINATOR, up=up))
 
     def link(self, boot: int, peer: str, *, up: bool) -> None:
@@ -556,6 +564,8 @@ class SimPeer:
             if self.crash_after < 0 and world.may_crash(self):
                 raise Crash
         if world.rng.random() < world.refuse_send:
+            return False
+        if to == COORDINATOR and not self.linked:
             return False
         if to == COORDINATOR:
             world.net.carry(self.name, to, lambda: world.coordinator.receive(self.name, record))
@@ -955,6 +965,7 @@ class World:
         self.outbound = 0.0
         """Share of peers that can only dial out."""
         self.flicker = 0.0
+        self.redial_s = 0.0
         """Chance that a peer takes a connection for broken, at any tick."""
         self.wait_ceiling_s: float | None = None
         self.trainers_stopped = False
