@@ -287,6 +287,12 @@ def test_an_old_report_changes_nothing() -> None:
     assert one.core.rounds["param"].ready == ("a",)
 
 
+def test_who_says_that_it_does_not_reach_itself_goes_on_like_any_other() -> None:
+    one = run("a")
+    (start,) = of(Start, one.report("a", 3, unreached=("a", "b"), syncs=ready(4)))
+    assert start.contributors == ("a",)
+
+
 def test_what_one_who_left_still_says_changes_nothing() -> None:
     one = run("a", "b")
     one.tell("a", Leave(b"bootboot", "done"))

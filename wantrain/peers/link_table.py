@@ -54,8 +54,9 @@ class LinkTable:
             Whether it has lost its way to somebody, or has one again: others may be cut off now.
         """
         self.paths.setdefault(peer, {}).update(paths)
-        changed = turned = self._unreached.get(peer, frozenset()) != frozenset(unreached)
-        self._unreached[peer] = frozenset(unreached)
+        others = frozenset(unreached) - {peer}  # whoever is apart from itself could not be in any part
+        changed = turned = self._unreached.get(peer, frozenset()) != others
+        self._unreached[peer] = others
         for other, path in paths.items():
             pace, known = Pace(path.rate_bytes_per_s, path.rtt_s), self._paces.get((peer, other))
             if path.rate_bytes_per_s > 0 and (known is None or differs(known, pace)):
