@@ -666,7 +666,7 @@ def test_a_run_that_begins_with_a_saved_state_goes_on_with_its_data() -> None:
     assert one.core.leases.data["d"].next == 10
 
 
-@pytest.mark.parametrize("leases", ["[]", "{", '{"d": {}}', '{"d": 3}'])
+@pytest.mark.parametrize("leases", ["[]", "{", "[" * 60_000, '{"d": {}}', '{"d": 3}'])
 def test_false_leases_of_a_saved_state_are_told_and_not_used(leases: str) -> None:
     one = Run(Coordinator(FACTS, History(1)))
     one.tell("a", hello("a"))

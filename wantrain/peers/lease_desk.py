@@ -66,7 +66,7 @@ class LeaseDesk:
             return []
         try:
             self.leases.restore(json.loads(leases))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             return [Announce("begun-without-leases", {"peer": peer, "name": self.name_of(peer), "reason": str(error)})]
         return self._write([])
 
