@@ -293,6 +293,14 @@ def test_who_says_that_it_does_not_reach_itself_goes_on_like_any_other() -> None
     assert start.contributors == ("a",)
 
 
+def test_paths_to_peers_that_do_not_exist_are_not_kept() -> None:
+    one = run("a", "b")
+    path = LinkReport(1e6, 0.1, 0.0, 1, "")
+    one.report("a", 3, paths={"b": path, "nobody": path})
+    assert one.core.links.paths["a"] == {"b": path}
+    assert list(one.core.links.paces) == [("a", "b")]
+
+
 def test_what_one_who_left_still_says_changes_nothing() -> None:
     one = run("a", "b")
     one.tell("a", Leave(b"bootboot", "done"))

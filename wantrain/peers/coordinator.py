@@ -369,7 +369,8 @@ class Coordinator:
         if known.report is not None and report.sequence <= known.report.sequence:
             return []
         before = known.report
-        turned = self.links.reported(peer, report.paths, report.unreached)
+        paths = {other: path for other, path in report.paths.items() if other in self.membership.peers}
+        turned = self.links.reported(peer, paths, report.unreached)
         refetch = self.log.foreign(report)
         behind = self.head - report.log_number
         current = not refetch and report.log_number >= 0 and behind <= self._few
