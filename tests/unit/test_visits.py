@@ -8,6 +8,7 @@ import pytest
 
 from tests.unit.test_reachability_cores import behind_nat
 from wantrain.config import RunSpec, key_path, store_path
+from wantrain.errors import StoreError
 from wantrain.new_run import create_run
 from wantrain.peers.coordinator_daemon import issue_invite
 from wantrain.peers.messages import Examine, Hello, Visitor, pack
@@ -65,6 +66,15 @@ def test_an_invite_that_is_none_hears_why_and_nothing_of_others(office: Office) 
         assert office.answer is not None
         assert (office.answer.members, office.answer.apart) == ((), {})
     assert "another invite" in office.ask(office.invite(), ident=used.ident, now=10.0)
+
+
+def test_a_store_that_cannot_be_read_is_told_to_who_asks(office: Office, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(key: bytes) -> None:
+        raise StoreError("the disk reports an error")
+
+    invite = office.invite()
+    monkeypatch.setattr(office.store, "invite_by_curve_key", broken)
+    assert office.ask(invite) == "the disk reports an error"
 
 
 def test_examinations_are_held_back(office: Office) -> None:

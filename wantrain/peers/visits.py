@@ -2,7 +2,7 @@
 
 from wantrain import __version__
 from wantrain.config import RunSpec
-from wantrain.errors import InviteError
+from wantrain.errors import InviteError, StoreError
 from wantrain.peers.codec_choice import codecs_of
 from wantrain.peers.coordinator import Coordinator
 from wantrain.peers.layout import manifest_bytes
@@ -68,6 +68,6 @@ class Visits:
             row = self._store.invite_by_curve_key(invite.curve_key_pair()[0])
             left = 0 if row is None else max(0, row.uses - row.used)
             invite.check(self._spec.run, self._spec.owner, now_unix)
-        except InviteError as error:
+        except (InviteError, StoreError) as error:
             return error.message, 0
         return ("" if left else f"it was for {invite.uses} peer{'s' * (invite.uses > 1)}, all used"), left
