@@ -368,6 +368,15 @@ def test_the_state_of_the_minority_is_to_be_fetched_anew() -> None:
     assert [send.to for send in one.sent if isinstance(send.record, Refetch)] == ["a"]
 
 
+def test_of_many_who_hold_another_state_a_few_are_named_so_that_the_word_arrives() -> None:
+    peers = [f"p{k:02}" for k in range(12)]
+    one = run(*peers)
+    for peer in peers[1:]:
+        one.report(peer, 3, state_number=3, state_digest=b"y" * 32)
+    (refetch,) = of(Refetch, one.report("p00", 3, state_number=3, state_digest=b"x" * 32))
+    assert refetch.reason.endswith("p07, p08 and 3 more")
+
+
 def test_the_late_goodbye_of_an_earlier_process_says_nothing_of_the_present_one() -> None:
     one = run("a", "b")
     one.tell("b", Leave(b"old-boot", "done"), 1.0)

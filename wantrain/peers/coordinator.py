@@ -5,7 +5,7 @@ a `Persist` effect and becomes visible to peers only after `Stored` has come bac
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -76,7 +76,7 @@ from wantrain.peers.messages import (
 from wantrain.peers.pairing import Pairing
 from wantrain.peers.round_events import Absent, Reported
 from wantrain.peers.round_events import Tick as RoundTick
-from wantrain.peers.rounds import Round
+from wantrain.peers.rounds import NAMED, Round
 from wantrain.peers.save_duty import SaveDuty
 from wantrain.peers.state_votes import StateVotes
 from wantrain.peers.stranded import Stranded
@@ -463,8 +463,9 @@ class Coordinator:
                 effects += self._outdated(other, number, self.chain(number), reason, now, verdict.digest)
         return effects
 
-    def _names(self, peers: Iterable[str]) -> str:
-        return ", ".join(map(self.name_of, peers))
+    def _names(self, peers: Sequence[str]) -> str:
+        named = ", ".join(map(self.name_of, peers[:NAMED]))
+        return named if len(peers) <= NAMED else f"{named} and {len(peers) - NAMED} more"
 
     def _send_records(self, peer: str, first: int) -> list[CoordinatorEffect]:
         if not 1 <= first <= self.head:
