@@ -382,6 +382,16 @@ def test_progress_puts_the_deadline_off() -> None:
     assert aborts(current.handle(Tick(), 4.0 * 9 + 5.0))
 
 
+def test_what_the_store_takes_to_write_a_commit_puts_no_deadline_off() -> None:
+    current = begun("ab")
+    for peer in "ab":
+        current.handle(done(peer, 1), 1.0)
+    current.handle(Persisted(), 600.0)
+    for peer in "ab":
+        current.handle(ready(peer, 2), 600.0)
+    assert aborts(current.handle(Tick(), 606.1))
+
+
 def test_a_peer_that_is_left_alone_after_it_was_dropped_goes_on_alone() -> None:
     """Seeds 8, 299 and 464: the only peer was excluded from its own sync for ever."""
     current = begun("a")

@@ -548,13 +548,14 @@ class Round:
         self.phase = Phase.COMMITTING
         sync = self.start.sync
         self._reason = lambda: f"writing the commit of {sync}"
-        gather_s = self._started_at - self._first_ready_at
+        gather_s, move_s = self._started_at - self._first_ready_at, now - self._started_at
+        self._move.add(move_s)  # not what the store takes to write it
         return [
             Persist(
                 self.start,
                 digest,
                 gather_s,
-                now - self._started_at,
+                move_s,
                 self._choice.predicted_s,
                 self._choice.reason,
                 self._drawn,
@@ -603,7 +604,6 @@ class Round:
         return []
 
     def _persisted(self, event: Persisted, now: float) -> list[RoundEffect]:
-        self._move.add(now - self._started_at)
         for peer in self._held:
             self._stalls.pop(peer, None)
         self.index += 1
