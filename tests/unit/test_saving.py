@@ -414,6 +414,16 @@ def test_after_the_log_went_back_what_is_due_is_asked_for_again() -> None:
     assert asked(duty.tick(20, ("a",), 2.0)) == [("a", 20)]
 
 
+def test_what_was_saved_on_demand_is_asked_for_once_more_after_the_log_went_back_and_not_at_every_line() -> None:
+    duty = SaveDuty(0)
+    duty.demand(100)
+    asks = []
+    for head in (100, 90, 91, 92):
+        asks += asked(duty.tick(head, ("a",), float(head)))
+        duty.reported("a", head)
+    assert asks == [("a", 100), ("a", 90)]
+
+
 @pytest.mark.parametrize("how", ["gone", "failed", "silent"])
 def test_who_does_not_save_is_replaced(how: str) -> None:
     duty = SaveDuty(10)

@@ -109,6 +109,7 @@ class SaveDuty:
         number = self.due(head)
         if self._done > head:  # the log went back
             self._done = -1
+        self._demanded = min(self._demanded, head)  # or it would be due anew with every line up to there
         if self.number > head:
             self.writer = ""
         if number < 0 or self._done >= number:
