@@ -9,9 +9,10 @@ import pytest
 from wantrain.config import RunSpec, key_path, store_path
 from wantrain.new_run import create_run
 from wantrain.peers.coordinator_daemon import INVITED, CoordinatorDaemon, issue_invite
-from wantrain.peers.messages import Enroll, Enrolled, Refused
+from wantrain.peers.messages import Enroll, Enrolled, Refused, WantHello
 from wantrain.peers.store import Store
 from wantrain.transport.auth import Identity, Invite, RunKeys, enroll_proof
+from wantrain.transport.wire import Message
 
 NEVER_S = 3600.0
 
@@ -135,3 +136,28 @@ def test_an_expired_invite_enrolls_nobody_and_its_holder_is_told_why(door: Door)
 def test_keys_that_nobody_knows_are_not_admitted(door: Door) -> None:
     for key in (Identity.create().curve_public, bytes(32), door.keys.curve_public):
         assert door.daemon._admit(key) is None
+
+
+def test_what_is_for_a_peer_goes_over_its_live_connection_though_a_late_hello_of_a_broken_one_was_welcomed_last(
+    door: Door, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent: list[tuple[bytes, str]] = []
+
+    def send(peer: str, message: Message) -> bool:
+        sent.append((b"live", message.kind))
+        return True
+
+    def reply(connection: bytes, message: Message) -> bool:
+        if connection == b"broken":
+            return False
+        sent.append((connection, message.kind))
+        return True
+
+    monkeypatch.setattr(door.daemon.link, "send", send)
+    monkeypatch.setattr(door.daemon.link, "reply", reply)
+    welcome = door.daemon.core._welcome("anna")
+    for connection in (b"live", b"broken"):
+        door.daemon._send("anna", welcome, connection)
+    assert sent == [(b"live", "Welcome")], "who asked on a broken connection asks again"
+    door.daemon._send("anna", WantHello(), b"")
+    assert sent[1:] == [(b"live", "WantHello")]

@@ -306,9 +306,8 @@ class CoordinatorDaemon:
         if asked_on and isinstance(record, Welcome):
             self._connections[to] = asked_on
         connection = asked_on or self._connections.get(to, b"")
-        if connection:
-            self.link.reply(connection, self._message(record))
-        else:
+        replied = bool(connection) and self.link.reply(connection, self._message(record))
+        if not (replied or asked_on):  # a late Hello may have named a connection that was broken by then
             self.link.send(to, self._message(record))
 
     def _message(self, record: Record) -> Message:
