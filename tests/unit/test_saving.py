@@ -391,6 +391,10 @@ def test_members_take_turns_and_a_lost_request_is_repeated() -> None:
     assert asked(duty.tick(20, ("b", "a"), 10.0)) == [("a", 20)]
 
 
+def test_the_state_as_it_is_now_is_asked_for_as_leases_of_the_line_that_was_due_would_lack_what_came_since() -> None:
+    assert asked(SaveDuty(10).ask(12, ("a",), (), 0.0)) == [("a", 12)]
+
+
 def test_a_writer_that_is_overtaken_by_the_log_is_asked_again() -> None:
     duty = SaveDuty(1)
     assert asked(duty.tick(5, ("a",), 0.0)) == [("a", 5)]

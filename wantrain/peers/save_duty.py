@@ -78,8 +78,11 @@ class SaveDuty:
             self._replace(reason)
 
     def ask(self, head: int, members: Sequence[str], pairings: Sequence[Pairing], now: float) -> list[Ask]:
-        """Like `tick`; in a gossip run also tell its streams' `pairings` who is in no exchange until it has saved."""
-        able, least = members, 0
+        """Like `tick`, for the state as it is now, as the leases that go with it are those of the number asked for.
+
+        In a gossip run also tell its streams' `pairings` who is in no exchange until it has saved.
+        """
+        able, least = members, head
         for pairing in pairings:
             able, least = self._agreed(head, members, pairing), pairing.agreed
             if not able:
