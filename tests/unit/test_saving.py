@@ -445,6 +445,19 @@ def test_who_does_not_save_is_replaced(how: str) -> None:
     assert first in duty.trouble
 
 
+def test_who_takes_longer_than_the_patience_has_saved_what_it_was_asked_for_all_the_same() -> None:
+    duty = SaveDuty(10)
+    duty.tick(10, ("a", "b"), 0.0)
+    slow = duty.writer
+    (other,) = asked(duty.tick(20, ("a", "b"), PATIENCE_S))
+    assert other[0] != slow
+    duty.reported(slow, 9)
+    assert duty.pending(10)
+    duty.reported(slow, 10)
+    assert (duty.pending(10), duty.pending(20), duty.writer) == (False, True, other[0])
+    assert duty.trouble == ""
+
+
 def test_when_all_have_failed_it_is_tried_again_after_a_pause_or_on_demand() -> None:
     duty = SaveDuty(10)
     duty.tick(10, ("a",), 0.0)

@@ -375,7 +375,7 @@ class Coordinator:
         behind = self.head - report.log_number
         current = not refetch and report.log_number >= 0 and behind <= self._few
         effects = self._member(Heard(peer, report, current), now)
-        if not self._gossip or (peer == self.saves.writer and report.saved >= self.saves.number):
+        if not self._gossip or self.saves.awaits(peer, report.saved):
             self.saves.reported(peer, -1 if refetch else report.saved)  # any other state is that peer's own
         if not refetch and report.saved > (before.saved if before is not None else -1):
             effects.append(Announce("saved", {"peer": peer, "name": self.name_of(peer), "number": report.saved}))

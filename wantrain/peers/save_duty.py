@@ -44,6 +44,8 @@ class SaveDuty:
         self._done = -1
         """Newest number that a writer was asked for and has on disk."""
         self._demanded = -1
+        self._slow: dict[str, int] = {}
+        """What those were asked for who were replaced as nothing was heard of them: they may be writing it still."""
         self._tried: set[str] = set()
         self._began_at = self._asked_at = self._resume_at = 0.0
 
@@ -68,9 +70,18 @@ class SaveDuty:
     def reported(self, peer: str, saved: int) -> None:
         """A peer says what it has on disk."""
         self._saved[peer] = saved
+        if not self.awaits(peer, saved):
+            return
+        # What others say does not count, nor more than was asked for: a liar fails in its own turns only.
+        number = self._slow.pop(peer, -1)
         if peer == self.writer and saved >= self.number:
-            # What others say does not count, nor more than was asked for: a liar fails in its own turns only.
-            self.writer, self.trouble, self._tried, self._done = "", "", set(), self.number
+            self.writer, number = "", self.number
+        self.trouble, self._tried, self._done = "", set(), max(self._done, number)
+
+    def awaits(self, peer: str, saved: int) -> bool:
+        """Whether a peer that has this state on disk has done what it was asked for."""
+        slow = self._slow.get(peer, -1)
+        return (peer == self.writer and saved >= self.number) or 0 <= slow <= saved
 
     def failed(self, peer: str, reason: str) -> None:
         """A peer cannot save its state."""
@@ -115,11 +126,13 @@ class SaveDuty:
         self._demanded = min(self._demanded, head)  # or it would be due anew with every line up to there
         if self.number > head:
             self.writer = ""
+        self._slow = {peer: asked for peer, asked in self._slow.items() if asked <= head}
         if number < 0 or self._done >= number:
             return []
         if self.writer and self.writer not in members:
             self._replace("it is gone")
         elif self.writer and now - self._began_at >= PATIENCE_S:
+            self._slow.setdefault(self.writer, self.number)
             self._replace(f"nothing was heard of it for {PATIENCE_S:.0f} s")
         if not self.writer and now >= self._resume_at:
             able = [peer for peer in sorted(members) if peer not in self._tried]
