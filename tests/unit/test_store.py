@@ -355,9 +355,12 @@ def test_closed_store_says_so() -> None:
 # ---- data leases
 
 
-def test_rows_of_leases_are_written_alone_or_with_a_commit_or_with_a_rewind_and_taken_away(path: Path) -> None:
+def test_rows_of_leases_are_written_alone_or_with_the_beginning_a_commit_or_a_rewind_and_taken_away(path: Path) -> None:
     with Store(path) as store:
-        store.put_genesis(b"manifest", b"s" * 32, b"c" * 32)
+        store.put_genesis(b"manifest", b"s" * 32, b"c" * 32, {"a": "0"})
+        with pytest.raises(StoreError):
+            store.put_genesis(b"another", b"s" * 32, b"c" * 32, {"a": "9"})
+        assert store.leases() == {"a": "0"}
         store.put_leases({"a": "1", "b": "2"})
         store.append_commit(1, b"one", {"a": "3", "b": None})
         assert store.leases() == {"a": "3"}

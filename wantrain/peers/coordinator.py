@@ -494,9 +494,8 @@ class Coordinator:
             effects: list[CoordinatorEffect] = [Announce("genesis", {"peer": peer, "name": self.name_of(peer)})]
             return effects + self._welcome_all() + self._syncs.recast(now)
 
-        # First the leases: if only they get written this peer is asked again, and they stay as they are.
-        effects = self._desk.go_on_with(peer, leases)
-        return effects + self.log.write(PersistGenesis(manifest, digest, chain), adopt)
+        said, rows = self._desk.go_on_with(peer, leases)
+        return [*said, *self.log.write(PersistGenesis(manifest, digest, chain, rows), adopt)]
 
     def _ask_for_genesis(self, now: float) -> list[CoordinatorEffect]:
         if self.head >= 0 or (self._candidate and now - self._asked_at < GENESIS_AGAIN_S):

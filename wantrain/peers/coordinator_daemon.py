@@ -374,8 +374,8 @@ class CoordinatorDaemon:
         store = self.store
         try:
             match effect:
-                case co.PersistGenesis(manifest, state_digest, chain):
-                    store.put_genesis(_body(Genesis(manifest, state_digest)), state_digest, chain)
+                case co.PersistGenesis(manifest, state_digest, chain, leases):
+                    store.put_genesis(_body(Genesis(manifest, state_digest)), state_digest, chain, leases)
                 case co.PersistDropGenesis():
                     store.drop_genesis()
                 case co.PersistCommit(record, leases):

@@ -55,11 +55,12 @@ class Send:
 
 @dataclass(frozen=True, slots=True)
 class PersistGenesis:
-    """Write the run's model and initial state."""
+    """Write the run's model and initial state, and with them the rows of the data leases that it begins with."""
 
     manifest: tuple[TensorSpec, ...]
     state_digest: bytes
     chain: bytes
+    leases: dict[str, str | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

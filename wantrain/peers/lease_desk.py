@@ -60,15 +60,19 @@ class LeaseDesk:
         """The log goes back; the rows to write with that."""
         return [self._returned(one) for one in self.leases.rewound(after)], self.leases.rows()
 
-    def go_on_with(self, peer: str, leases: str) -> list[CoordinatorEffect]:
-        """Use the data from where another run had left it; `leases` is JSON, as `peer` has it, or ""."""
+    def go_on_with(self, peer: str, leases: str) -> tuple[list[Announce], Rows]:
+        """Use the data from where another run had left it; `leases` is JSON, as `peer` has it, or "".
+
+        The rows are to be written with the run's beginning.
+        """
         if not leases or self.leases.data:
-            return []
+            return [], {}
         try:
             self.leases.restore(json.loads(leases))
         except (ValueError, RecursionError) as error:
-            return [Announce("begun-without-leases", {"peer": peer, "name": self.name_of(peer), "reason": str(error)})]
-        return self._write([])
+            details = {"peer": peer, "name": self.name_of(peer), "reason": str(error)}
+            return [Announce("begun-without-leases", details)], {}
+        return [], self.leases.rows()
 
     def save(self, ask: Ask) -> list[CoordinatorEffect]:
         """Ask a peer to save the state, and the leases with it."""

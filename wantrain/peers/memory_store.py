@@ -34,8 +34,9 @@ class MemoryStore:
     def write(self, effect: Persist) -> None:
         """Keep it."""
         match effect:
-            case PersistGenesis(manifest, _, chain):
+            case PersistGenesis(manifest, _, chain, rows):
                 self.manifest, self.chain0 = manifest, chain
+                self._change(rows)
             case PersistDropGenesis():
                 self.manifest, self.chain0 = (), b""
             case PersistCommit(record, rows):

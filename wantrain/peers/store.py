@@ -269,8 +269,10 @@ class Store:
 
     # ---- the commit log
 
-    def put_genesis(self, manifest: bytes, state_digest: bytes, chain: bytes) -> None:
-        """Record the run's initial model, log number 0; once.
+    def put_genesis(
+        self, manifest: bytes, state_digest: bytes, chain: bytes, leases: Mapping[str, str | None] | None = None
+    ) -> None:
+        """Record the run's initial model, log number 0, and with it rows of the data leases; once.
 
         Raises:
             StoreError: there is another one already.
@@ -280,6 +282,7 @@ class Store:
             known = self.genesis()
             if known is None:
                 self._db.execute("INSERT INTO genesis VALUES (1, ?, ?, ?)", (manifest, state_digest, chain))
+                self._put_leases(leases or {})
         if known not in (None, row):
             raise StoreError(
                 "the run has an initial model already", hint="start a new run with `wantrain init` for another model"
