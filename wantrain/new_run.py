@@ -8,6 +8,9 @@ from wantrain.config import RunSpec, key_path, store_path, template
 from wantrain.errors import ConfigError
 from wantrain.transport.auth import RunKeys
 
+BESIDE = (".key", ".db", ".lock", ".address")
+"""Endings of what lies beside a run.toml."""
+
 
 def create_run(
     run_file: Path,
@@ -73,8 +76,13 @@ def _refuse_another_run(run_file: Path, *, force: bool) -> None:
     """Refuse to write over another run's files.
 
     Raises:
-        ConfigError: its log is there, or, without `force`, its run.toml or its keys.
+        ConfigError: its log is there, or, without `force`, its run.toml or its keys; or the name is that of one of the
+            files beside a run.toml.
     """
+    if run_file.suffix in BESIDE:
+        raise ConfigError(
+            f"{run_file} would be one of the files beside a run file", hint=f"name it {run_file.with_suffix('.toml')}"
+        )
     if store_path(run_file).exists():
         raise ConfigError(
             f"{store_path(run_file)} holds the log of a run", hint="choose another file, or move that one away first"
@@ -96,8 +104,19 @@ def _write(run_file: Path, keys: RunKeys, text: str) -> None:
     Raises:
         ConfigError: one cannot be written.
     """
+    mark = secrets.token_hex(4)
+    draft = run_file.with_name(f".{run_file.name}.{mark}")
+    key_draft = run_file.with_name(f".{key_path(run_file).name}.{mark}")
     try:
-        keys.save(key_path(run_file))
-        run_file.write_text(text, encoding="utf-8")
-    except OSError as error:
+        if run_file.is_dir():
+            raise IsADirectoryError(f"{run_file} is a directory")
+        draft.write_text(text, encoding="utf-8")
+        keys.save(key_draft)
+        draft.replace(run_file)
+        key_draft.replace(key_path(run_file))
+    except (OSError, ConfigError) as error:
+        for left in (draft, key_draft):
+            left.unlink(missing_ok=True)
+        if isinstance(error, ConfigError):
+            raise
         raise ConfigError(f"{run_file} cannot be written: {error}", hint="choose a directory that exists") from None

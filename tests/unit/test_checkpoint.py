@@ -3,6 +3,7 @@
 import os
 import random
 import signal
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -193,8 +194,8 @@ def test_states_of_another_run_and_damaged_ones_are_passed_over_with_a_reason(tm
     save(foreign, engine(), 9)
     foreign.close()
     (tmp_path / f"{11:09}").mkdir()
-    (tmp_path / ".writing-000000012").mkdir()
     mine = shelf(tmp_path)
+    (tmp_path / ".writing-000000012-0badcafe").mkdir()
     assert [entry.path.name for entry in mine.usable(said.append)] == [f"{3:09}"]
     assert len(said) == 3
     assert any("is of run" in reason for reason in said)
@@ -291,6 +292,43 @@ def test_a_process_killed_at_any_step_of_the_write_leaves_the_former_state_whole
         steps += 1
     assert steps > 10
     assert [entry.path.name for entry in entries(tmp_path)] == [f"{1:09}", f"{2:09}"]
+
+
+@pytest.mark.scenario(22)
+def test_a_process_killed_while_it_saves_a_state_again_leaves_one_that_the_next_process_finds(tmp_path: Path) -> None:
+    where = shelf(tmp_path)
+    save(where, engine(), 2)
+    where.close()
+    steps = 0
+    while killed_after(steps, tmp_path):
+        where = shelf(tmp_path)
+        (found,) = where.usable(lambda _: None)
+        scan(found.path, found.saved)
+        where.close()
+        steps += 1
+    assert steps > 10
+    assert [entry.path.name for entry in entries(tmp_path)] == [f"{2:09}"]
+
+
+def test_a_state_that_was_given_up_may_still_be_on_its_way_to_the_disk_when_it_is_saved_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    where, state, go_on, sync = shelf(tmp_path), engine(), threading.Event(), os.fsync
+    monkeypatch.setattr(os, "fsync", lambda descriptor: go_on.wait(30.0) and sync(descriptor))
+    writings = []
+    for salt in (0, 1):
+        writing = where.begin(mark(7, salt), MODEL)
+        for _ in state.save_steps(writing.write):
+            pass
+        writing.finish(state.state_digest())
+        writings.append(writing)
+    go_on.set()
+    for writing in writings:
+        writing.wait()
+        assert writing.poll()
+    (found,) = where.usable(lambda _: None)
+    scan(found.path, found.saved)
+    where.close()
 
 
 # ---- the beginning of another run

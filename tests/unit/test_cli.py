@@ -278,6 +278,25 @@ def test_bad_durations_are_config_errors_in_words_and_json(text: str) -> None:
 # ---- init and invite
 
 
+@pytest.mark.parametrize("ending", ["key", "db", "lock", "address"])
+def test_init_refuses_the_name_of_a_file_that_will_lie_beside_it(tmp_path: Path, ending: str) -> None:
+    result = wantrain("init", tmp_path / f"foo.{ending}")
+    assert result.exit_code == 2
+    assert "foo.toml" in result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_init_that_fails_leaves_the_former_runs_key(tmp_path: Path) -> None:
+    path = tmp_path / "run.toml"
+    assert wantrain("init", path).exit_code == 0
+    key = path.with_suffix(".key").read_bytes()
+    path.unlink()
+    path.mkdir()
+    assert wantrain("init", path, "--force").exit_code == 2
+    assert path.with_suffix(".key").read_bytes() == key
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["run.key", "run.toml"]
+
+
 def test_init_writes_a_spec_and_the_key_of_its_owner(tmp_path: Path) -> None:
     path = tmp_path / "english.toml"
     result = wantrain("init", path, "--method", "ddp", "--codec", "bf16", "--port", 7001)

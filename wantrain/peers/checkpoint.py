@@ -12,6 +12,7 @@ import json
 import math
 import os
 import re
+import secrets
 import shutil
 import threading
 import time
@@ -54,6 +55,8 @@ from wantrain.transport.partition import chunk_bounds
 
 _UNFINISHED = ".writing-"
 _REPLACED = ".replaced-"
+_PLACING = threading.Lock()
+"""Held by the thread that puts a saved state where its number says."""
 _NAME = re.compile(r"\d{9,}")
 
 Vectors = Mapping[str, Mapping[str, Tensor]]
@@ -281,6 +284,7 @@ class Shelf:
             raise AddressInUseError(
                 f"another process keeps its saved states in {root}", hint="give each peer one of its own"
             ) from None
+        _tidy(root)
 
     def close(self) -> None:
         """Let others use the directory."""
@@ -305,8 +309,6 @@ class Shelf:
             CheckpointError: it cannot be written; there is not enough room, for example.
         """
         streams = saved_streams(self.streams, model)
-        for leftover in self.root.glob(f"{_UNFINISHED}*"):  # of a process that was killed: nobody else writes here
-            shutil.rmtree(leftover, ignore_errors=True)
         saved = SavedState(
             format=2,
             version=__version__,
@@ -345,7 +347,8 @@ class Writing:
         self._root = root
         self._saved = saved
         self._keep = keep
-        self._folder = root / f"{_UNFINISHED}{saved.number:09}"
+        # One that was given up may still be on its way to the disk, of the same number.
+        self._folder = root / f"{_UNFINISHED}{saved.number:09}-{secrets.token_hex(4)}"
         self._hash = blake3()
         self._outcome: CheckpointError | bool = False
         self._thread: threading.Thread | None = None
@@ -413,14 +416,15 @@ class Writing:
                     file.flush()
                     os.fsync(file.fileno())
                 _sync_directory(self._folder)
-                place = self._root / f"{saved.number:09}"
-                if place.exists():
-                    replaced = self._root / f"{_REPLACED}{saved.number:09}"
-                    shutil.rmtree(replaced, ignore_errors=True)
-                    place.rename(replaced)
-                self._folder.rename(place)
-                _sync_directory(self._root)
-                _prune(self._root, saved, self._keep)
+                with _PLACING:
+                    place = self._root / f"{saved.number:09}"
+                    if place.exists():
+                        replaced = self._root / f"{_REPLACED}{saved.number:09}"
+                        shutil.rmtree(replaced, ignore_errors=True)
+                        place.rename(replaced)
+                    self._folder.rename(place)
+                    _sync_directory(self._root)
+                    _prune(self._root, saved, self._keep)
         except CheckpointError as error:
             self.abandon()
             self._outcome = error
@@ -437,6 +441,17 @@ class Writing:
                 f"the state cannot be saved in {self._root}: {error.strerror} ({size_mib:,.1f} MiB are needed)",
                 hint="make room there, or name another directory by --checkpoints",
             ) from None
+
+
+def _tidy(root: Path) -> None:
+    """Set right what a process has left that was killed: nobody else writes here."""
+    for leftover in root.glob(f"{_UNFINISHED}*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+    for replaced in root.glob(f"{_REPLACED}*"):
+        place = root / replaced.name.removeprefix(_REPLACED)
+        if not place.exists():  # the one that was to take its place never did
+            with contextlib.suppress(OSError):
+                replaced.rename(place)
 
 
 def _sync_directory(path: Path) -> None:
