@@ -491,6 +491,18 @@ def test_an_interface_gives_the_host_and_outbound_only_no_address_at_all(fake: C
     assert binds == ["127.0.0.1:0", "127.0.0.1:7701", None]
 
 
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("n" * 129, "of 129 characters"), ("a\nb", r"'a\nb'"), ("\udcff", r"'\udcff'"), ("\x1b[31m", r"'\x1b[31m'")],
+)
+def test_a_peers_name_that_the_run_would_not_take_is_refused_at_once(name: str, said: str) -> None:
+    result = wantrain("peer", INVITE, "--name", name, "--", "true")
+    assert result.exit_code == 2
+    assert said in result.stderr
+    assert "up to 128 printable" in result.stderr
+    assert "next: give a shorter or plainer one" in result.stderr
+
+
 @pytest.mark.parametrize("bad", ["50", "50mb", "0mbit", "fast", "1kbit", "2000gbit", "1e3mbit"])
 def test_a_rate_that_is_none_is_refused_with_an_example(bad: str) -> None:
     result = wantrain("peer", INVITE, "--max-upload", bad, "--", "true")

@@ -41,6 +41,14 @@ def test_without_a_home_each_process_takes_the_first_free_place(
         assert again.identity == first.identity
 
 
+def test_a_long_host_name_is_cut_so_that_the_run_takes_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    monkeypatch.setattr("socket.gethostname", lambda: "h" * 200)
+    with open_place(RUN, None, None) as first, open_place(RUN, None, None) as second:
+        assert first.name == "h" * 128
+        assert second.name == "h" * 126 + "-2"
+
+
 def test_a_home_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match="cannot be used") as caught:

@@ -86,11 +86,17 @@ def command(
     from wantrain.cli.events import EventPrinter
     from wantrain.interfaces import peer_bind
     from wantrain.metrics.endpoint import metrics_address
+    from wantrain.peers.messages import MAX_NAME
     from wantrain.tracking.trackers import check
     from wantrain.transport.auth import Invite
 
     if owner is not None and training_command:
         raise ConfigError("--until-exit is for a peer without a training command", hint="leave one of the two out")
+    if name is not None and (len(name) > MAX_NAME or not name.isprintable()):
+        raise ConfigError(
+            f"--name is {name[:40]!r}, of {len(name)} characters, allowed are up to {MAX_NAME} printable ones",
+            hint="give a shorter or plainer one, or leave it out: then it is the host's",
+        )
     where = peer_bind(bind, interface, advertise, outbound_only=outbound_only)
     check(track)
     if metrics:

@@ -37,13 +37,23 @@ MAX_DATA = 16
 """Most data sets of one run."""
 MAX_SPANS = 64
 """Most pieces of an epoch's order in one lease."""
+MAX_NAME = 128
+"""Most characters of a name, of whatever it is."""
+MAX_TENSOR_NAME = 512
+"""Most characters of a parameter's name, with those of the modules that it is in."""
+MAX_DIMS = 16
+"""Most dimensions of a tensor."""
+MAX_COUNT = 2**62
+"""Largest whole number in a message."""
+MAX_VALUES = 64
+"""Most numbers with names in one message."""
 
-Name: TypeAlias = Annotated[str, Field(strict=True, max_length=128)]
+Name: TypeAlias = Annotated[str, Field(strict=True, max_length=MAX_NAME)]
 PeerId: TypeAlias = Annotated[str, Field(strict=True, min_length=1, max_length=64)]
 Text: TypeAlias = Annotated[str, Field(strict=True, max_length=4096)]
 Digest: TypeAlias = Annotated[bytes, Field(strict=True, min_length=32, max_length=32)]
 Key: TypeAlias = Annotated[bytes, Field(strict=True, min_length=32, max_length=32)]
-Count: TypeAlias = Annotated[int, Field(strict=True, ge=0, le=2**62)]
+Count: TypeAlias = Annotated[int, Field(strict=True, ge=0, le=MAX_COUNT)]
 Finite: TypeAlias = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 Measured: TypeAlias = Annotated[float, Field(strict=True, ge=0, le=1e15, allow_inf_nan=False)]
 Flag: TypeAlias = Annotated[bool, Field(strict=True)]
@@ -51,7 +61,7 @@ Weight: TypeAlias = Annotated[float, Field(strict=True, gt=0, le=1e15, allow_inf
 Peers: TypeAlias = Annotated[tuple[PeerId, ...], Field(max_length=MAX_PEERS)]
 Chunks: TypeAlias = Annotated[tuple[Count, ...], Field(max_length=MAX_ASKED)]
 Moved: TypeAlias = Annotated[tuple[Count, ...], Field(min_length=1, max_length=MAX_BUFFERS)]
-Values: TypeAlias = Annotated[dict[Name, Finite], Field(max_length=64)]
+Values: TypeAlias = Annotated[dict[Name, Finite], Field(max_length=MAX_VALUES)]
 Reader: TypeAlias = Annotated[bytes, Field(strict=True, max_length=8)]
 """Which trainer process reads leases, random; b"" is none. One that starts over from the run's state is another."""
 
@@ -60,8 +70,8 @@ Reader: TypeAlias = Annotated[bytes, Field(strict=True, max_length=8)]
 class TensorSpec:
     """One trainable tensor of the run's model: name, shape, and dtype as torch prints it without the `torch.`."""
 
-    name: Annotated[str, Field(strict=True, max_length=512)]
-    shape: Annotated[tuple[Count, ...], Field(max_length=16)]
+    name: Annotated[str, Field(strict=True, max_length=MAX_TENSOR_NAME)]
+    shape: Annotated[tuple[Count, ...], Field(max_length=MAX_DIMS)]
     dtype: Annotated[str, Field(strict=True, max_length=32)]
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from wantrain.errors import AddressInUseError, ConfigError
+from wantrain.peers.messages import MAX_NAME
 from wantrain.peers.orphan import find_orphan
 from wantrain.transport.auth import Identity
 
@@ -75,7 +76,8 @@ def open_place(run: bytes, home: Path | None, name: str | None) -> Iterator[Plac
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
                 continue
-            known_as = name or socket.gethostname() + (f"-{number}" if number > 1 else "")
+            ending = f"-{number}" if number > 1 else ""
+            known_as = name or socket.gethostname()[: MAX_NAME - len(ending)] + ending
             yield Place(path, known_as, _identity(path / "identity"))
             return
     raise AddressInUseError(
