@@ -24,7 +24,7 @@ from wantrain.join_target import find_daemon, joining
 from wantrain.look import Evaluated
 from wantrain.model_config import describe
 from wantrain.own_daemon import OwnDaemon
-from wantrain.peers.messages import Detach, LetGo, Log, pack
+from wantrain.peers.messages import MAX_NAME, MAX_VALUES, Detach, LetGo, pack
 from wantrain.peers.shared_memory import LOCAL_RUN
 from wantrain.ranks import site_ranks, split_of
 from wantrain.replica import Replica
@@ -35,8 +35,6 @@ from wantrain.transport.zmq_link import ZmqLink
 LEAVE_PATIENCE_S = 30.0
 GOODBYE_S = 0.5
 """How long what was sent last may take to leave."""
-MAX_LOGGED = 64
-"""Names that one message to the daemon can carry."""
 
 
 def join(
@@ -175,10 +173,16 @@ class Swarm(TrainerShell):
         """Hand numbers to the peer for `wantrain status`: the newest of each name, at most every 0.2 s.
 
         `tokens` is the count of all that this trainer was trained on so far, which may also weigh its contributions.
+        While the daemon is away the 256 names that were logged last are kept.
 
         Raises:
-            ConfigError: not a number, or more than 64 names at once.
+            ConfigError: not a number, a name that cannot be one, or more than 64 names at once.
         """
+        if len(numbers) > MAX_VALUES:
+            raise ConfigError(
+                f"log: {len(numbers)} names at once, at most {MAX_VALUES}", hint="log some in another call"
+            )
+        found: dict[str, float] = {}
         for name, value in numbers.items():
             try:
                 plain = value.detach() if isinstance(value, torch.Tensor) else value
@@ -188,13 +192,17 @@ class Swarm(TrainerShell):
             if number is None or (name == "tokens" and number < 0):
                 allowed = "counts >= 0" if name == "tokens" else "numbers"
                 raise ConfigError(f"log({name}={value!r}): allowed are {allowed}", hint="pass a float or tensor.item()")
+            if len(name) > MAX_NAME or not name.isprintable():
+                raise ConfigError(
+                    f"log: name {name[:40]!r} of {len(name)} characters, allowed are up to {MAX_NAME} printable ones",
+                    hint="log it by another name",
+                )
             if math.isfinite(number):
-                self._log[name] = number
+                found[name] = number
             else:
                 logger.warning("%s is %s at step %d; status shows the value before", name, number, self._core.step)
-        if len(self._log) > MAX_LOGGED:
-            raise ConfigError(f"log: {len(self._log)} names, at most {MAX_LOGGED}", hint="log fewer of them")
-        self._tokens = int(self._log.get("tokens", self._tokens))
+        self._tokens = int(found.get("tokens", self._tokens))
+        self._keep(found)
         self._send_log()
 
     def shard(
@@ -377,7 +385,7 @@ class Swarm(TrainerShell):
                 )
             self._leaving = True
             self._hand_over(wait=True)
-            self._outbox += [Log(self._to_log), Detach("training finished")]
+            self._outbox += [*self._to_send(), Detach("training finished")]
             deadline = self._now() + LEAVE_PATIENCE_S
             while not (self._detached or self.alone):
                 if self._now() > deadline:

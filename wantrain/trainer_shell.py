@@ -8,7 +8,7 @@ import math
 import os
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -22,6 +22,7 @@ from wantrain.inner_step import InnerSteps, refuse_scaled
 from wantrain.look import Evaluated, Look
 from wantrain.optimizers.stream import Stream, lead
 from wantrain.peers.messages import (
+    MAX_VALUES,
     Attach,
     Attached,
     Common,
@@ -66,6 +67,8 @@ WAIT_CEILING_S = 120.0
 LOST_PATIENCE_S = 10.0
 """Silence after the daemon's connection broke, until the trainer goes on alone."""
 LOG_EVERY_S = 0.2
+MAX_KEPT = 4 * MAX_VALUES
+"""Names whose numbers are kept until the daemon can have them; `status` shows fewer."""
 SAY_EVERY_S = 5.0
 """A wait is told of when it has lasted this long, and again as often."""
 LOOK_EVERY_S = 1.0
@@ -143,6 +146,7 @@ class TrainerShell(ABC):
         """What was loaded by `load_state_dict`."""
         self._look = Look()
         self._log: dict[str, float] = {}
+        self._told_dropped = False
         self._logged_at = -math.inf
         self._step_s = 0.0
         self._mark = 0.0
@@ -544,9 +548,30 @@ class TrainerShell(ABC):
         if self.alone or self._away or not self._log or self._outbox:
             return
         now = self._now()
-        if now - self._logged_at >= LOG_EVERY_S and self._link.send(DAEMON, pack(Log(self._to_log))):
+        if now - self._logged_at < LOG_EVERY_S:
+            return
+        for log in self._to_send():
+            if not self._link.send(DAEMON, pack(log)):
+                return
             self._logged_at = now
-            self._log.clear()
+            for name in log.values:
+                del self._log[name]
+
+    def _keep(self, numbers: Mapping[str, float]) -> None:
+        """Keep numbers to be sent: the newest of each name, and of too many names those that were logged last."""
+        for name, number in numbers.items():
+            self._log.pop(name, None)
+            self._log[name] = number
+        for name in list(self._log)[:-MAX_KEPT]:
+            del self._log[name]
+            if not self._told_dropped:
+                self._told_dropped = True
+                logger.warning("more than %d names are logged: %s and others may be missing in status", MAX_KEPT, name)
+
+    def _to_send(self) -> list[Log]:
+        """The numbers that were logged and not sent, in as many messages as they need."""
+        items = list(self._to_log.items())
+        return [Log(dict(items[k : k + MAX_VALUES])) for k in range(0, len(items), MAX_VALUES)]
 
     def _say(self, what: str, began: float, told: float) -> float:
         """Tell of a wait, now and then; when it was told of last."""

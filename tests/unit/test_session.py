@@ -612,6 +612,63 @@ def test_the_newest_numbers_reach_the_daemon_merged(
     assert len(daemon.of(Log)) == 2
 
 
+def test_any_number_of_names_reaches_the_daemon_in_messages_that_it_takes(
+    serve: Callable[..., Daemon], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two calls of 40 names within 0.2 s: none is too large."""
+    monkeypatch.setattr(trainer_shell, "LOG_EVERY_S", 1000.0)
+    daemon, trainer = serve(MEAN), Trainer()
+    numbers = {f"name {k}": float(k) for k in range(80)}
+    with joined(daemon, trainer) as swarm:
+        swarm.log(first=1.0)  # goes at once, what follows is kept
+        for _ in range(2):
+            swarm.log(**dict(list(numbers.items())[:40]))
+            swarm.log(**dict(list(numbers.items())[40:]))
+        monkeypatch.setattr(trainer_shell, "LOG_EVERY_S", 0.0)
+        trainer.step()
+        until(lambda: len(daemon.of(Log)) == 3, "numbers")
+        monkeypatch.setattr(trainer_shell, "LOG_EVERY_S", 1000.0)
+        swarm.log(**{name: number + 1 for name, number in list(numbers.items())[:40]})
+        swarm.log(**{name: number + 1 for name, number in list(numbers.items())[40:]})
+    sent = [log.values for log in daemon.of(Log)]
+    assert sent[1] | sent[2] == numbers
+    assert sent[3] | sent[4] == {name: number + 1 for name, number in numbers.items()}
+    assert len(sent) == 5
+
+
+def test_a_call_with_too_many_names_is_refused_and_stores_nothing(serve: Callable[..., Daemon]) -> None:
+    daemon, trainer = serve(MEAN), Trainer()
+    with joined(daemon, trainer) as swarm:
+        with pytest.raises(ConfigError, match="65 names at once, at most 64"):
+            swarm.log(**{f"name {k}": k for k in range(65)})
+        with pytest.raises(ConfigError, match="allowed are numbers"):
+            swarm.log(good=1.0, bad="low")
+        swarm.log(loss=1.0)
+    assert [log.values for log in daemon.of(Log)] == [{"loss": 1.0}]
+
+
+def test_while_the_daemon_is_away_the_names_that_were_logged_last_are_kept(
+    serve: Callable[..., Daemon], caplog: pytest.LogCaptureFixture
+) -> None:
+    daemon, trainer = serve(MEAN), Trainer()
+    with joined(daemon, trainer) as swarm:
+        swarm._away = True
+        swarm.log(early=1.0, loss=1.0)
+        for k in range(trainer_shell.MAX_KEPT):
+            swarm.log(**{f"name {k}": k, "loss": k})
+        swarm._away = False
+    merged = {name for log in daemon.of(Log) for name in log.values}
+    assert merged == {"loss", *(f"name {k}" for k in range(1, trainer_shell.MAX_KEPT))}
+    assert caplog.text.count("more than 256 names are logged: early") == 1
+
+
+@pytest.mark.parametrize("name", ["n" * 129, "not utf-8 \udcff"])
+def test_a_name_that_the_daemon_would_not_take_cannot_be_logged(serve: Callable[..., Daemon], name: str) -> None:
+    daemon, trainer = serve(MEAN), Trainer()
+    with joined(daemon, trainer) as swarm, pytest.raises(ConfigError, match="allowed are up to 128 printable"):
+        swarm.log(**{name: 1.0})
+
+
 def test_tokens_are_counted_into_contributions(serve: Callable[..., Daemon]) -> None:
     daemon, trainer = serve(Stream("param", every=1, merge="mean", codec="fp32", weight="tokens")), Trainer()
     with joined(daemon, trainer) as swarm:
