@@ -7,6 +7,7 @@ from typing import Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
 
 from wantrain.copy_order import CopyOrder, Mark, Queues, Work
 from wantrain.cuda_queues import CudaQueues, PinnedPages
@@ -16,7 +17,7 @@ from wantrain.local_shard import Extent, Spot, held, local_box, spots, whole, wh
 from wantrain.optimizers.fragment import mask_of
 from wantrain.optimizers.stream import Stream
 from wantrain.peers.layout import stream_elements, stream_tensors
-from wantrain.peers.messages import MAX_TENSORS, Manifest, TensorSpec
+from wantrain.peers.messages import MAX_DIMS, MAX_TENSOR_NAME, MAX_TENSORS, Manifest, TensorSpec
 from wantrain.piece import Change, Piece, mix, move, move_nonnegative, take
 from wantrain.wrappers import FullyShardedParts, plain_name, unwrapped
 
@@ -42,7 +43,8 @@ class Replica:
         queues: of a device that has any; None for one whose copies are made at once.
 
     Raises:
-        ConfigError: there are no such parameters, or too many, or one has complex numbers.
+        ConfigError: there are no such parameters, or too many, or one has complex numbers, no shape yet, too many
+            dimensions or too long a name.
     """
 
     def __init__(
@@ -63,6 +65,20 @@ class Replica:
                 hint="fuse small parameters, or freeze some",
             )
         for name, parameter in named.items():
+            if len(name) > MAX_TENSOR_NAME:
+                raise ConfigError(
+                    f"the name of a parameter has {len(name)} characters, allowed are {MAX_TENSOR_NAME}: {name[:80]}…",
+                    hint="give the modules that it is in shorter names",
+                )
+            if isinstance(parameter, UninitializedParameter):
+                raise ConfigError(
+                    f"{name} has no shape yet, as lazy modules have none before they are used",
+                    hint="run one forward pass before wantrain.join, with inputs as in training",
+                )
+            if parameter.dim() > MAX_DIMS:
+                raise ConfigError(
+                    f"{name} has {parameter.dim()} dimensions, allowed are {MAX_DIMS}", hint="flatten some of them"
+                )
             if parameter.is_complex():
                 raise ConfigError(f"{name} has dtype {parameter.dtype}", hint="use real ones, see torch.view_as_real")
         self.manifest: Manifest = tuple(

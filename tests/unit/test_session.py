@@ -355,6 +355,42 @@ def test_a_model_without_trained_parameters_is_refused() -> None:
         wantrain.join(model, torch.optim.SGD(nn.Linear(1, 1).parameters(), lr=1.0), daemon="ipc:///nowhere")
 
 
+def named(name: str, shape: tuple[int, ...] = (1,)) -> nn.Module:
+    model = nn.Module()
+    model.register_parameter(name, nn.Parameter(torch.zeros(shape)))
+    return model
+
+
+@pytest.mark.parametrize(
+    ("model", "said", "hint"),
+    [
+        (named("n" * 513), "the name of a parameter has 513 characters, allowed are 512: nnn", "shorter names"),
+        (named("deep", (1,) * 17), "deep has 17 dimensions, allowed are 16", "flatten"),
+        (nn.Sequential(nn.Linear(2, 2), nn.LazyLinear(2)), "1.weight has no shape yet", "one forward pass"),
+    ],
+)
+def test_a_model_that_no_message_can_tell_of_is_refused_before_a_daemon_is_asked(
+    model: nn.Module, said: str, hint: str
+) -> None:
+    with pytest.raises(ConfigError, match=said) as caught:
+        wantrain.join(model, torch.optim.SGD(model.parameters(), lr=1.0), daemon="ipc:///nowhere")
+    assert hint in caught.value.hint
+
+
+def test_the_longest_name_and_a_lazy_module_that_was_used_can_be_told(serve: Callable[..., Daemon]) -> None:
+    model = nn.Sequential(nn.LazyLinear(2), named("n" * 510))
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    model[0](torch.zeros(1, 3))
+    daemon = serve(MEAN)
+    daemon.start()
+    assert daemon.listening.wait(DEADLINE_S)
+    with wantrain.join(model, optimizer, daemon=daemon.address):
+        pass
+    (attach,) = daemon.of(Attach)
+    assert [tensor.shape for tensor in attach.manifest] == [(2, 3), (2,), (1,)]
+    assert len(attach.manifest[2].name) == 512
+
+
 def test_the_package_does_not_import_torch() -> None:
     """The coordinator and the command line start without it."""
     code = "import sys, wantrain; sys.exit('torch' in sys.modules)"
