@@ -1,18 +1,17 @@
 """What a trainer draws its samples from: data sets by name, in the run's order as far as this trainer was leased it."""
 
 import itertools
+import operator
 import os
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, SupportsIndex
 
 from torch.utils.data import default_collate
 
 from wantrain.errors import ConfigError
-from wantrain.peers.messages import MAX_DATA, Drawn, Leased, WantLease
+from wantrain.peers.messages import MAX_COUNT, MAX_DATA, MAX_NAME, Drawn, Leased, WantLease
 from wantrain.peers.supply import Supply
 from wantrain.permutation import Permutation
-
-MAX_NAME = 128
 
 
 class Shards:
@@ -31,6 +30,7 @@ class Shards:
         Raises:
             ConfigError: an argument that cannot be used, or another data set was opened under this name.
         """
+        seed, epochs = _whole("seed", seed), None if epochs is None else _whole("epochs", epochs)
         _check(name, length, seed, epochs)
         known = self._supplies.get(name)
         if known is None:
@@ -130,12 +130,25 @@ def _passes(dataset: Iterable[Any], epochs: int | None) -> Iterator[Any]:
 def _check(name: str, length: int, seed: int, epochs: int | None) -> None:
     if not length:
         raise _empty()
-    if not 0 < len(name) <= MAX_NAME:
-        raise ConfigError(f"shard: the name {name[:40]!r} has {len(name)} letters, allowed are 1 to {MAX_NAME}")
-    if not 0 <= seed <= 2**62:
-        raise ConfigError(f"shard: seed is {seed}, allowed is 0 to 2**62")
-    if epochs is not None and epochs < 1:
-        raise ConfigError(f"shard: epochs is {epochs}, allowed are 1 and more", hint="leave it out to go on for ever")
+    if not isinstance(name, str) or not 0 < len(name) <= MAX_NAME or not name.isprintable():
+        said = f"{name[:40]!r} has {len(name)} characters" if isinstance(name, str) else f"is {name!r}"
+        raise ConfigError(
+            f"shard: the name {said}, allowed are 1 to {MAX_NAME} printable ones", hint="give the data set another name"
+        )
+    if not 0 <= seed <= MAX_COUNT:
+        raise ConfigError(
+            f"shard: seed is {seed}, allowed is 0 to 2**62", hint="leave it out, or give a smaller number"
+        )
+    if epochs is not None and not 1 <= epochs <= MAX_COUNT:
+        raise ConfigError(f"shard: epochs is {epochs}, allowed is 1 to 2**62", hint="leave it out to go on for ever")
+
+
+def _whole(option: str, value: SupportsIndex) -> int:
+    """The number as a plain int, whatever kind of integer it is: numpy's and torch's cannot be sent."""
+    try:
+        return operator.index(value)
+    except (TypeError, RuntimeError):
+        raise ConfigError(f"shard: {option} is {value!r}, allowed are integers", hint=f"pass int({option})") from None
 
 
 def _empty() -> ConfigError:

@@ -453,7 +453,8 @@ class TrainerShell(ABC):
 
     def _wait_for_samples(self, supply: Supply, began: float, wait: bool) -> tuple[int, int] | None:
         """Wait for a lease; None if none will come: the data is used up, or the peer daemon is gone."""
-        self._reason, told, since, why = "", began, began, ""
+        self._reason = "the peer daemon has not taken the question yet; if that lasts, see its log"
+        told, since, why = began, began, ""
         while not (supply.ended or self.alone):
             self._outbox += self._shards.questions(self._now())
             if supply.dry and not wait:

@@ -70,6 +70,27 @@ def test_one_epoch_is_every_sample_once_and_all_of_them_are_committed(serve: Cal
         assert swarm.round == 4 + 13  # the last round had one step
 
 
+@pytest.mark.parametrize("kind", [np.int64, np.uint8, torch.tensor, bool])
+def test_an_integer_of_any_kind_is_a_seed_and_a_count(serve: Callable[..., LeasingDaemon], kind: Any) -> None:
+    daemon, trainer = serve(MEAN), Trainer()
+    with joined(daemon, trainer) as swarm:
+        found = []
+        for sample in swarm.shard(range(3), seed=kind(1), epochs=kind(1)):
+            found.append(sample)
+            trainer.step()
+    assert found == [Permutation(3, 1, 0).index(k) for k in range(3)]
+    assert {(want.seed, want.epochs) for want in daemon.of(WantLease)} == {(1, 1)}
+
+
+def test_a_wait_for_samples_says_if_the_daemon_has_not_taken_the_question(
+    serve: Callable[..., LeasingDaemon], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(trainer_shell, "SAY_EVERY_S", 0.0)
+    with joined(serve(MEAN), Trainer()) as swarm:
+        next(swarm.shard(range(3)))
+    assert "for samples of data set 'data': the peer daemon has not taken the question yet" in caplog.text
+
+
 def test_a_contribution_says_what_was_drawn_before_its_last_step(serve: Callable[..., LeasingDaemon]) -> None:
     daemon, trainer = serve(MEAN), Trainer()
     with joined(daemon, trainer) as swarm:
@@ -224,9 +245,18 @@ def test_what_has_no_indices_is_passed_through_again_and_again() -> None:
         ({"dataset": []}, "empty"),
         ({"dataset": iter([1])}, "only once"),
         ({"dataset": [1], "seed": -1}, "seed is -1"),
+        ({"dataset": [1], "seed": 2**62 + 1}, "seed is 4611686018427387905, allowed is 0 to"),
+        ({"dataset": [1], "seed": 1.5}, "seed is 1.5, allowed are integers"),
+        ({"dataset": [1], "seed": None}, "seed is None, allowed are integers"),
+        ({"dataset": [1], "seed": torch.tensor(1.5)}, "seed is tensor.1.5000., allowed are integers"),
         ({"dataset": [1], "epochs": 0}, "epochs is 0"),
+        ({"dataset": [1], "epochs": 2**62 + 1}, "epochs is 4611686018427387905, allowed is 1 to"),
+        ({"dataset": [1], "epochs": 1.0}, "epochs is 1.0, allowed are integers"),
         ({"dataset": [1], "batch": 0}, "batch is 0"),
         ({"dataset": [1], "name": ""}, "name ''"),
+        ({"dataset": [1], "name": "n" * 129}, "has 129 characters, allowed are 1 to 128"),
+        ({"dataset": [1], "name": "\udcff"}, "has 1 characters, allowed are 1 to 128 printable"),
+        ({"dataset": [1], "name": 7}, "the name is 7, allowed are"),
     ],
 )
 def test_arguments_that_cannot_be_used_are_refused(
