@@ -567,6 +567,14 @@ def test_the_log_stays_as_it_is_for_long_while_a_contributor_that_was_started_ag
     assert [to for second in range(1, 6) for to in rewinds(run, float(long_s + second))] == [3]
 
 
+def test_nobody_is_asked_to_save_while_the_log_is_about_to_go_back() -> None:
+    run = stranded(4, "a")
+    run.core._syncs.close()
+    assert run.handle(SaveWanted(), 1.0) == []
+    run.core._syncs.open()
+    assert Send("a", SaveState(4)) in run.handle(Tick(), 2.0)
+
+
 @pytest.mark.scenario(20)
 def test_after_a_time_in_which_the_coordinator_stood_still_it_waits_anew_before_the_log_goes_back() -> None:
     run = stranded(2, "b")

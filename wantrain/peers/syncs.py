@@ -147,6 +147,8 @@ class Syncs:
 
     def save_if_due(self, now: float) -> list[CoordinatorEffect]:
         """Ask a peer to save the run's state, if one is due."""
+        if not self.rounds:
+            return []  # the log is about to go back
         pairings = tuple(self.pairings.values())
         asks = self.saves.ask(self.log.head, self.membership.members, pairings, now)
         return [effect for ask in asks for effect in self.desk.save(ask)]
