@@ -606,6 +606,24 @@ def test_a_name_with_letters_that_the_terminal_lacks_is_shown_without_them(monke
     assert "?? in März" in written.getvalue().decode("latin-1")
 
 
+def test_a_path_that_cannot_be_used_is_named_with_the_next_step(fake: Callable[..., None], tmp_path: Path) -> None:
+    def serve(*_: object, **__: object) -> None:
+        (tmp_path / "nowhere" / "run.lock").open("w")
+
+    fake("wantrain.peers.coordinator_daemon", serve=serve)
+    result = wantrain("coordinator", "r.toml")
+    assert result.exit_code == 2
+    assert result.stderr.splitlines()[0] == f"error: {tmp_path / 'nowhere' / 'run.lock'}: No such file or directory"
+    assert result.stderr.splitlines()[1].startswith("next: ")
+
+
+def test_a_command_without_a_standard_output_runs(tmp_path: Path) -> None:
+    command = f'"{sys.executable}" -m wantrain init run.toml >&-'
+    process = subprocess.run(["sh", "-c", command], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (process.returncode, process.stderr) == (0, "")
+    assert (tmp_path / "run.toml").exists()
+
+
 # ---- status
 
 

@@ -13,6 +13,17 @@ from wantrain.peers.place import open_place, remove_leftovers, scratch_directory
 RUN = bytes(range(8))
 
 
+def test_a_long_path_for_temporary_files_is_passed_over_for_a_socket_can_have_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    long = tmp_path / ("x" * 120)
+    long.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(long))
+    with open_place(RUN, tmp_path / "home", "anna") as place, scratch_directory(place, tmp_path) as scratch:
+        assert scratch.parent == Path("/tmp")
+    assert list(long.iterdir()) == []
+
+
 def test_a_place_keeps_its_identity_and_that_it_was_admitted(tmp_path: Path) -> None:
     with open_place(RUN, tmp_path / "home", "anna") as place:
         assert (place.name, place.enrolled) == ("anna", False)

@@ -1,6 +1,9 @@
 """The group `wantrain`: finds the commands, and turns every error into words, the next step and an exit code."""
 
+import errno
 import json
+import os
+import sys
 from importlib import import_module, metadata
 from itertools import takewhile
 from typing import Any, NoReturn
@@ -31,6 +34,8 @@ class Commands(click.Group):
         return command
 
     def invoke(self, ctx: click.Context) -> Any:
+        if sys.stdout is None:  # was closed by whoever has started this process
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115
         as_json = "--json" in takewhile(lambda word: word != "--", list(ctx.args))
         try:
             return super().invoke(ctx)
@@ -42,6 +47,12 @@ class Commands(click.Group):
             where = error.ctx.command_path if error.ctx is not None else "wantrain"
             ctx.meta[JSON] = True
             _report(ctx, ConfigError(error.format_message(), hint=f"see {where} --help"))
+        except OSError as error:
+            if error.filename is None and error.errno != errno.ENOSPC:
+                raise  # of a closed pipe, for example, of which click makes a quiet end
+            where = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "
+            hint = "see that it is there, that you may use it and that there is room"
+            _report(ctx, ConfigError(f"{where}{error.strerror}", hint=hint))
         except KeyboardInterrupt:
             ctx.exit(INTERRUPTED)
 

@@ -51,7 +51,7 @@ from wantrain.peers.own_states import OwnStates, Wishes, own_states
 from wantrain.peers.participant import Participant, PeerFacts
 from wantrain.peers.patience import Patience
 from wantrain.peers.peer import Peer
-from wantrain.peers.place import Place, open_place, remove_scratch, scratch_directory, segment_directory
+from wantrain.peers.place import SOCKET, Place, open_place, remove_scratch, scratch_directory, segment_directory
 from wantrain.peers.sabotage import KillSwitch
 from wantrain.peers.shared_memory import LOCAL_RUN
 from wantrain.peers.supervisor import Supervisor
@@ -271,7 +271,7 @@ class PeerDaemon:
 
     @property
     def _trainer_address(self) -> str:
-        return f"ipc://{self._directory}/trainer.sock"
+        return f"ipc://{self._directory / SOCKET}"
 
     def _adopt_orphan(self, supervisor: Supervisor | Guest) -> None:
         orphan = find_orphan(self._directory)

@@ -36,6 +36,7 @@ def export(path: Path, saved: SavedState, out: Path, dtype: str | None) -> int:
         CheckpointError: a dtype that cannot be written, values that it cannot hold, or a file that cannot be written.
     """
     check_dtypes(saved.model, dtype)
+    out = out.absolute()
     unfinished = out.with_name(f".{out.name}.{os.getpid()}")
     try:
         with explained(path, out), values_of(path, saved) as there, unfinished.open("xb") as file:

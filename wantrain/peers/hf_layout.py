@@ -84,6 +84,7 @@ def export_hf(
     shards = _shards(saved.model, dtype, shard_bytes)
     names = [WEIGHTS_FILE] if len(shards) == 1 else [_shard_name(k, len(shards)) for k in range(len(shards))]
     total = sum(size_bytes(tensor, dtype) for tensor in saved.model)
+    out = out.absolute()
     unfinished = out.with_name(f".{out.name}.{os.getpid()}")
     try:
         with explained(path, out), values_of(path, saved) as there:

@@ -18,6 +18,10 @@ from wantrain.transport.auth import Identity
 MAX_SLOTS = 64
 """Most peers of one run on one machine without directories of their own."""
 SCRATCH_PREFIX = "wantrain-"
+SOCKET = "trainer.sock"
+"""The trainer's socket in the scratch directory."""
+MAX_SOCKET_BYTES = 100
+"""Longest path of a socket; Linux allows 107 bytes, others 103."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +102,7 @@ def scratch_directory(place: Place, segments: Path) -> Iterator[Path]:
     with suppress(OSError):
         path = _former(Path(note.read_text(encoding="utf-8")), segments)
     if path is None:
-        path = Path(tempfile.mkdtemp(prefix=SCRATCH_PREFIX))
+        path = _new_scratch()
     with (path / "lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -107,6 +111,15 @@ def scratch_directory(place: Place, segments: Path) -> Iterator[Path]:
         finally:
             if find_orphan(path) is None:
                 remove_scratch(path, segments)
+
+
+def _new_scratch() -> Path:
+    """A new directory where temporary files go, or in /tmp if a socket in it would have too long a name."""
+    path = Path(tempfile.mkdtemp(prefix=SCRATCH_PREFIX))
+    if len(os.fsencode(path / SOCKET)) <= MAX_SOCKET_BYTES:
+        return path
+    path.rmdir()
+    return Path(tempfile.mkdtemp(prefix=SCRATCH_PREFIX, dir="/tmp"))
 
 
 def remove_leftovers(home: Path, segments: Path) -> None:
