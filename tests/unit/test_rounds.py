@@ -11,6 +11,7 @@ from wantrain.errors import ProtocolBug
 from wantrain.peers.messages import Abort, Start, SyncReport
 from wantrain.peers.rounds import (
     AGAIN_S,
+    MOST_WEIGHED,
     Aborted,
     Absent,
     Cast,
@@ -362,6 +363,16 @@ def test_where_all_meet_at_one_peer_the_other_end_of_a_dead_path_is_left_out() -
     for peer, waits_for in (("a", "b"), ("b", "c"), ("c", "b")):
         current.handle(moving(peer, 1, waiting_for=waits_for), 0.1)
     assert aborts(current.handle(Tick(), 5.2))[0].dropped == ("c",)
+
+
+@pytest.mark.scenario(4)
+def test_of_more_than_can_be_weighed_the_one_whom_all_wait_for_is_left_out() -> None:
+    live = "abcdefghijklmnopqrst"
+    assert len(live) > MOST_WEIGHED
+    current = begun(live)
+    for peer in live[:-1]:
+        current.handle(moving(peer, 1, waiting_for="t"), 0.1)
+    assert aborts(current.handle(Tick(), 5.2))[0].dropped == ("t",)
 
 
 @pytest.mark.scenario(17)

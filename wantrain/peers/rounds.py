@@ -45,7 +45,7 @@ AGAIN_S = 0.25
 NAMED = 8
 """Peers that a reason names; of more it says how many."""
 MOST_WEIGHED = 16
-"""Of so many who may have stalled a sync it is worked out who could go on without them."""
+"""Of so many who may have stalled a sync, the likeliest, it is worked out who could go on without them."""
 BRIEF_EVERY_S = 0.5
 """A peer whose report shows that it missed a START or ABORT gets it again, at most this often."""
 
@@ -525,10 +525,11 @@ class Round:
         votes = Counter(peer for reporter in stalled for peer in self._held[reporter].waiting_for)
         order = {peer: k for k, peer in enumerate(self.start.contributors)}
         suspects = [peer for peer in order if peer in votes or peer in stalled]
-        left = {
-            peer: self._together(tuple(other for other in order if other != peer)) for peer in suspects[:MOST_WEIGHED]
-        }
         apart = self._cut_off
+        likely = sorted(suspects, key=lambda p: (p in apart, votes[p], p in stalled, order[p]), reverse=True)
+        left = {
+            peer: self._together(tuple(other for other in order if other != peer)) for peer in likely[:MOST_WEIGHED]
+        }
         return max(suspects, key=lambda p: (p in apart, left.get(p, 0), votes[p], p in stalled, order[p]))
 
     def _stall(self, peer: str) -> None:
