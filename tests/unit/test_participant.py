@@ -874,6 +874,10 @@ def test_a_contribution_says_what_of_the_data_it_contains() -> None:
     one.start(5, "bm")
     (report,) = reports(one.heartbeat())
     assert (report.syncs[0].phase, report.syncs[0].drawn) == ("moving", drawn)
+    # Also where the attempt cannot be used: the contribution stays, and is in the next one.
+    one.do(ReduceFailed(SyncId("param", 1, 5), "too large"))
+    (report,) = reports(one.heartbeat())
+    assert (report.syncs[0].phase, report.syncs[0].drawn) == ("failed", drawn)
 
 
 def test_the_next_trainer_is_another_reader() -> None:

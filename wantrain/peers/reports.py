@@ -21,9 +21,8 @@ def sync_line(stream: str, index: int, staged: Staged | None, attempt: Attempt |
     if attempt.done is not None:
         return SyncReport(stream, index, "done", weight, norm, here, number, digest=attempt.done.digest, drawn=drawn)
     if attempt.failed is not None:
-        return SyncReport(
-            stream, index, "failed", weight, norm, here, number, waiting_for=attempt.failed, why=attempt.why
-        )
+        blamed, why = attempt.failed, attempt.why
+        return SyncReport(stream, index, "failed", weight, norm, here, number, waiting_for=blamed, why=why, drawn=drawn)
     missing, waiting_for = attempt.core.missing, attempt.core.waiting_for
     return SyncReport(
         stream, index, "moving", weight, norm, here, number, missing=missing, waiting_for=waiting_for, drawn=drawn
