@@ -518,6 +518,29 @@ def test_who_is_awaited_after_a_restart_is_named_although_it_has_not_come_back()
     assert "unless anna comes back" in one.core.reason()
 
 
+def test_a_member_of_the_last_view_is_awaited_after_a_restart_although_it_has_only_received_the_newest_line() -> None:
+    known = replace(history(3), names={"a": "anna", "h": "hana"}, members=("a", "h"))
+    one = Run(Coordinator(FACTS, known))
+    one.tell("a", hello("a"))
+    for second in range(1, 25):  # it was started again, from its disk
+        one.report("a", 2, float(second))
+        one.handle(Tick(), float(second))
+    assert "unless hana comes back" in one.core.reason()
+    one.tell("h", hello("h"), 25.0)
+    one.report("h", 3, 25.1)
+    one.handle(Tick(), 25.2)
+    assert (one.core.head, one.core.reason()) == (3, "")
+
+
+def test_a_member_of_the_last_view_that_does_not_come_back_is_not_awaited_for_ever() -> None:
+    one = Run(Coordinator(FACTS, replace(history(3), members=("a", "h"))))
+    one.tell("a", hello("a"))
+    for second in range(1, 40):
+        one.report("a", 2, float(second))
+        one.handle(Tick(), float(second))
+    assert one.core.head == 2
+
+
 @pytest.mark.parametrize("comes_to", [2, 3])
 def test_lines_are_not_given_up_as_soon_as_the_last_who_was_awaited_is_back(comes_to: int) -> None:
     """What its first report says is old already: it, or another peer, may stand at the head meanwhile."""

@@ -36,6 +36,8 @@ class History:
     """Rows of the data leases."""
     names: Mapping[str, str] = field(default_factory=dict)
     """Names of all that were ever admitted, by peer: one that is awaited may not have come back yet."""
+    members: tuple[str, ...] = ()
+    """Of the last view: they hold the run's state, and may not have come back yet."""
 
 
 class CommitLog:

@@ -119,7 +119,7 @@ class Coordinator:
         self.epoch = history.epoch
         self._admitted = history.names
         self.log = CommitLog(history)
-        self.membership = Membership(facts.policy, history.view)
+        self.membership = Membership(facts.policy, history.view, history.members)
         self.links = LinkTable()
         self.leases = Leases(history.leases, facts.policy.suspect_ceiling_s, self.name_of)
         self.saves = SaveDuty(facts.save_every)

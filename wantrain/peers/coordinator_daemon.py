@@ -200,7 +200,7 @@ class CoordinatorDaemon:
 
     def _history(self) -> co.History:
         store = self.store
-        epoch, (view, _), genesis = store.begin_epoch(), store.last_view(), store.genesis()
+        epoch, (view, members), genesis = store.begin_epoch(), store.last_view(), store.genesis()
         names = {peer: row.name for peer, row in self._row_of.items()}
         if genesis is None:
             return co.History(epoch, view, leases=store.leases(), names=names)
@@ -213,6 +213,7 @@ class CoordinatorDaemon:
             tuple(_record_from(line) for _, line in lines),
             store.leases(),
             names,
+            tuple(members),
         )
 
     # ---- the loop

@@ -1,5 +1,6 @@
 """Who is alive and who is in the view: pure core over hellos, reports, hints of others and the passing of time."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from wantrain.peers.messages import Hello, Member, Report
@@ -112,8 +113,10 @@ class PeerState:
 class Membership:
     """The live peers and the numbered view. The order of the view is the order of becoming a member."""
 
-    def __init__(self, policy: Policy, view: int) -> None:
+    def __init__(self, policy: Policy, view: int, former: Sequence[str] = ()) -> None:
         self.view = view
+        self.former = tuple(former)
+        """Members of the last view that an earlier process of the coordinator has shown."""
         self.peers: dict[str, PeerState] = {}
         self._order: list[str] = []
         self._leaving: set[str] = set()

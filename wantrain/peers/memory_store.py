@@ -25,11 +25,13 @@ class MemoryStore:
     chain0: bytes = b""
     records: list[CommitRecord] = field(default_factory=list)
     leases: dict[str, str] = field(default_factory=dict)
+    members: tuple[str, ...] = ()
 
     def begin(self) -> History:
         """What a coordinator that starts now finds; every start is an epoch of its own."""
         self.epoch += 1
-        return History(self.epoch, self.view, self.manifest, self.chain0, tuple(self.records), dict(self.leases))
+        records, leases = tuple(self.records), dict(self.leases)
+        return History(self.epoch, self.view, self.manifest, self.chain0, records, leases, members=self.members)
 
     def write(self, effect: Persist) -> None:
         """Keep it."""
@@ -45,8 +47,8 @@ class MemoryStore:
             case PersistRewind(after, _, rows):
                 del self.records[after:]
                 self._change(rows)
-            case PersistView(number, _):
-                self.view = number
+            case PersistView(number, members):
+                self.view, self.members = number, members
             case PersistLeases(rows):
                 self._change(rows)
 

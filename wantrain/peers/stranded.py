@@ -99,9 +99,10 @@ class Stranded:
         """Who may come to hold a state later than `number`: who took part in a later line, or was here since.
 
         Not those who are here and have nothing in hand that could be committed: what they had is lost. But who took
-        part and reports no state, as it was started again, may have one on its disk and not have read it yet.
+        part and reports no state, as it was started again, may have one on its disk and not have read it yet. Who was
+        here before this process was may not have come back to it yet.
         """
         made = {peer for record in self.log.records[max(number, 0) :] for peer in record.contributors}
         known = {p: r for p, r in self.membership.reports.items() if r.log_number >= 0 or p not in made}
         bare = {p for p, report in known.items() if all(s.phase in ("ready", "failed") for s in report.syncs)}
-        return sorted((made | set(self.membership.peers)) - bare)
+        return sorted(made.union(self.membership.peers, self.membership.former) - bare)
