@@ -783,6 +783,19 @@ def test_when_all_leave_nobody_waits_but_a_new_coordinator_gives_others_the_time
     assert let_go(made)[-1] == ("b", 3)
 
 
+def test_after_a_restart_who_leaves_waits_for_members_of_the_last_view_as_long_as_they_may_take_to_dial_again() -> None:
+    made = Run(Coordinator(FACTS, replace(history(3), members=("a", "b", "c"))))
+    made.tell("a", hello("a"))
+    made.report("a", 3, POLICY.back_within_s - 0.1, leaving=True)
+    assert let_go(made) == []
+    made.tell("b", hello("b"), POLICY.back_within_s - 0.05)
+    assert let_go(made) == [("a", -1)]  # it can have the state now
+    alone = Run(Coordinator(FACTS, replace(history(3), members=("a", "b"))))
+    alone.tell("a", hello("a"))
+    alone.report("a", 3, POLICY.back_within_s, leaving=True)
+    assert let_go(alone) == [("a", 3)]
+
+
 def test_who_was_let_go_as_nobody_else_was_there_is_told_at_once_of_a_newcomer() -> None:
     made = run("a")
     made.report("a", 3, 10.0, leaving=True)

@@ -4,7 +4,8 @@ import random
 
 import pytest
 
-from wantrain.peers.timing import PHI_HINTED, PHI_LOST, Arrivals, Duration, Policy
+from wantrain.peers.timing import PHI_HINTED, PHI_LOST, REDIAL_S, Arrivals, Duration, Policy
+from wantrain.transport.zmq_sockets import REDIAL_LAST_S
 
 POLICY = Policy(
     heartbeat_s=1.0, suspect_floor_s=5.0, suspect_ceiling_s=30.0, deadline_floor_s=10.0, deadline_ceiling_s=600.0
@@ -23,6 +24,11 @@ def test_a_regular_peer_is_lost_after_the_floor_and_any_after_the_ceiling() -> N
     assert POLICY.lost_after_s(arrivals()) == 5.0
     assert POLICY.lost_after_s(arrivals(*[1.0] * 50)) == 5.0
     assert POLICY.lost_after_s(arrivals(*[20.0] * 50)) == 30.0
+
+
+def test_after_a_restart_of_the_coordinator_there_is_time_to_dial_again() -> None:
+    assert REDIAL_S >= REDIAL_LAST_S
+    assert POLICY.back_within_s >= REDIAL_LAST_S + POLICY.heard_within_s
 
 
 def test_suspicion_grows_with_silence_and_with_how_regular_the_peer_was() -> None:

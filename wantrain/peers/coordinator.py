@@ -4,7 +4,6 @@ It holds no tensor and reads no clock; `coordinator_daemon.py` is its shell. Wha
 a `Persist` effect and becomes visible to peers only after `Stored` has come back.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -142,8 +141,6 @@ class Coordinator:
         """Log numbers that peers stand at behind the head, and views that they do not know."""
         self._votes = StateVotes(facts.policy.grace_ceiling_s)
         self._bequests = Bequests()
-        self._began_at = math.inf
-        """When the first peer said Hello to this process."""
         self._outdated_until: dict[str, int] = {}
         """Whose state was found not to be the run's, and the revision of the Welcome that says so."""
         self._lack = ("", 0.0)
@@ -274,7 +271,7 @@ class Coordinator:
     # ---- peers come, speak and go
 
     def _hello(self, peer: str, hello: Hello, curve_key: bytes, now: float) -> list[CoordinatorEffect]:
-        self._began_at, facts = min(self._began_at, now), self.facts
+        facts = self.facts
         refused = refusal(hello, facts.version, facts.spec_digest, facts.streams)
         if refused is not None:
             return [Send(peer, refused), Announce("refused", {"peer": peer, "reason": refused.reason})]
@@ -422,7 +419,8 @@ class Coordinator:
         reports = self.membership.reports
         staying = {one: -1 for one in self.membership.alive if one not in leaving}
         staying |= {p: r.log_number for p, r in reports.items() if p in staying and self._is_of_the_run(p, r)}
-        if not staying and now - self._began_at < self.facts.policy.heard_within_s:
+        early = now - self.membership.began_at < self.facts.policy.heard_within_s
+        if not staying and (early or self.membership.expected_back(now)):
             return []  # others may not have had the time yet to come back to this process
         told = self._bequests.heard(peer, staying, leaving, self.head)
         self.log.revision += 1

@@ -1,5 +1,6 @@
 """Who is alive and who is in the view: pure core over hellos, reports, hints of others and the passing of time."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -117,6 +118,8 @@ class Membership:
         self.view = view
         self.former = tuple(former)
         """Members of the last view that an earlier process of the coordinator has shown."""
+        self.began_at = math.inf
+        """When the first peer said Hello to this one."""
         self.peers: dict[str, PeerState] = {}
         self._order: list[str] = []
         self._leaving: set[str] = set()
@@ -158,6 +161,15 @@ class Membership:
             return {}
         return {p: k.report for p, k in self.peers.items() if p in self._leaving and k.report is not None}
 
+    def expected_back(self, now: float) -> dict[str, float]:
+        """Members of the last view of whom nothing was heard yet though they may be well, and until when they may be."""
+        until = self.began_at + self._policy.back_within_s
+        return {} if now >= until else {peer: until for peer in self.former if self._unheard(peer)}
+
+    def _unheard(self, peer: str) -> bool:
+        known = self.peers.get(peer)
+        return known is None or (known.alive and known.report is None)
+
     def roster(self) -> tuple[Member, ...]:
         """The view in order, then the joining."""
         joining = [peer for peer, known in self.peers.items() if known.state == "joining"]
@@ -177,6 +189,7 @@ class Membership:
         return Member(peer, known.hello.name, known.hello.address, known.curve_key, known.state == "member")
 
     def _greeted(self, event: Greeted, now: float) -> list[MembershipEffect]:
+        self.began_at = min(self.began_at, now)
         known = self.peers.get(event.peer)
         if known is not None and known.hello.boot == event.hello.boot:
             return self._greeted_again(known, event, now)

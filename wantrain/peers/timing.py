@@ -20,6 +20,8 @@ AGAIN = 1.5
 """A silence that was harmless once is no reason for suspicion when it comes again, and this much longer."""
 MODEL_ERROR = 3.0
 """The cost model is good to a factor: bytes that take this many times what was predicted are still on their way."""
+REDIAL_S = 5.0
+"""Who has lost its connection dials again this often at least (`zmq_sockets.REDIAL_LAST_S`)."""
 
 
 @dataclass(slots=True)
@@ -98,6 +100,11 @@ class Policy:
     def heard_within_s(self) -> float:
         """In which time everybody is heard of who is well."""
         return self.grace_floor_s + 2 * self.heartbeat_s
+
+    @property
+    def back_within_s(self) -> float:
+        """The same after a restart of the coordinator: a peer may have dialled in vain just before."""
+        return REDIAL_S + self.heard_within_s
 
     def lost_after_s(self, arrivals: Arrivals) -> float:
         """After how long a silence a peer counts as lost."""
