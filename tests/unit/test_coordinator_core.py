@@ -783,6 +783,30 @@ def test_when_all_leave_nobody_waits_but_a_new_coordinator_gives_others_the_time
     assert let_go(made)[-1] == ("b", 3)
 
 
+def test_after_a_restart_the_first_that_is_back_does_not_sync_alone_and_says_for_whom_it_waits() -> None:
+    known = replace(history(3), names={"b": "bert", "c": "carla", "d": "dora"}, members=("a", "b", "c", "d"))
+    made = Run(Coordinator(FACTS, known))
+    made.tell("a", hello("a"))
+    made.report("a", 3, 0.1, syncs=ready(4))
+    made.handle(Tick(), 0.2)
+    assert "waiting for 3 of 4 to be ready: bert, carla, dora" in made.core.reason()
+    for k, peer in enumerate("bcd"):
+        made.tell(peer, hello(peer), 1.0 + k)
+        assert not of(Start, made.report(peer, 3, 1.5 + k, syncs=ready(4))) or peer == "d"
+    (start, *_) = [send.record for send in made.sent if isinstance(send.record, Start)]
+    assert start.contributors == ("a", "b", "c", "d")
+
+
+def test_after_a_restart_members_of_the_last_view_that_do_not_come_back_are_not_waited_for_any_longer() -> None:
+    made = Run(Coordinator(FACTS, replace(history(3), members=("a", "b"))))
+    made.tell("a", hello("a"))
+    made.report("a", 3, POLICY.back_within_s - 0.2, syncs=ready(4))
+    made.handle(Tick(), POLICY.back_within_s - 0.1)
+    assert not any(isinstance(send.record, Start) for send in made.sent)
+    made.handle(Tick(), POLICY.back_within_s)
+    assert [s.record.contributors for s in made.sent if isinstance(s.record, Start)] == [("a",)]
+
+
 def test_after_a_restart_who_leaves_waits_for_members_of_the_last_view_as_long_as_they_may_take_to_dial_again() -> None:
     made = Run(Coordinator(FACTS, replace(history(3), members=("a", "b", "c"))))
     made.tell("a", hello("a"))

@@ -93,6 +93,7 @@ class Casting:
         cut_off, view, live = self.cut_off(), self.membership.view, self.membership.members
         seen = [self._seen(peer, peer in cut_off, now) for peer in live]
         expected = {one.peer: one.expected_at for one in seen if one.trains}
+        expected |= self.membership.expected_back(now)
         abreast = frozenset(one.peer for one in seen if one.abreast)
         cast = Cast(view, live, abreast, expected, self._chasers.waited_for(now), frozenset(cut_off))
         return {
@@ -132,7 +133,8 @@ class Casting:
         It has missed that one, or is out of step, and may wait for the other one until everybody comes there: if it
         was waited for meanwhile, each would wait for the other.
         """
-        report = self.membership.peers[peer].report
+        known = self.membership.peers.get(peer)
+        report = known.report if known is not None else None
         if report is None or len(self.streams) < 2:
             return False
         due = self.streams[stream].steps(index)

@@ -162,7 +162,7 @@ class Membership:
         return {p: k.report for p, k in self.peers.items() if p in self._leaving and k.report is not None}
 
     def expected_back(self, now: float) -> dict[str, float]:
-        """Members of the last view of whom nothing was heard yet though they may be well, and until when they may be."""
+        """Members of the last view who have not reported yet though they may be well, and until when they may be."""
         until = self.began_at + self._policy.back_within_s
         return {} if now >= until else {peer: until for peer in self.former if self._unheard(peer)}
 
