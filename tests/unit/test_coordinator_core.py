@@ -54,11 +54,12 @@ from wantrain.peers.messages import (
     WantLease,
     WantRecords,
     Welcome,
+    pack,
 )
 from wantrain.peers.timing import Policy
 from wantrain.transport.codec.names import AUTO_CODECS
 from wantrain.transport.digest import first_link, next_link
-from wantrain.transport.wire import PROTOCOL_VERSION
+from wantrain.transport.wire import PROTOCOL_VERSION, encode
 
 RUN = b"run-id-8"
 MANIFEST = (TensorSpec("w", (10,), "float32"),)
@@ -264,6 +265,21 @@ def test_a_peer_that_stays_behind_gets_the_missing_lines() -> None:
     assert [record.number for record in commit.records] == [2, 3]
     assert of(Commit, one.tell("b", WantRecords(3)))[0].records == (line(3),)
     assert one.tell("b", WantRecords(0)) == one.tell("b", WantRecords(4)) == []
+
+
+@pytest.mark.parametrize("contributors", [1, 32, 1000])
+def test_who_lacks_many_lines_gets_as_many_at_once_as_a_message_holds(contributors: int) -> None:
+    names = tuple(f"{k:016x}" for k in range(contributors))
+    lines = [replace(line(0), number=k, contributors=names, weights=(1.0,) * contributors) for k in range(1, 1101)]
+    one = Run(Coordinator(FACTS, replace(history(0), records=tuple(lines))))
+    one.tell("a", hello("a"))
+    had = 0
+    while had < len(lines):
+        (commit,) = of(Commit, one.tell("a", WantRecords(had + 1)))
+        assert encode(pack(commit), RUN)
+        assert [record.number for record in commit.records] == list(range(had + 1, had + 1 + len(commit.records)))
+        had += len(commit.records)
+    assert had == len(lines)
 
 
 def test_a_peer_without_state_that_stays_without_is_welcomed_again() -> None:
@@ -479,6 +495,18 @@ def test_a_model_that_the_method_cannot_cut_does_not_become_the_runs() -> None:
     one.handle(Tick(), 1.0)
     (refusal,) = of(Refused, one.tell("a", Genesis(MANIFEST, b"s" * 32), 1.1))
     assert (refusal.code, "no blocks" in refusal.reason) == ("model", True)
+    assert one.core.head == -1
+
+
+def test_a_model_that_fits_what_its_peer_sends_but_not_a_welcome_does_not_become_the_runs() -> None:
+    one = Run(Coordinator(replace(FACTS, spec_toml="x" * 60_000), History(1)))
+    one.tell("a", hello("a"))
+    one.report("a", -1, trainer="starting")
+    one.handle(Tick(), 1.0)
+    genesis = Genesis(tuple(TensorSpec(f"{k:0500}", (4,), "float32") for k in range(1900)), b"s" * 32)
+    assert encode(pack(genesis), RUN)
+    (refusal,) = of(Refused, one.tell("a", genesis, 1.1))
+    assert (refusal.code, "1,900 tensors do not fit a message" in refusal.reason) == ("model", True)
     assert one.core.head == -1
 
 

@@ -9,7 +9,7 @@ import pytest
 from wantrain.config import RunSpec, key_path, store_path
 from wantrain.new_run import create_run
 from wantrain.peers.coordinator_daemon import INVITED, CoordinatorDaemon, issue_invite
-from wantrain.peers.messages import Enroll, Enrolled, Refused, WantHello
+from wantrain.peers.messages import Enroll, Enrolled, Genesis, Refused, TensorSpec, WantHello
 from wantrain.peers.store import Store
 from wantrain.transport.auth import Identity, Invite, RunKeys, enroll_proof
 from wantrain.transport.wire import Message
@@ -70,6 +70,14 @@ def test_an_invited_newcomer_is_admitted_by_its_own_key_from_then_on(door: Door)
     assert door.daemon._admit(invite.curve_key_pair()[0]) == INVITED + invite.ident
     assert door.ask(invite, enroll(invite, anna)) == Enrolled(anna.peer)
     assert door.daemon._admit(anna.curve_public) == anna.peer
+
+
+def test_a_record_over_a_limit_is_told_and_ends_nothing(door: Door) -> None:
+    long = tuple(TensorSpec(f"{k:0512}", (), "float32") for k in range(3000))
+    for to, connection in (("anna", b""), ("bert", b"r\x01xbert")):
+        door.daemon._send(to, Genesis(long, b"s" * 32), connection)
+        assert (door.said[-1]["event"], door.said[-1]["peer"]) == ("unsendable", to)
+        assert "Genesis: header of" in door.said[-1]["reason"]
 
 
 def test_a_replayed_enrollment_changes_nothing_and_uses_nothing_up(door: Door) -> None:

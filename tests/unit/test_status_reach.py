@@ -1,4 +1,6 @@
-"""What `wantrain status` says of each link: direct, dialled by one side only, or through whom."""
+"""What `wantrain status` says of each link: direct, dialled by one side only, or through whom; what it leaves out."""
+
+import json
 
 import pytest
 
@@ -6,7 +8,7 @@ from tests.unit.test_coordinator_core import Run
 from tests.unit.test_reachability_cores import behind_nat
 from wantrain.cli.status import _relayed
 from wantrain.peers.messages import LinkReport
-from wantrain.peers.status import _links
+from wantrain.peers.status import DOCUMENT_BYTES, LISTS, _links, fitting
 from wantrain.peers.status import _relayed as relayed
 
 
@@ -38,3 +40,14 @@ def test_a_pair_that_cannot_meet_is_listed_with_the_reason_and_who_relays(one: R
     one.report("a", 3)
     assert relayed(one.core) == [{"pair": ["b", "c"], "why": "both can only dial out", "through": ["a"]}]
     assert [str(cell) for cell in _relayed(relayed(one.core)).columns[2].cells] == ["a"]
+
+
+def test_of_a_document_that_is_too_large_rows_are_left_out_and_counted() -> None:
+    rows = {name: [{"name": f"{name}-{k}", "more": "x" * 100} for k in range(100)] for name in LISTS}
+    found = {"reason": "", **rows, "peers": [{"name": f"peer-{k}", "more": "x" * 4000} for k in range(400)]}
+    text = fitting(found)
+    told = json.loads(text)
+    assert DOCUMENT_BYTES / 2 < len(text) <= DOCUMENT_BYTES
+    assert told["left_out"] == {"peers": 400 - len(told["peers"])}
+    assert {name: told[name] for name in LISTS[1:]} == {name: found[name] for name in LISTS[1:]}
+    assert json.loads(fitting(told)) == {**told, "left_out": {}}

@@ -14,10 +14,11 @@ from wantrain.peers.coordinator_daemon import issue_invite
 from wantrain.peers.messages import Examine, Hello, Visitor, pack
 from wantrain.peers.store import Store
 from wantrain.peers.visitors import MOST, Visitors
-from wantrain.peers.visits import EVERY_S, VISIT_S, Visits, visitor
+from wantrain.peers.visits import EVERY_S, PAIRS_TOLD, VISIT_S, Visits, visitor
 from wantrain.transport.auth import Identity, Invite, RunKeys
 from wantrain.transport.link import Connected, Received
 from wantrain.transport.memory_link import MemoryHub, MemoryLink
+from wantrain.transport.wire import encode
 
 KEY = b"v" * 32
 
@@ -52,7 +53,7 @@ def test_a_good_invite_hears_who_is_there_and_who_is_apart(office: Office) -> No
     assert office.answer is not None
     assert (office.answer.uses_left, office.answer.missing_codecs, office.answer.model_bytes) == (3, (), 40)
     assert [member.peer for member in office.answer.members] == ["a", "b", "c"]
-    assert office.answer.apart == {"b": ("c",), "c": ("b",)}
+    assert office.answer.apart == {"b": ("c",)}
 
 
 @pytest.mark.scenario(12)
@@ -75,6 +76,16 @@ def test_a_store_that_cannot_be_read_is_told_to_who_asks(office: Office, monkeyp
     invite = office.invite()
     monkeypatch.setattr(office.store, "invite_by_curve_key", broken)
     assert office.ask(invite) == "the disk reports an error"
+
+
+def test_the_answer_fits_a_message_however_many_can_only_dial_out(office: Office) -> None:
+    many = [f"{k:016x}" for k in range(400)]
+    office.core = behind_nat(*many, dialled="a").core
+    assert office.ask(office.invite()) == ""
+    assert office.answer is not None
+    assert len(office.answer.members) == 401
+    assert sum(map(len, office.answer.apart.values())) == PAIRS_TOLD
+    assert encode(pack(office.answer), office.spec.run)
 
 
 def test_examinations_are_held_back(office: Office) -> None:

@@ -106,6 +106,9 @@ def _render(document: dict[str, Any]) -> RenderableType:
         head.append(
             f"\n{coordinator['dropped']} messages dropped by the coordinator: garbage, or not admitted", "yellow"
         )
+    if left_out := document.get("left_out"):
+        rows = ", ".join(f"{number} {name}" for name, number in left_out.items())
+        head.append(printable(f"\nnot shown, as it is too much for one answer: {rows}"), "yellow")
     for peer in document.get("peers", []):
         if guilty := peer.get("rejected"):
             head.append(printable(f"\nrejected {guilty['times']} times: {peer['name']}: {guilty['reason']}"), "red")

@@ -8,15 +8,20 @@ import math
 from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import TypeAlias
 
 from wantrain.peers.coordinator_events import CoordinatorEffect, Persist, PersistCommit, PersistView
-from wantrain.peers.messages import CommitRecord, Report, SyncId, TensorSpec
+from wantrain.peers.messages import MAX_RECORDS, CommitRecord, Report, SyncId, TensorSpec
 from wantrain.transport.digest import next_link
+from wantrain.transport.wire import MAX_HEADER_BYTES
 
 STORE_RETRY_S = 1.0
 ATTEMPTS_PER_EPOCH = 10**9
 """Attempt and revision numbers of one life of the coordinator; those of the next one are larger than all of them."""
+
+LINE_BYTES, WEIGHT_BYTES = 400, 12
+"""Of a packed line without its contributors, and of each of them beside its name; both are more than it takes."""
 
 FollowUp: TypeAlias = Callable[[float], list[CoordinatorEffect]]
 """What happens once it is durable, given the time."""
@@ -123,6 +128,13 @@ class CommitLog:
         steps += before.steps if before is not None else 0
         link = next_link(chain, digest)
         return CommitRecord(number + 1, sync, contributors, weights, digest, link, steps, pace_s, consensus)
+
+    def lines_from(self, first: int) -> tuple[CommitRecord, ...]:
+        """The lines from `first` on, as many as one message holds, at least one; who lacks more asks again."""
+        lines = self.records[first - 1 : first - 1 + MAX_RECORDS]
+        sizes = (LINE_BYTES + sum(len(peer) + WEIGHT_BYTES for peer in line.contributors) for line in lines)
+        fit = sum(so_far <= MAX_HEADER_BYTES // 2 for so_far in accumulate(sizes))
+        return tuple(lines[: max(fit, 1)])
 
     def append(self, record: CommitRecord) -> None:
         """The line is durable."""

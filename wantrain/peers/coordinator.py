@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from wantrain.errors import ConfigError
+from wantrain.errors import ConfigError, WireError
 from wantrain.optimizers.stream import Stream, lead
 from wantrain.peers.bequests import Bequests
 from wantrain.peers.casting import Casting, standing
@@ -52,7 +52,6 @@ from wantrain.peers.membership import (
 )
 from wantrain.peers.membership import Tick as MembershipTick
 from wantrain.peers.messages import (
-    MAX_RECORDS,
     Commit,
     CommitRecord,
     Genesis,
@@ -71,6 +70,7 @@ from wantrain.peers.messages import (
     WantHello,
     WantRecords,
     Welcome,
+    pack,
 )
 from wantrain.peers.pairing import Pairing
 from wantrain.peers.round_events import Absent, Reported
@@ -82,6 +82,7 @@ from wantrain.peers.stranded import Stranded
 from wantrain.peers.syncs import Syncs
 from wantrain.peers.timing import Policy
 from wantrain.transport.digest import first_link
+from wantrain.transport.wire import encode
 
 GENESIS_AGAIN_S = 5.0
 """How often the peer that is to give the initial weights is asked again."""
@@ -469,8 +470,7 @@ class Coordinator:
     def _send_records(self, peer: str, first: int) -> list[CoordinatorEffect]:
         if not 1 <= first <= self.head:
             return []
-        lines = tuple(self.records[first - 1 : first - 1 + MAX_RECORDS])
-        return [Send(peer, Commit(lines, self.head, self.log.revision))]
+        return [Send(peer, Commit(self.log.lines_from(first), self.head, self.log.revision))]
 
     # ---- the initial state
 
@@ -482,9 +482,11 @@ class Coordinator:
         try:
             check_streams(self.facts.streams, manifest)
         except ConfigError as error:
-            refusal = Refused("model", f"the model does not fit the run's method: {error.message}", error.hint)
-            return [Send(peer, refusal), Announce("refused", {"peer": peer, "reason": refusal.reason})]
+            return self._refuse_model(peer, f"the model does not fit the run's method: {error.message}", error.hint)
         chain = first_link(self.facts.run, digest)
+        if over := self._over_limit(manifest):
+            hint = "shorten the names of its tensors, or train fewer of them"
+            return self._refuse_model(peer, f"the model's {len(manifest):,} tensors do not fit a message: {over}", hint)
 
         def adopt(now: float) -> list[CoordinatorEffect]:
             self.log.begin(manifest, chain)
@@ -494,6 +496,20 @@ class Coordinator:
 
         said, rows = self._desk.go_on_with(peer, leases)
         return [*said, *self.log.write(PersistGenesis(manifest, digest, chain, rows), adopt)]
+
+    def _refuse_model(self, peer: str, reason: str, hint: str) -> list[CoordinatorEffect]:
+        return [Send(peer, Refused("model", reason, hint)), Announce("refused", {"peer": peer, "reason": reason})]
+
+    def _over_limit(self, manifest: tuple[TensorSpec, ...]) -> str:
+        """Why a Welcome that names these tensors could not be sent, now or later in the run; or ""."""
+        facts, most = self.facts, {stream.name: 2**62 for stream in self.facts.streams}
+        paces_s = dict.fromkeys(most, 1e15)
+        last = Welcome("p" * 64, 2**62, facts.spec_toml, 2**62, bytes(32), bytes(32), most, manifest, most, paces_s)
+        try:
+            encode(pack(last), facts.run)
+        except WireError as error:
+            return error.message
+        return ""
 
     def _ask_for_genesis(self, now: float) -> list[CoordinatorEffect]:
         if self.head >= 0 or (self._candidate and now - self._asked_at < GENESIS_AGAIN_S):

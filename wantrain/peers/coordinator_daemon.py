@@ -1,7 +1,6 @@
 """The coordinator's process: sockets, database and clock around the core."""
 
 import fcntl
-import json
 import signal
 import time
 from collections import deque
@@ -41,7 +40,7 @@ from wantrain.peers.messages import (
     unpack,
 )
 from wantrain.peers.sabotage import CoordinatorKillSwitch
-from wantrain.peers.status import address_path, document
+from wantrain.peers.status import address_path, document, fitting
 from wantrain.peers.store import InviteRow, PeerRow, Store
 from wantrain.peers.timing import Policy
 from wantrain.peers.visits import Visits, visitor
@@ -185,7 +184,7 @@ class CoordinatorDaemon:
         self._on_event = on_event
         self._meter = CoordinatorMeter()
         self._endpoint = endpoint
-        self._drops = Drops()
+        self._drops, self._unsent = Drops(), Drops()
         self._clock = _Clock(time.monotonic())
         self._rows = {row.curve_key: row for row in store.peers()}
         self._row_of = {row.peer: row for row in self._rows.values()}
@@ -269,7 +268,7 @@ class CoordinatorDaemon:
             if isinstance(record, WantSave):
                 self._handle(co.SaveWanted())
             if isinstance(record, WantSave | WantStatus):
-                self.link.reply(connection, pack(Status(json.dumps(self._document()))))
+                self._reply(connection, Status(fitting(self._document())), source)
         elif isinstance(record, Examine):
             self._examine(source, connection, record)
         elif source.startswith(INVITED):
@@ -286,7 +285,21 @@ class CoordinatorDaemon:
         self._on_event({"event": "examined", "reason": answer.invite or "the invite is good"})
         for member in answer.members:
             self._send(member.peer, visitor(record), b"")
-        self.link.reply(connection, pack(answer))
+        self._reply(connection, answer, source)
+
+    def _reply(self, connection: bytes, record: Record, to: str) -> None:
+        """Answer on the very connection that asked, or say why that cannot be."""
+        try:
+            self.link.reply(connection, pack(record))
+        except WireError as error:
+            self._unsendable(to, record, error)
+
+    def _unsendable(self, to: str, record: Record, error: WireError) -> None:
+        """It is over a limit: a mistake of ours, which must not end the run."""
+        times = self._unsent.count("unsendable", to, self._clock.now())
+        if times:
+            reason = f"{type(record).__name__}: {error.message}"
+            self._on_event({"event": "unsendable", "peer": to, "reason": reason, "times": times})
 
     def _handle(self, event: co.CoordinatorEvent, source: str = "", connection: bytes = b"") -> None:
         events = deque([event])
@@ -307,9 +320,12 @@ class CoordinatorDaemon:
         if asked_on and isinstance(record, Welcome):
             self._connections[to] = asked_on
         connection = asked_on or self._connections.get(to, b"")
-        replied = bool(connection) and self.link.reply(connection, self._message(record))
-        if not (replied or asked_on):  # a late Hello may have named a connection that was broken by then
-            self.link.send(to, self._message(record))
+        try:
+            replied = bool(connection) and self.link.reply(connection, self._message(record))
+            if not (replied or asked_on):  # a late Hello may have named a connection that was broken by then
+                self.link.send(to, self._message(record))
+        except WireError as error:
+            self._unsendable(to, record, error)
 
     def _message(self, record: Record) -> Message:
         """The record packed; once for all who get the same one after another."""

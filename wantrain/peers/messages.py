@@ -383,7 +383,7 @@ class Examined:
     """Of the run's model in fp32; 0 while there is none."""
     members: Annotated[tuple[Member, ...], Field(max_length=MAX_PEERS)]
     apart: Annotated[dict[PeerId, Peers], Field(max_length=MAX_PEERS)]
-    """Live peers that have no way to some others, by peer."""
+    """Live peers that have no way to some others: each pair once, by one of the two; of very many pairs the first."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,9 +16,13 @@ from wantrain.peers.messages import COORDINATOR, Status, WantSave, WantStatus, p
 from wantrain.peers.pairing import Pairing
 from wantrain.transport.auth import RunKeys
 from wantrain.transport.link import Connected, Disconnected, Received
-from wantrain.transport.wire import PROTOCOL_VERSION
+from wantrain.transport.wire import MAX_HEADER_BYTES, PROTOCOL_VERSION
 from wantrain.transport.zmq_link import ZmqLink
 
+DOCUMENT_BYTES = MAX_HEADER_BYTES - 1024
+"""Of the JSON in one message."""
+LISTS = ("peers", "syncs", "links", "relayed", "commits")
+"""Parts of the document of which rows may be left out."""
 COMMITS_SHOWN = 20
 LINKS_SHOWN = 1024
 """Most measured links in one document, which has to fit one message."""
@@ -91,6 +95,20 @@ def document(
         "replica_spread": _spread(core),
         "reason": core.reason(now),
     }
+
+
+def fitting(found: dict[str, Any]) -> str:
+    """The document as JSON that fits one message: if need be without the last rows; `left_out` says how many."""
+    left_out: dict[str, int] = {}
+    while len(text := json.dumps({**found, "left_out": left_out})) > DOCUMENT_BYTES:
+        rows = {name: len(json.dumps(found[name])) for name in LISTS if found[name]}
+        if not rows:
+            break
+        longest = max(rows, key=rows.__getitem__)
+        keep = 3 * len(found[longest]) // 4
+        left_out[longest] = left_out.get(longest, 0) + len(found[longest]) - keep
+        found = {**found, longest: found[longest][:keep]}
+    return text
 
 
 def _saved(core: Coordinator) -> dict[str, Any]:

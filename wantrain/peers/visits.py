@@ -1,5 +1,7 @@
 """What the coordinator answers `wantrain doctor`: whether an invite is good, and whom its holder would meet."""
 
+from itertools import islice
+
 from wantrain import __version__
 from wantrain.config import RunSpec
 from wantrain.errors import InviteError, StoreError
@@ -12,6 +14,8 @@ from wantrain.transport.auth import Invite
 
 EVERY_S = 1.0
 """Shortest time between two examinations: each goes to all members, and whoever holds an invite may ask for one."""
+PAIRS_TOLD = 16_384
+"""Pairs of members without a way to each other in one answer, which has to fit a message."""
 VISIT_S = 20
 """How long members let a visitor measure, in seconds."""
 
@@ -47,7 +51,10 @@ class Visits:
         codecs = codecs_of(self._spec.streams)
         reach, members = core.links.reach, () if flaw else core.membership.roster()
         everybody = [member.peer for member in members]
-        apart = {} if reach.whole else {peer: reach.missing(peer, everybody) for peer in everybody}
+        apart: dict[str, tuple[str, ...]] = {}
+        pairs = ((a, b) for k, a in enumerate(everybody) for b in reach.missing(a, everybody[k + 1 :]))
+        for a, b in () if reach.whole else islice(pairs, PAIRS_TOLD):
+            apart[a] = (*apart.get(a, ()), b)
         return Examined(
             now_unix=now_unix,
             version=__version__,
@@ -56,7 +63,7 @@ class Visits:
             missing_codecs=tuple(sorted(codecs - set(record.codecs))),
             model_bytes=manifest_bytes(core.manifest),
             members=members,
-            apart={peer: others for peer, others in apart.items() if others},
+            apart=apart,
         )
 
     def _flaw(self, ident: str, record: Examine, now_unix: int) -> tuple[str, int]:
