@@ -55,7 +55,7 @@ class SimWriting:
         self._mark = mark
         self._model = model
         self._chunks: list[str] = []
-        self._done = False
+        self._done = self._given_up = False
         self._life = disk.peer.boot
 
     def write(self, data: Any) -> None:
@@ -69,7 +69,7 @@ class SimWriting:
 
     def _durable(self, digest: bytes) -> None:
         disk, mark = self._disk, self._mark
-        if disk.peer.boot != self._life or not disk.peer.alive:
+        if disk.peer.boot != self._life or not disk.peer.alive or self._given_up:
             return
         saved = SavedState(
             format=2,
@@ -98,3 +98,4 @@ class SimWriting:
 
     def abandon(self) -> None:
         self._chunks = []
+        self._given_up = True

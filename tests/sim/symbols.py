@@ -248,6 +248,9 @@ class SymbolicTensors:
     def residual(self, stream: str) -> list[object]:
         return [("owed", self.kept[stream])] * self.chunks[stream] if stream in self.kept else []
 
+    def check_owed(self, stream: str, chunk: int, payload: Any) -> str | None:
+        return None
+
     def add_residual(self, stream: str, payloads: Sequence[object]) -> None:
         self.taken_over += len(payloads) == self.chunks[stream]
 

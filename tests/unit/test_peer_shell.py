@@ -97,6 +97,9 @@ class Tensors:
     def residual(self, stream: str) -> list[Any]:
         return list(self.owed)
 
+    def check_owed(self, stream: str, chunk: int, payload: Any) -> str | None:
+        return None
+
     def add_residual(self, stream: str, payloads: Sequence[Any]) -> None:
         self.did.append(("owed", tuple(payloads)))
 
@@ -368,7 +371,7 @@ def test_a_contribution_is_staged_reported_and_granted_with_the_outcome() -> Non
     assert one.around.tensors.did[2:] == []
     one.commit(("me",))
     assert one.around.tensors.did[2:] == [("reach", 1), ("settle", True), ("apply", ("sum",)), ("grant", "merge")]
-    assert one.around.to_trainer[-1] == Granted("param", "merge", 1, 1, 10)
+    assert one.around.to_trainer[-1] == Granted("param", "merge", 1, 1, 10, count=2)
 
 
 def test_a_contribution_that_crossed_a_grant_is_left_alone() -> None:

@@ -349,6 +349,7 @@ class Writing:
         self._keep = keep
         # One that was given up may still be on its way to the disk, of the same number.
         self._folder = root / f"{_UNFINISHED}{saved.number:09}-{secrets.token_hex(4)}"
+        self._given_up = False
         self._hash = blake3()
         self._outcome: CheckpointError | bool = False
         self._thread: threading.Thread | None = None
@@ -402,7 +403,13 @@ class Writing:
             self._thread.join()
 
     def abandon(self) -> None:
-        """Give it up and remove it; not after `finish`."""
+        """Give it up and remove it; after `finish` its thread does that, unless it is in its place already."""
+        with _PLACING:
+            self._given_up = True
+        if self._thread is None:
+            self._remove()
+
+    def _remove(self) -> None:
         self._file.close()
         shutil.rmtree(self._folder, ignore_errors=True)
 
@@ -417,6 +424,9 @@ class Writing:
                     os.fsync(file.fileno())
                 _sync_directory(self._folder)
                 with _PLACING:
+                    if self._given_up:
+                        self._remove()
+                        return
                     place = self._root / f"{saved.number:09}"
                     if place.exists():
                         replaced = self._root / f"{_REPLACED}{saved.number:09}"
@@ -426,7 +436,7 @@ class Writing:
                     _sync_directory(self._root)
                     _prune(self._root, saved, self._keep)
         except CheckpointError as error:
-            self.abandon()
+            self._remove()
             self._outcome = error
         else:
             self._outcome = True

@@ -574,6 +574,8 @@ class PeerDaemon:
                 self.link.connect(peer, address, curve_key)
             except ConfigError as error:
                 self.note("bad-address", {"peer": peer, "address": address, "reason": error.message})
+        else:
+            self.link.disconnect(peer)  # it had one before
 
     def hang_up(self, peer: str) -> None:
         for key in [key for key, known in self._members.items() if known == peer]:

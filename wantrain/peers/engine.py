@@ -502,6 +502,11 @@ class Engine:
         residual = self._vectors[stream].residual
         return residual.payloads() if residual is not None else []
 
+    def check_owed(self, stream: str, chunk: int, payload: Payload) -> str | None:
+        """Why these bytes cannot be that chunk of a residual that is handed over, or None."""
+        residual = self._vectors[stream].residual
+        return f"stream {stream} has no residual" if residual is None else residual.check(chunk, payload)
+
     def add_residual(self, stream: str, payloads: Sequence[Payload]) -> None:
         """Take over what a leaving peer owes; it goes into contributions that are used later.
 

@@ -711,6 +711,8 @@ class Granted:
     index: Count
     global_step: Count
     pace_s: Measured = 0.0
+    count: Count = 0
+    """Of the stream's grants to this trainer process: one that comes twice counts once."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,14 +32,14 @@ class Neighbours:
             if known is None or (known.address, known.curve_key) != (member.address, member.curve_key):
                 effects.append(Dial(peer, member.address, member.curve_key))
         self.members = others
-        self.suspects = {peer: why for peer, why in self.suspects.items() if peer in others}
+        self.suspects = {p: why for p, why in self.suspects.items() if p in others and others[p].address}
         return effects
 
     def linked(self, peer: str, up: bool, reason: str) -> None:
         """A connection came up, or broke."""
         if up:
             self.suspects.pop(peer, None)
-        elif peer in self.members:
+        elif peer in self.members and self.members[peer].address:
             self.suspects[peer] = reason
 
     def reach(self, reached: frozenset[str] | None) -> bool:

@@ -127,6 +127,8 @@ class Outbox:
 
     def tidy(self, now: float) -> None:
         """Forget when chunks of attempts left that are over, and chunks that were served long ago."""
+        for to in self._served.keys() - self._core.members.keys():
+            self.drop(to)  # who asked is not in the view (any more): nothing else would ever take this back
         if not self._added and not self._queued:
             return
         over = {

@@ -239,6 +239,10 @@ class Participant:
         """Whether an update waits until the state is written to disk, so that this is urgent."""
         return self._saving.holds and self.applied < self._recovery.head
 
+    def has_staged(self, stream: str) -> bool:
+        """Whether something is staged for the stream and not decided."""
+        return self._mine.has_staged(stream)
+
     def chunks(self, stream: str) -> int:
         """Chunks of a stream; 0 while there is no model."""
         return self._recovery.chunks.get(stream, 0)

@@ -109,6 +109,7 @@ class Tensors(Protocol):
     def forget_residuals(self) -> None: ...
     def residual(self, stream: str) -> list[Payload]: ...
     def add_residual(self, stream: str, payloads: Sequence[Payload]) -> None: ...
+    def check_owed(self, stream: str, chunk: int, payload: Payload) -> str | None: ...
     def part(self, stream: str, chunk: int) -> Payload: ...
     def release(self, payload: Payload) -> None: ...
     def reduce(
@@ -283,6 +284,9 @@ class Peer:
         """What a leaving peer owed is ours once all of it is here."""
         if self.tensors is None or chunks != self.core.chunks(stream) or chunk >= chunks:
             return
+        if (flaw := self.tensors.check_owed(stream, chunk, payload)) is not None:
+            self._reject(source, Owed(stream, chunk, chunks), flaw, now)
+            return
         owed = self._owed.setdefault((source, stream), {})
         owed[chunk] = payload
         if len(owed) < chunks:
@@ -374,7 +378,7 @@ class Peer:
                     self.handle(self._resumed(record) or TrainerAttached(boot, manifest), now)
                 elif self._attached is not None:
                     self._around.tell_trainer(self._attached)
-                    for name, granted in self._told.items() if record.segment else ():
+                    for name, granted in self._told.items():
                         if record.received.get(name, 0) < self._grants[name]:  # lost with the connection
                             self._around.tell_trainer(granted)
             case GenesisWritten() if self.core.takes_genesis:
@@ -495,7 +499,9 @@ class Peer:
                 mark = self._marks[stream]
                 self._grants[stream] += 1
                 self._tensors.note_told(stream, self._grants[stream])
-                self._tell_granted(Granted(stream, mark.kind, mark.serial, mark.index, mark.global_step))
+                self._tell_granted(
+                    Granted(stream, mark.kind, mark.serial, mark.index, mark.global_step, count=self._grants[stream])
+                )
             case NotePlace(number, chain):
                 self._tensors.note_place(number, chain)
             case NoteReach(number, chain):
@@ -525,7 +531,9 @@ class Peer:
             case HandOver(to):
                 self._heir = to
                 for stream in self._streams:
-                    owed = [] if self.tensors is None else self.tensors.residual(stream)
+                    # What is part of a contribution may yet be taken in with it, and must not count twice.
+                    kept = self.tensors is None or self.core.has_staged(stream)
+                    owed = [] if kept else self._tensors.residual(stream)
                     for chunk, payload in enumerate(owed):
                         self._outbox.add(SendPayload(to, Owed(stream, chunk, len(owed)), payload), now)
                 self._see_heir()
@@ -580,7 +588,9 @@ class Peer:
     def _grant(self, effect: Grant, now: float) -> None:
         rebase = effect.kind == "move" and self._streams[effect.stream].late == "rebase"
         count = self._grants[effect.stream] = self._grants.get(effect.stream, 0) + 1
-        granted = Granted(effect.stream, effect.kind, effect.serial, effect.index, effect.global_step, effect.pace_s)
+        granted = Granted(
+            effect.stream, effect.kind, effect.serial, effect.index, effect.global_step, effect.pace_s, count
+        )
         self._tensors.grant(effect.stream, effect.kind, granted, count, effect.share)
         self._starting = self._starting and effect.kind != "start"
         if not rebase and effect.stream in self._offered:

@@ -281,6 +281,7 @@ class Recovery:
             follows = follows and next_link(first, record.digest) == record.chain
             first = record.chain
         if not follows or first != last or self._foreign(base, chain):
+            self._doubt({record.number: record.chain for record in between} | {anchor.number: anchor.chain})
             for number in lines:
                 del self._records[number]
             self.given_up = self._own_anchor
@@ -307,6 +308,11 @@ class Recovery:
     def _foreign(self, number: int, chain: bytes) -> bool:
         """Whether a chunk was taken at this number, but in another history."""
         return any(taken == number and link != chain for taken, link in self._taken.values())
+
+    def _doubt(self, links: Mapping[int, bytes]) -> None:
+        """Who has given chunks of another history than these lines' is asked last from now on."""
+        false = [k for k, (number, link) in self._taken.items() if links.get(number, link) != link]
+        self._liars = self._liars.union(self._ledger.givers[k] for k in false if k in self._ledger.givers)
 
     def _leave_behind(self) -> None:
         """Chunks that the others have caught up with are like the others now."""
@@ -428,6 +434,8 @@ class Recovery:
         if next_link(self.chain, record.digest) == record.chain and not self._foreign(record.number, record.chain):
             return [], record
         # The line, or the state at hand, is of a history that was given up; the coordinator will know which.
+        if next_link(self.chain, record.digest) == record.chain:
+            self._doubt({record.number: record.chain})
         del self._records[record.number]
         return ([] if self.complete else self.snapshot_again(now)), None
 
@@ -568,6 +576,11 @@ class Recovery:
         may_leap = self.applied >= 0 and bool(self._sources) and not self._gossip
         leaps = may_leap and self._chase.leap(self.head - self.applied)
         if leaps or self._only_lies:
+            effects += self.snapshot_again(now)
+        beyond = [k for k, (number, _) in self._taken.items() if number > self.head and k in self._ledger.givers]
+        if beyond and self._state is not None and not self._state.missing and now - self._state_at >= STUCK_S:
+            # Nobody can have had lines for so long that the coordinator does not have.
+            self._liars = self._liars.union(self._ledger.givers[k] for k in beyond)
             effects += self.snapshot_again(now)
         replaying = self._state is not None and not self._state.missing and not self.complete
         if replaying and now - self._moved_at >= STUCK_S:

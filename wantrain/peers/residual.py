@@ -10,6 +10,7 @@ wherever it is needed, and e changes only when it is known what became of a cont
 trace, and a retry sends the same bytes. e is kept as int8 blocks, a quarter of the size of the model.
 """
 
+import contextlib
 import math
 from collections.abc import Sequence
 
@@ -120,7 +121,9 @@ class Residual:
                 self._blocks = None
         self._in_use = False
         if self._waiting is not None:
-            self._blocks, self._waiting = self._sum(self._blocks, self._waiting), None
+            waiting, self._waiting = self._waiting, None
+            with contextlib.suppress(CodecError):  # too large together: what others owed is lost
+                self._blocks = self._sum(self._blocks, waiting)
 
     def _renew(self, delta: Tensor, contribution: Tensor, decoded: Tensor) -> None:
         """e <- c - Q(c), chunk by chunk in place; 0 where c went into a sum as it is, or what Q drops is not kept."""
@@ -156,6 +159,10 @@ class Residual:
     def payloads(self) -> list[memoryview]:
         """e for somebody else to keep: int8 blocks of each chunk, copied; [] for zero."""
         return [bytes_of(block.clone()) for block in self._blocks or ()]
+
+    def check(self, chunk: int, payload: Buffer) -> str | None:
+        """Why these bytes cannot be a chunk of a residual, or None."""
+        return self._kept.check(as_tensor(payload), self._lengths[chunk])
 
     def add(self, payloads: Sequence[Buffer]) -> None:
         """Add what a leaving peer had; a contribution that is in use is not changed by it.

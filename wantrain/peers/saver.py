@@ -110,8 +110,8 @@ class Saver:
         return self._failed("the state was replaced meanwhile") if self.capturing else []
 
     def drop(self) -> None:
-        """Give up what is being read, without a word."""
-        if self.capturing:
+        """Give up what is being saved, without a word, also if it is only not durable yet."""
+        if self._writing is not None:
             self._failed("")
 
     def _failed(self, reason: str) -> list[Event]:

@@ -261,7 +261,9 @@ class TrainerCore:
         progress = self._streams.get(event.stream)
         if progress is None:
             return []
-        progress.granted += 1
+        if event.count and event.count <= progress.granted:
+            return []  # it was told once more, as it might have been lost
+        progress.granted = event.count or progress.granted + 1
         progress.pace_s = event.pace_s or progress.pace_s
         if event.kind == "start":
             progress.spent_s = 0.0
