@@ -102,7 +102,11 @@ class Member:
         self._begun = False
         self._ticked_at = 0.0
         core = SimpleNamespace(
-            moving=lambda sync: sync == self._sync, codec=lambda _: "", complete=False, facts=SimpleNamespace(me=me)
+            moving=lambda sync: sync == self._sync,
+            codec=lambda _: "",
+            complete=False,
+            facts=SimpleNamespace(me=me),
+            members={},
         )
         self._outbox = Outbox(cast(Any, core), self)
 
