@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from wantrain.peers.orphan import Orphan, descends, started_at
+from wantrain.peers.orphan import Orphan, started_at
 from wantrain.peers.supervisor import BACK_OFF_FIRST_S, FORGIVE_AFTER_S, Supervisor
 
 FAIL = (sys.executable, "-c", "import os, sys; sys.exit(int(os.environ['CODE']))")
@@ -83,13 +83,14 @@ def test_end_asks_then_kills(script: str, end: str, tmp_path: Path, monkeypatch:
 @pytest.mark.parametrize("way", ["end", "kill", "restart"])
 def test_the_trainer_behind_a_shell_script_ends_with_it(way: str, tmp_path: Path) -> None:
     ready = tmp_path / "ready"
-    code = "import os, pathlib, sys, time; pathlib.Path(sys.argv[1]).write_text(f'{os.getpid()} '); time.sleep(600)"
+    told = "pathlib.Path(sys.argv[1]).write_text(f'{os.getpid()} {os.getppid()}.')"
+    code = f"import os, pathlib, sys, time; {told}; time.sleep(600)"
     with supervisor(("sh", "-c", f'"{sys.executable}" -c "{code}" "{ready}"; exit 1')) as made:
         made.start_if_due(0.0)
         deadline = time.monotonic() + 30
-        while not ready.exists() or not ready.read_text().endswith(" "):
+        while not ready.exists() or not ready.read_text().endswith("."):
             assert time.monotonic() < deadline
-        trainer = int(ready.read_text())
+        trainer, shell = map(int, ready.read_text().strip(".").split())
         made.attached(os.getpid())  # of another namespace, maybe: no process of the command's, and never ended
         made.attached(trainer)
         if way == "end":
@@ -98,15 +99,9 @@ def test_the_trainer_behind_a_shell_script_ends_with_it(way: str, tmp_path: Path
         elif way == "kill":
             made.kill()
         else:
-            (child,) = (pid for pid in descendants(os.getpid()) if pid != trainer)
-            os.kill(child, signal.SIGKILL)
+            os.kill(shell, signal.SIGKILL)
             until_ended(made, 1.0)
         Orphan(trainer, started_at(trainer)).wait(30.0)
-
-
-def descendants(pid: int) -> list[int]:
-    found = [int(entry.name) for entry in Path("/proc").glob("[0-9]*") if entry.name != str(pid)]
-    return [one for one in found if descends(one, pid)]
 
 
 def test_a_command_that_ends_by_a_signal_without_a_name_is_described(tmp_path: Path) -> None:
