@@ -165,10 +165,10 @@ class Fetch:
                 if source in self._known:
                     self._known[source].restart()
             case Tick():
-                self._remind(wants, now)
                 if self.missing and self.denied and self.sources and all(self._known[s].late for s in self.sources):
                     self.denied.clear()  # who has not denied is silent; the others may hold it by now
-                    return [Exhausted(), *self._ask(wants, now)]
+                    return [Exhausted()]
+                self._remind(wants, now)
         return self._ask(wants, now)
 
     @property
