@@ -331,6 +331,60 @@ def test_a_state_that_was_given_up_may_still_be_on_its_way_to_the_disk_when_it_i
     where.close()
 
 
+def test_a_state_that_is_given_up_on_its_way_to_the_disk_does_not_replace_what_is_saved_after_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    where, state, go_on, sync = shelf(tmp_path), engine(), threading.Event(), os.fsync
+    monkeypatch.setattr(os, "fsync", lambda descriptor: go_on.wait(30.0) and sync(descriptor))
+    given_up = where.begin(mark(7), MODEL)
+    for _ in state.save_steps(given_up.write):
+        pass
+    given_up.finish(state.state_digest())
+    given_up.abandon()
+    monkeypatch.setattr(os, "fsync", sync)
+    save(where, state, 7, salt=1)
+    go_on.set()
+    given_up.wait()
+    assert not given_up.poll()
+    assert read(tmp_path / f"{7:09}").chain == mark(7, 1).chain
+    assert not list(tmp_path.glob(".*"))
+    where.close()
+
+
+def test_a_state_that_cannot_be_replaced_stays_where_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    where, state, rename = shelf(tmp_path), engine(), Path.rename
+    save(where, state, 3)
+
+    def full(path: Path, target: Path) -> Path:
+        if path.name.startswith(".writing-"):
+            raise OSError(122, "Disk quota exceeded")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", full)
+    writing = where.begin(mark(3, salt=1), MODEL)
+    for _ in state.save_steps(writing.write):
+        pass
+    writing.finish(state.state_digest())
+    writing.wait()
+    with pytest.raises(CheckpointError, match="Disk quota exceeded"):
+        writing.poll()
+    monkeypatch.undo()
+    save(where, state, 4)
+    assert [entry.path.name for entry in entries(tmp_path)] == [f"{k:09}" for k in (3, 4)]
+    scan(tmp_path / f"{3:09}", read(tmp_path / f"{3:09}"))
+    where.close()
+
+
+def test_a_state_whose_successor_never_took_its_place_counts_as_whole_to_who_only_reads(saved: Path) -> None:
+    aside = saved.rename(saved.with_name(f".replaced-{saved.name}"))
+    found = newest(saved.parent)
+    assert found is not None
+    assert found.path == aside
+    scan(found.path, found.saved)
+    saved.mkdir()
+    assert newest(saved.parent) is None
+
+
 # ---- the beginning of another run
 
 
@@ -392,6 +446,19 @@ def test_errors_name_what_is_no_directory(tmp_path: Path) -> None:
         read(tmp_path)
     assert saved_streams((Stream("g", state="grad"),), MODEL) == ()
     assert newest(tmp_path) is None
+
+
+def test_a_directory_that_may_not_be_read_is_named(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    is_dir = Path.is_dir
+
+    def refused(path: Path) -> bool:
+        if path == saved:
+            raise PermissionError(13, "Permission denied", str(path))
+        return is_dir(path)
+
+    monkeypatch.setattr(Path, "is_dir", refused)
+    with pytest.raises(CheckpointError, match="cannot be read: Permission denied"):
+        entries(saved)
 
 
 # ---- several streams

@@ -664,6 +664,20 @@ def test_a_saver_that_cannot_go_on_says_so_and_leaves_nothing_half_written(where
     assert disk.abandoned == (where in ("write", "finish", "changed"))
 
 
+@pytest.mark.parametrize("steps", [1, 2])
+def test_a_state_that_is_dropped_is_given_up_also_on_its_way_to_the_disk(steps: int) -> None:
+    disk = Half("")
+    saver = Saver(disk)
+    saver.drop()
+    assert disk.abandoned == 0
+    saver.begin(MARK, disk, ())
+    for _ in range(steps):
+        saver.step()
+    saver.drop()
+    assert disk.abandoned == 1
+    assert (saver.capturing, saver.poll()) == (False, [])
+
+
 def test_a_peer_without_a_disk_says_so() -> None:
     assert isinstance(Saver(None).begin(MARK, Half(""), ())[0], SaveFailed)
     assert COORDINATOR == "coordinator"

@@ -101,13 +101,16 @@ def entries(path: Path) -> list[Entry | Unusable]:
     """The saved states in a directory, oldest first, unfinished ones after them; or the one that it is itself.
 
     Raises:
-        CheckpointError: there is no such directory.
+        CheckpointError: there is no such directory, or it cannot be read.
     """
-    if not path.is_dir():
-        raise CheckpointError(f"{path} is no directory", hint="give the directory of saved states, or one of them")
-    if (path / MANIFEST_FILE).exists() or _NAME.fullmatch(path.name):
-        return [_entry(path)]
-    found = [_entry(child) for child in path.iterdir() if child.is_dir() and _is_ours(child.name)]
+    try:
+        if not path.is_dir():
+            raise CheckpointError(f"{path} is no directory", hint="give the directory of saved states, or one of them")
+        if (path / MANIFEST_FILE).exists() or _NAME.fullmatch(path.name):
+            return [_entry(path)]
+        found = [_entry(child) for child in path.iterdir() if child.is_dir() and _is_ours(child.name)]
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}", hint="see that you may read it") from None
     return sorted(found, key=lambda entry: (entry.path.name.startswith("."), len(entry.path.name), entry.path.name))
 
 
@@ -115,7 +118,7 @@ def newest(path: Path) -> Entry | None:
     """The newest whole saved state in a directory, or the one that it is itself; None if there is none.
 
     Raises:
-        CheckpointError: there is no such directory.
+        CheckpointError: there is no such directory, or it cannot be read.
     """
     return max(_whole(path), key=lambda entry: entry.saved.number, default=None)
 
@@ -129,8 +132,10 @@ def _is_ours(name: str) -> bool:
 
 
 def _entry(path: Path) -> Entry | Unusable:
-    if path.name.startswith("."):
-        return Unusable(path, "it was never finished" if path.name.startswith(_UNFINISHED) else "it was replaced")
+    if path.name.startswith(_UNFINISHED):
+        return Unusable(path, "it was never finished")
+    if path.name.startswith(_REPLACED) and _place_of(path).exists():
+        return Unusable(path, "it was replaced")
     try:
         return Entry(path, read(path))
     except CheckpointError as error:
@@ -361,7 +366,7 @@ class Writing:
                 os.posix_fallocate(self._file.fileno(), 0, saved.files[STATE_FILE].size_bytes)
             self.write(state_header(saved.streams, saved.model))
         except BaseException:
-            self.abandon()
+            self._remove()
             raise
 
     def write(self, data: Payload) -> None:
@@ -404,8 +409,7 @@ class Writing:
 
     def abandon(self) -> None:
         """Give it up and remove it; after `finish` its thread does that, unless it is in its place already."""
-        with _PLACING:
-            self._given_up = True
+        self._given_up = True  # without the lock, which may be held while gigabytes are removed
         if self._thread is None:
             self._remove()
 
@@ -427,12 +431,7 @@ class Writing:
                     if self._given_up:
                         self._remove()
                         return
-                    place = self._root / f"{saved.number:09}"
-                    if place.exists():
-                        replaced = self._root / f"{_REPLACED}{saved.number:09}"
-                        shutil.rmtree(replaced, ignore_errors=True)
-                        place.rename(replaced)
-                    self._folder.rename(place)
+                    self._put(saved.number)
                     _sync_directory(self._root)
                     _prune(self._root, saved, self._keep)
         except CheckpointError as error:
@@ -440,6 +439,18 @@ class Writing:
             self._outcome = error
         else:
             self._outcome = True
+
+    def _put(self, number: int) -> None:
+        """Give it its place, or leave there what was there before."""
+        place = self._root / f"{number:09}"
+        try:
+            if place.exists():
+                replaced = self._root / f"{_REPLACED}{number:09}"
+                shutil.rmtree(replaced, ignore_errors=True)
+                place.rename(replaced)
+            self._folder.rename(place)
+        finally:
+            _put_back(self._root)
 
     @contextlib.contextmanager
     def _explained(self) -> Iterator[None]:
@@ -457,11 +468,19 @@ def _tidy(root: Path) -> None:
     """Set right what a process has left that was killed: nobody else writes here."""
     for leftover in root.glob(f"{_UNFINISHED}*"):
         shutil.rmtree(leftover, ignore_errors=True)
+    _put_back(root)
+
+
+def _put_back(root: Path) -> None:
+    """Give what was to be replaced its place again where the one that was to take it never did."""
     for replaced in root.glob(f"{_REPLACED}*"):
-        place = root / replaced.name.removeprefix(_REPLACED)
-        if not place.exists():  # the one that was to take its place never did
+        if not _place_of(replaced).exists():
             with contextlib.suppress(OSError):
-                replaced.rename(place)
+                replaced.rename(_place_of(replaced))
+
+
+def _place_of(replaced: Path) -> Path:
+    return replaced.with_name(replaced.name.removeprefix(_REPLACED))
 
 
 def _sync_directory(path: Path) -> None:
@@ -480,7 +499,9 @@ def _prune(root: Path, saved: SavedState, keep: int) -> None:
     numbers = [(entry.saved.number, entry.path) for entry in _whole(root) if entry.saved.run == saved.run]
     ours = [path for number, path in sorted(numbers, reverse=True) if number <= saved.number]
     given_up = [path for number, path in numbers if number > saved.number]
-    for path in (*ours[keep:], *given_up, *root.glob(f"{_REPLACED}*")):
+    # First, as without those that took their places they would count as whole again.
+    replaced = [path for path in root.glob(f"{_REPLACED}*") if _place_of(path).exists()]
+    for path in (*replaced, *ours[keep:], *given_up):
         shutil.rmtree(path, ignore_errors=True)
 
 
