@@ -108,8 +108,9 @@ def _write(run_file: Path, keys: RunKeys, text: str) -> None:
     draft = run_file.with_name(f".{run_file.name}.{mark}")
     key_draft = run_file.with_name(f".{key_path(run_file).name}.{mark}")
     try:
-        if run_file.is_dir():
-            raise IsADirectoryError(f"{run_file} is a directory")
+        for path in (run_file, key_path(run_file)):
+            if path.is_dir():
+                raise IsADirectoryError(f"{path} is a directory")
         draft.write_text(text, encoding="utf-8")
         keys.save(key_draft)
         draft.replace(run_file)

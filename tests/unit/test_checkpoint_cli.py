@@ -86,6 +86,17 @@ def test_export_writes_the_models_names_shapes_and_dtypes(kept: Path, tmp_path: 
     assert not list(tmp_path.glob(".model*"))
 
 
+@pytest.mark.parametrize("out", [".", "..", "/"])
+def test_export_refuses_a_directory_before_it_writes(
+    kept: Path, out: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(kept)
+    monkeypatch.setattr("wantrain.peers.export.write_tensors", pytest.fail)
+    result = wantrain("checkpoint", "export", kept, out)
+    assert (result.exit_code, "is a directory" in result.stderr) == (8, True)
+    assert "model.safetensors for example" in result.stderr
+
+
 def test_export_refuses_what_a_dtype_cannot_hold(tmp_path: Path) -> None:
     where, state = shelf(tmp_path / "huge"), engine()
     state.vectors()["param"]["phi"][7] = 1e30

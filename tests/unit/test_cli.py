@@ -1,5 +1,6 @@
 """The command line: what each command passes on, prints and exits with, and that help costs no import of torch."""
 
+import errno
 import io
 import json
 import os
@@ -297,6 +298,18 @@ def test_init_that_fails_leaves_the_former_run_as_it_was(tmp_path: Path, monkeyp
     result = wantrain("init", path, "--force")
     assert (result.exit_code, "No space left" in result.stderr) == (2, True)
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
+
+
+def test_init_that_cannot_replace_the_key_leaves_the_run_file_as_it_was(tmp_path: Path) -> None:
+    path, key = tmp_path / "run.toml", tmp_path / "run.key"
+    assert wantrain("init", path).exit_code == 0
+    key.unlink()
+    key.mkdir()
+    before = path.read_bytes()
+    result = wantrain("init", path, "--force")
+    assert (result.exit_code, "run.key is a directory" in result.stderr) == (2, True)
+    assert path.read_bytes() == before
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["run.key", "run.toml"]
 
 
 def test_init_writes_a_spec_and_the_key_of_its_owner(tmp_path: Path) -> None:
@@ -615,6 +628,17 @@ def test_a_path_that_cannot_be_used_is_named_with_the_next_step(fake: Callable[.
     assert result.exit_code == 2
     assert result.stderr.splitlines()[0] == f"error: {tmp_path / 'nowhere' / 'run.lock'}: No such file or directory"
     assert result.stderr.splitlines()[1].startswith("next: ")
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_disk_without_room_is_an_error_also_where_no_file_is_named(fake: Callable[..., None], number: int) -> None:
+    def serve(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    fake("wantrain.peers.coordinator_daemon", serve=serve)
+    result = wantrain("coordinator", "r.toml")
+    assert (result.exit_code, result.stderr.splitlines()[0]) == (2, f"error: {os.strerror(number)}")
+    assert "room" in result.stderr.splitlines()[1]
 
 
 def test_a_command_without_a_standard_output_runs(tmp_path: Path) -> None:

@@ -67,6 +67,22 @@ def test_a_home_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     assert "--home" in caught.value.hint
 
 
+def test_a_home_that_is_full_is_named_and_nothing_is_left_of_the_scratch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> int:
+        raise OSError(28, "No space left on device")
+
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))
+    with open_place(RUN, tmp_path / "home", None) as place:
+        monkeypatch.setattr(Path, "write_text", full)
+        with pytest.raises(ConfigError, match=r"home/scratch cannot be written: No space left") as caught:
+            scratch_directory(place, tmp_path).__enter__()
+    assert "--home" in caught.value.hint
+    assert list((tmp_path / "tmp").iterdir()) == []
+
+
 def test_the_next_process_removes_what_a_killed_one_left_but_nothing_of_a_live_one(tmp_path: Path) -> None:
     segments = tmp_path / "shm"
     segments.mkdir()

@@ -48,7 +48,7 @@ class Commands(click.Group):
             ctx.meta[JSON] = True
             _report(ctx, ConfigError(error.format_message(), hint=f"see {where} --help"))
         except OSError as error:
-            if error.filename is None and error.errno != errno.ENOSPC:
+            if error.filename is None and error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise  # of a closed pipe, for example, of which click makes a quiet end
             where = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "
             hint = "see that it is there, that you may use it and that there is room"

@@ -37,6 +37,8 @@ def export(path: Path, saved: SavedState, out: Path, dtype: str | None) -> int:
     """
     check_dtypes(saved.model, dtype)
     out = out.absolute()
+    if out.is_dir():
+        raise CheckpointError(f"{out} is a directory", hint=f"name a file, {out / 'model.safetensors'} for example")
     unfinished = out.with_name(f".{out.name}.{os.getpid()}")
     try:
         with explained(path, out), values_of(path, saved) as there, unfinished.open("xb") as file:

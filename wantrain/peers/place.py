@@ -96,6 +96,9 @@ def scratch_directory(place: Place, segments: Path) -> Iterator[Path]:
     Its name also begins the names of this process's files of shared memory, in `segments`. A process that was killed
     leaves all of that behind, gigabytes with a large model; so the next one at the same place removes it first. But if
     the trainer has outlived it, the next one goes on with the directory: the trainer knows no other socket.
+
+    Raises:
+        ConfigError: the place cannot be written.
     """
     note = place.path / "scratch"
     path: Path | None = None
@@ -106,11 +109,21 @@ def scratch_directory(place: Place, segments: Path) -> Iterator[Path]:
     with (path / "lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            note.write_text(str(path), encoding="utf-8")
+            _write(note, str(path))
             yield path
         finally:
             if find_orphan(path) is None:
                 remove_scratch(path, segments)
+
+
+def _write(note: Path, text: str) -> None:
+    try:
+        note.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(
+            f"{note} cannot be written: {error.strerror}",
+            hint="make room there, or give a writable directory by --home",
+        ) from None
 
 
 def _new_scratch() -> Path:
