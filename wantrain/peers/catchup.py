@@ -165,10 +165,10 @@ class Fetch:
                 if source in self._known:
                     self._known[source].restart()
             case Tick():
-                if self.missing and self.denied and self.sources and all(self._known[s].late for s in self.sources):
-                    self.denied.clear()  # who has not denied is silent; the others may hold it by now
-                    return [Exhausted()]
                 self._remind(wants, now)
+                if wants and self.denied:  # whoever has not denied is silent; the others may hold it by now
+                    self.denied.clear()
+                    return [*self._ask(wants, now), Exhausted()]
         return self._ask(wants, now)
 
     @property
