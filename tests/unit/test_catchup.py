@@ -174,3 +174,20 @@ def test_a_chunk_from_another_source_than_the_asked_is_taken() -> None:
 
 def test_nothing_to_fetch_asks_nobody() -> None:
     assert Fetch(range(0)).handle(Sources(("a",)), 0.0) == []
+
+
+def test_who_has_denied_is_asked_again_while_the_others_are_silent_and_they_are_too() -> None:
+    fetch = Fetch([0])
+    assert asked(fetch.handle(Sources(("a", "b")), 0.0)) == {"a": (0,)}
+    assert asked(fetch.handle(Denied("a"), 0.1)) == {"b": (0,)}
+    times: dict[str, int] = {"a": 0, "b": 0}
+    vain = 0
+    for tenth in range(2, 6000):
+        effects = fetch.handle(Tick(), tenth / 10)
+        vain += Exhausted() in effects
+        for peer in asked(effects):
+            times[peer] += 1
+        if "a" in asked(effects):
+            assert fetch.handle(Denied("a"), tenth / 10) == []
+    assert min(times.values()) >= 5
+    assert vain == times["a"] < 600  # not with every tick

@@ -35,6 +35,7 @@ from wantrain.peers.events import (
     HandedOver,
     LeaseWanted,
     LeaveRequested,
+    PeerLink,
     Progress,
     Reduced,
     ReduceFailed,
@@ -903,3 +904,54 @@ def test_a_line_that_is_older_than_what_is_staged_decides_nothing() -> None:
     assert one.core._mine.decide(line(2)) == []
     assert one.core._mine.staged["param"].serial == 1
     assert one.core._mine.decide(line(3)) == [Settle("param", False)]
+
+
+# ---- what sources claim
+
+
+def newcomer(links: dict[str, bytes], number: int = 2) -> tuple[One, dict[str, int]]:
+    """One that fetches 12 chunks from sources that say that theirs are of this log number and these links."""
+    one = One()
+    one.do(CoordinatorLink(True))
+    one.revision += 1
+    model = (TensorSpec("w", (16384 * 12,), "float32"),)
+    one.hear(Welcome("me", one.revision, "", 2, chain(2), CHAIN0, {"param": 2}, model))
+    queues: dict[str, list[int]] = {name: [] for name in links}
+    given = dict.fromkeys(links, 0)
+
+    def take(effects: list[Effect]) -> None:
+        for effect in effects:
+            if isinstance(effect, Tell) and isinstance(effect.record, WantState):
+                queues[effect.to] += effect.record.chunks
+            elif isinstance(effect, Tell) and isinstance(effect.record, WantRecords):
+                take(one.commit(line(1), line(2)))
+
+    take(one.view(*links))
+    while one.now < 300.0 and not one.core.complete:
+        one.now += 0.1
+        for name, queue in queues.items():
+            if queue:
+                given[name] += 1
+                at = 2 if links[name] == chain(2) else number
+                take(one.hear(StateChunk(queue.pop(0), at, links[name]), name, "state"))
+        take(one.do(Tick()))
+    return one, given
+
+
+@pytest.mark.scenario(10)
+@pytest.mark.parametrize("number", [2, 10**9])
+def test_who_gives_chunks_of_no_history_of_the_run_is_asked_last(number: int) -> None:
+    one, given = newcomer({"b": chain(2), "c": b"x" * 32}, number)
+    assert one.core.complete
+    assert given["c"] <= 12
+    honest, _ = newcomer({"b": chain(2), "c": chain(2)})
+    assert honest.core.complete
+    assert honest.now < 3.0
+
+
+def test_who_is_back_without_an_address_is_not_suspected() -> None:
+    one = joined()
+    one.do(PeerLink("b", False, "connection lost"))
+    one.hear(View(2, (Member("b", "b", "", b"k" * 32, True), Member("c", "c", "h:1", b"k" * 32, True))))
+    one.now += 1000.0
+    assert told(Report, one.do(Tick()))[-1].suspects == {}

@@ -655,3 +655,49 @@ def test_what_is_out_of_line_is_dropped_and_the_trainer_takes_over_the_state() -
     assert one.granted() == ["start", "start"]
     one.say(Contribute("param", 2, 20, 0, 2))
     assert one.report().syncs[0].phase == "ready"
+
+
+def test_what_one_asks_who_was_put_out_does_not_wait_for_ever() -> None:
+    one = running()
+    one.commit(("b",))
+    one.hear(UpdateChunk(1, 0), "b", "sum")
+    one.around.stuck = {"c"}
+    one.hear(View(2, (Member("b", "b", "h:1", b"k" * 32, True),)))
+    one.hear(WantUpdate(1, (0,)), "c")  # on the connection that c had dialled
+    one.hear(WantState((0,)), "c")
+    assert one.peer.backlog == 2
+    for second in range(20):
+        one.peer.tick(float(second))
+    assert one.peer.backlog == 0
+
+
+def test_a_newcomer_that_asks_before_its_view_is_here_is_served() -> None:
+    one = running()
+    one.around.stuck = {"d"}
+    one.hear(WantState((0,)), "d")
+    one.peer.tick(1.0)
+    assert one.peer.backlog == 1
+    members = [Member(peer, peer, "h:1", b"k" * 32, peer != "d") for peer in "bcd"]
+    one.hear(View(2, tuple(members)))
+    for second in range(2, 30):
+        one.peer.tick(float(second))
+    assert one.peer.backlog == 1
+
+
+@pytest.mark.scenario(16)
+def test_a_trainer_that_missed_two_grants_is_told_the_last_one_and_its_number() -> None:
+    one = running()
+    one.say(Contribute("param", 1, 10, 0, 1))
+    one.around.to_trainer.clear()
+    one.hear(StartOver("param", 1, "norm 1e9"))
+    one.hear(Refetch(0, CHAIN0, "digest differs"))
+    one.welcome(0)
+    one.hear(StateChunk(0, 0, CHAIN0), "b", "state")
+    assert one.granted() == ["start", "start"]  # both lost with the connection
+    one.around.to_trainer.clear()
+    one.say(Attach(MANIFEST, 1, BOOT, "segment-1", {"param": 1}, {"param": 0}))
+    (told,) = [record for record in one.around.to_trainer if isinstance(record, Granted)]
+    assert (told.kind, told.count) == ("start", 3)
+    one.say(Contribute("param", 2, 20, 0, told.count))
+    assert one.around.notes[-1] != "contribution-ignored"
+    assert one.report().syncs[0].phase == "ready"

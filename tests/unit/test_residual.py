@@ -387,6 +387,31 @@ def test_a_residual_that_overflows_changes_nothing(make: Make) -> None:
     assert stayer.residual("param") == before
 
 
+def test_what_overflows_when_a_contribution_is_settled_is_lost_and_ends_nothing(make: Make) -> None:
+    stayer = make(COARSE)
+    chunks = []
+    for start, stop in BOUNDS:
+        out = torch.empty(codec("int8").max_bytes(stop - start), dtype=torch.uint8)
+        codec("int8").encode(torch.full((stop - start,), 3e38), out)
+        chunks.append(out.numpy().tobytes())
+    stayer.add_residual("param", chunks)
+    before = [bytes(payload) for payload in stayer.residual("param")]
+    contribute(stayer, gaussian(0))
+    stayer.add_residual("param", chunks)  # waits for what becomes of the contribution
+    stayer.settle("param", False)
+    assert [bytes(payload) for payload in stayer.residual("param")] == before
+    stayer.settle("param", False)
+
+
+def test_what_somebody_says_that_it_owes_is_checked_before_it_is_kept(make: Make) -> None:
+    leaver, stayer = make(COARSE), make(COARSE)
+    sync(leaver, gaussian(0))
+    (first, *_) = [bytes(payload) for payload in leaver.residual("param")]
+    assert stayer.check_owed("param", 0, first) is None
+    assert stayer.check_owed("param", 0, bytes(1 << 20))
+    assert "no residual" in (make(Stream("param", codec="int8")).check_owed("param", 0, first) or "")
+
+
 # ---- what it costs
 
 

@@ -252,3 +252,13 @@ def test_what_missed_its_sync_is_not_waited_for_before_the_next_one() -> None:
     assert core.handle(granted("move", 1)) == [Adopt("param", "move", False), Stage("param", 2, 2)]
     assert steps(core, 5) == []
     assert steps(core, 1) == [WAIT]
+
+
+def test_a_grant_that_is_told_twice_counts_once_and_one_that_was_lost_is_made_up_for() -> None:
+    core = TrainerCore((Stream("param", every=3),))
+    start = Granted("param", "start", 0, 0, 0, count=1)
+    assert core.handle(start) == [Adopt("param", "start", False)]
+    assert core.handle(start) == []
+    assert core.received == {"param": 1}
+    assert core.handle(Granted("param", "start", 0, 0, 0, count=3)) == [Adopt("param", "start", False)]
+    assert core.received == {"param": 3}

@@ -26,6 +26,8 @@ REPEAT_AFTER_S = 2.0
 """A chunk that was asked for again is not sent before, and not while it may still be on its way: TCP loses nothing
 while it lives, it may just be slow."""
 REPEAT_CEILING_S = 60.0
+OUTSIDE_S = 10.0
+"""How long somebody who is not in the view is served."""
 
 Item: TypeAlias = SendContribution | SendPayload | SendState
 _Key: TypeAlias = tuple[str, type, SyncId | int, int]
@@ -76,6 +78,8 @@ class Outbox:
         self._made: dict[tuple[str, bool], _Message] = {}
         """By receiver, and whether it is served."""
         self._served_at = 0.0
+        self._outside: dict[str, float] = {}
+        """Since when somebody is served who is not in the view."""
         """When something was served last, or a sync began to be sent."""
         self._syncing = False
         self.moved = False
@@ -127,8 +131,11 @@ class Outbox:
 
     def tidy(self, now: float) -> None:
         """Forget when chunks of attempts left that are over, and chunks that were served long ago."""
-        for to in self._served.keys() - self._core.members.keys():
-            self.drop(to)  # who asked is not in the view (any more): nothing else would ever take this back
+        # Who asks may have seen a newer view. But if none comes with it, nothing else would ever take this back.
+        outside = self._served.keys() - self._core.members.keys()
+        self._outside = {to: self._outside.get(to, now) for to in outside}
+        for to in [to for to, since in self._outside.items() if now - since >= OUTSIDE_S]:
+            self.drop(to)
         if not self._added and not self._queued:
             return
         over = {
