@@ -615,6 +615,20 @@ def test_a_leaving_peer_hands_what_it_owes_to_a_member_before_it_says_goodbye() 
     assert one.around.exits == [0]
 
 
+def test_a_leaving_peer_hands_over_nothing_of_what_is_in_a_contribution_that_may_yet_be_taken_in() -> None:
+    one = running()
+    one.around.tensors.owed = ["owed"]
+    one.say(Contribute("param", 1, 10, 0, 1))
+    one.start(contributors=("b", "me"))
+    one.peer.handle(StateDigested(0, b"s" * 32), 0.0)
+    one.peer.handle(LeaveRequested("done"), 1.0)
+    one.hear(MayLeave(0, 2, heard=99))
+    for tenth in range(20):  # by then it does not wait for the sync any longer
+        one.peer.tick(1.0 + LEAVE_PATIENCE_S + tenth / 10)
+    assert one.around.exits == [0]
+    assert not [record for _, record, _ in one.around.sent if isinstance(record, Owed)]
+
+
 def test_a_leaving_peer_does_not_wait_for_ever_for_its_heir() -> None:
     one = running()
     one.around.tensors.owed = ["owed"]
