@@ -121,7 +121,7 @@ class Supervisor:
 
     @property
     def _processes(self) -> list[subprocess.Popen[bytes] | Orphan]:
-        return [process for process in (self._trainer, self._process) if process is not None]
+        return [process for process in (self._process, self._trainer) if process is not None]
 
     def describe_exit(self) -> str:
         """How the last process ended, in words."""
