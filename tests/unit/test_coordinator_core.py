@@ -227,15 +227,6 @@ def test_a_view_is_shown_only_once_it_is_durable() -> None:
     assert {view.number for view in views} <= {shown}
 
 
-def test_after_a_restart_a_view_is_shown_only_once_it_has_members_on_whom_nobody_hangs_up() -> None:
-    one = Run(Coordinator(FACTS, history(3)))
-    one.disk_works = False
-    assert of(View, one.tell("a", hello("a")) + one.report("a", 3, view=4)) == []
-    one.disk_works = True
-    one.handle(Tick(), STORE_RETRY_S)
-    assert {len(send.record.members) for send in one.sent if isinstance(send.record, View)} == {1}
-
-
 def test_of_peers_that_come_together_one_view_is_shown() -> None:
     one = run("a")
     views = [view for k in range(20) for view in of(View, one.tell(f"p{k}", hello(f"p{k}"), 1.0 + k / 1000))]

@@ -146,8 +146,8 @@ class Coordinator:
         """Whose state was found not to be the run's, and the revision of the Welcome that says so."""
         self._lack = ("", 0.0)
         """What the run lacks, and since when."""
-        self._shown = View(0, ())
-        """The newest view of this process that is durable: peers would hang up on whoever is not in it."""
+        self._shown = View(history.view, ())
+        """The newest view that is durable."""
         if self.log.chain0:
             self._syncs.open()
 
@@ -286,8 +286,7 @@ class Coordinator:
             # once more what is in it. It asks again, and finds the line in the log.
             return [*effects, Send(peer, Waiting(self.reason(now)))]
         # Who was told that nobody else is here, and may leave, is told at once that somebody is.
-        shown = [Send(peer, self._shown)] if self._shown.members else []
-        return [Send(peer, self._welcome(peer)), *effects, *self._let_go("", now), *shown]
+        return [Send(peer, self._welcome(peer)), *effects, *self._let_go("", now), Send(peer, self._shown)]
 
     def _welcome(self, peer: str) -> Welcome:
         indices = {stream.name: self.log.committed[stream.name] for stream in self.facts.streams}
